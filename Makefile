@@ -1,0 +1,64 @@
+# safemem: `make run` and `make test` are all that a fresh Debian clone needs.
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
+export CI
+
+RUN_PACKAGES := python3-venv
+TEST_PACKAGES := $(RUN_PACKAGES) qemu-system-x86 busybox-static kexec-tools udev util-linux \
+	zstd cpio gcc libc6-dev binutils dash shellcheck
+
+.PHONY: run test test-fast bench vm-demo kernels lint clean
+
+run: $(VENV)/.run
+	@echo "== dry run of the default policy against this machine (read-only)"
+	@$(BIN)/safemem simulate policies/live-update-host.toml --live; \
+		code=$$?; case $$code in 0|4|5|6) ;; *) exit $$code ;; esac
+	@echo
+	@echo "== the same policy in every handover state"
+	@$(BIN)/safemem simulate policies/live-update-host.toml --live --matrix; \
+		code=$$?; case $$code in 0|4|5|6) ;; *) exit $$code ;; esac
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not vm"
+
+bench: $(VENV)/.test
+	$(BIN)/python -m tests.vm.bench
+
+vm-demo: $(VENV)/.test
+	$(BIN)/python -m tests.vm.demo
+
+kernels: $(VENV)/.test
+	$(BIN)/python tests/vm/build_kernels.py
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy safemem tests
+
+clean:
+	rm -rf $(VENV) build tests/vm/logs
+
+# $(1): packages. Installs only what is missing, so a second run needs no network and no root.
+define apt
+	@missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		echo "installing:" $$missing; \
+		$(SUDO) apt-get update -qq && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+endef
+
+$(VENV)/.run: pyproject.toml
+	$(call apt,$(RUN_PACKAGES))
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing safemem into $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.run
+	$(call apt,$(TEST_PACKAGES))
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

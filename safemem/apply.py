@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""Carry out a decision: the only module that writes to the kernel. It never decides.
+
+Every write is read back and compared. Errors are collected, one message a range, and never
+stop the blocks after them.
+"""
+
+import os
+from typing import NamedTuple
+
+from safemem.model import FINAL, Decision, Range, Step, size_text
+from safemem.probe import AUTO_ONLINE, CRASH_SIZE, MEMORY
+
+LOAD_LIMIT = "proc/sys/kernel/kexec_load_limit_panic"
+SYSRQ = "proc/sysrq-trigger"
+KMSG = "dev/kmsg"
+_ONLINE_WORD = {"movable": "online_movable", "kernel": "online_kernel", "auto": "online"}
+#: What `valid_zones` of an online block shows for each zone asked for.
+_ZONES = {"movable": ("Movable",), "kernel": ("Normal", "DMA32", "DMA"), "auto": ("Normal", "Movable", "DMA32", "DMA")}
+
+
+class Result(NamedTuple):
+    """What came of the plan. Sizes in bytes."""
+
+    onlined: int
+    wanted: int
+    problems: "tuple[str, ...]"  #: what did not work, one sentence a range
+    shortfall: bool  #: memory that should be off is on
+
+    @property
+    def complete(self) -> bool:
+        return not self.problems
+
+
+def hold(root: str) -> "list[str]":
+    """Stop the kernel from onlining what arrives, and anybody from loading a crash kernel over a guard.
+
+    Returns what could not be held, one sentence each; a kernel without the file cannot hot-add memory.
+    """
+    problems = []
+    trouble = _write(root, AUTO_ONLINE, "offline")
+    if trouble and os.path.isdir(os.path.join(root, MEMORY)):
+        problems.append(f"{AUTO_ONLINE} could not be set to offline: {trouble}")
+    return problems
+
+
+def forbid_crash_kernel(root: str) -> "list[str]":
+    """Forbid loading a crash kernel: it would be written into the guard (kernel.kexec_load_limit_panic, 6.3)."""
+    trouble = _write(root, LOAD_LIMIT, "0")
+    return [f"{LOAD_LIMIT} could not be set to 0, so a crash kernel could be loaded into the guard: {trouble}"] if trouble else []
+
+
+def carry_out(decision: Decision, root: str = "/") -> Result:
+    """Do what the plan says, then read back and compare. Panic, reboot and halt are `end`'s."""
+    problems: "list[str]" = []
+    onlined = wanted = 0
+    for step in decision.steps:
+        if step.op == "online":
+            wanted += step.size
+            done, trouble = _online(root, step)
+            onlined += done
+            problems += trouble
+        elif step.op == "release-guard":
+            problems += _release_guard(root, step)
+    held_problems = [text for step in decision.steps if step.op == "hold" for text in _still_held(root, step)]
+    if decision.action == "online-all" and not problems:
+        # What is plugged in later is to come online as well, in the same zone, by the kernel itself.
+        trouble_text = _write(root, AUTO_ONLINE, _ONLINE_WORD[decision.zone])
+        if trouble_text and os.path.isdir(os.path.join(root, MEMORY)):
+            problems.append(f"{AUTO_ONLINE} could not be set to {_ONLINE_WORD[decision.zone]}: {trouble_text}")
+    return Result(onlined, wanted, tuple(problems + held_problems), bool(held_problems))
+
+
+def say(root: str, priority: int, text: str) -> None:
+    """Write one line to the kernel log (priorities as in syslog(2)); if that fails, there is nobody left to tell."""
+    _write(root, KMSG, f"<{priority}>safemem: {text}\n")
+
+
+def end(action: str, reason: str, root: str = "/") -> None:
+    """Say why, then panic or reboot. Returns only if every means failed, or for `halt`, which the wrapper does.
+
+    sysrq-trigger takes root's word whatever kernel.sysrq says (Documentation/admin-guide/sysrq.rst).
+    """
+    assert action in FINAL
+    say(root, 0, f"{action}: {reason}")
+    for key in {"panic": "cb", "reboot": "bc", "halt": ""}[action]:
+        _write(root, SYSRQ, key)
+        say(root, 0, f"writing `{key}` to {SYSRQ} did not end this boot")
+
+
+def _online(root: str, step: Step) -> "tuple[int, list[str]]":
+    """Online the step's blocks; return the bytes that are online afterwards, and the problems as ranges."""
+    word = _ONLINE_WORD[step.zone].encode()
+    base = os.path.join(root, MEMORY)
+    block = step.size // (step.last - step.first + 1)
+    failed: "dict[int, str]" = {}
+    for number in range(step.first, step.last + 1):
+        path = f"{base}/memory{number}/state"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                os.write(fd, word)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            failed[number] = (error.strerror or "cannot be written").lower()
+    for number in range(step.first, step.last + 1):
+        state = _read(root, f"{MEMORY}/memory{number}/state")
+        if state == "online":
+            # EBUSY because another agent was faster is no failure; the zone below may be.
+            failed.pop(number, None)
+            zones = _read(root, f"{MEMORY}/memory{number}/valid_zones").split()
+            if zones and zones[0] not in _ZONES[step.zone]:
+                failed[number] = f"is online in zone {zones[0]} instead of {step.zone}"
+        elif number not in failed:
+            failed[number] = f"reads `{state or 'nothing'}` after it was written"
+    good = (step.last - step.first + 1 - len(failed)) * block
+    return good, [f"{span} could not be onlined in zone {step.zone}: {why}" for span, why in _spans(failed, block)]
+
+
+def _spans(failed: "dict[int, str]", block: int) -> "list[tuple[str, str]]":
+    runs: "list[tuple[int, int, str]]" = []
+    for number, why in sorted(failed.items()):
+        if runs and runs[-1][1] == number - 1 and runs[-1][2] == why:
+            runs[-1] = (runs[-1][0], number, why)
+        else:
+            runs.append((number, number, why))
+    return [
+        (f"blocks {first}-{last} ({Range(first * block, (last + 1) * block)}, {size_text((last - first + 1) * block)})", why)
+        for first, last, why in runs
+    ]
+
+
+def _still_held(root: str, step: Step) -> "list[str]":
+    if step.first < 0:
+        return []
+    block = step.size // (step.last - step.first + 1)
+    loose = {
+        number: "is online"
+        for number in range(step.first, step.last + 1)
+        if _read(root, f"{MEMORY}/memory{number}/state") == "online"
+    }
+    return [f"{span} should be held, but somebody else has onlined it" for span, _ in _spans(loose, block)]
+
+
+def _release_guard(root: str, step: Step) -> "list[str]":
+    trouble = _write(root, CRASH_SIZE, "0")
+    left = _read(root, CRASH_SIZE)
+    if trouble or left != "0":
+        why = trouble or f"{CRASH_SIZE} reads `{left}`"
+        return [f"the guard {Range(step.start, step.end)} could not be given back: {why}"]
+    return []
+
+
+def _write(root: str, path: str, text: str) -> "str | None":
+    """Write `text` in one write; return what went wrong, or None."""
+    try:
+        fd = os.open(os.path.join(root, path), os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return (error.strerror or "cannot be written").lower()
+    return None
+
+
+def _read(root: str, path: str) -> str:
+    try:
+        fd = os.open(os.path.join(root, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.read(fd, 4096).decode("utf-8", "replace").strip()
+        finally:
+            os.close(fd)
+    except OSError:
+        return ""

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""The program that the initramfs runs: hold, probe, decide, record, act, compare.
+
+Exit status, read by the wrapper (initramfs/boot.sh): 0 the boot may go on; 5 the decision is
+halt, which needs a program that the standard library has not; anything else ends in the
+policy's `on_failure`, which the wrapper knows by itself.
+"""
+
+import os
+import sys
+
+from safemem import apply, compiled, engine, probe, record
+from safemem.model import FINAL, size_text
+
+POLICY = "usr/lib/safemem/policy.json"
+_NOTICE, _WARNING, _EMERGENCY = 5, 4, 0
+
+
+def main(argv: "list[str]") -> int:
+    """Decide and act for the machine under `--root` (default `/`); `capture` only prints the snapshot."""
+    root, words = "/", list(argv)
+    if words[:1] == ["--root"] and len(words) > 1:
+        root = words[1]
+        del words[:2]
+    if words == ["capture"]:
+        sys.stdout.write(record.capture_text(probe.read_snapshot(root)))
+        sys.stdout.flush()
+        return 0
+    if words:
+        sys.stderr.write(f"safemem: unknown argument `{words[0]}`: the only one is capture\n")
+        return 2
+    try:
+        return _boot(root)
+    except Exception as error:  # whatever it is, the boot must not go on: the wrapper acts on this status
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        text = f"cannot decide: {kind}{error}"
+        apply.say(root, _EMERGENCY, text)
+        sys.stderr.write(f"safemem: {text}\n")
+        return 1
+
+
+def _boot(root: str) -> int:
+    # The hold comes before everything else, also before reading what it changes: a block that
+    # arrives in between must not come online.
+    before = probe.auto_online(root)
+    problems = apply.hold(root)
+    policy = compiled.load(_read(os.path.join(root, POLICY)), POLICY)
+    snapshot = probe.read_snapshot(root, open_luo=policy.open_luo)
+    snapshot = snapshot._replace(facts={**snapshot.facts, "auto_online": before})
+    if snapshot.guard:
+        problems += apply.forbid_crash_kernel(root)
+    decision = engine.decide(policy, snapshot)
+    record.write(root, record.record_text(snapshot, decision, None))
+    for line in record.summary(decision):
+        apply.say(root, _NOTICE, line)
+    for text in (*problems, *snapshot.notes):
+        apply.say(root, _WARNING, text)
+    if decision.action in FINAL:
+        return _end(root, decision.action, decision.message)
+    result = apply.carry_out(decision, root)
+    record.write(
+        root,
+        record.record_text(
+            snapshot,
+            decision,
+            {
+                "complete": result.complete and not problems,
+                "bytes_onlined": result.onlined,
+                "bytes_wanted": result.wanted,
+                "problems": [*problems, *result.problems],
+            },
+        ),
+    )
+    for text in result.problems:
+        apply.say(root, _WARNING, text)
+    apply.say(root, _NOTICE, f"done: {size_text(result.onlined)} of {size_text(result.wanted)} onlined")
+    if result.shortfall and decision.on_shortfall != "continue":
+        return _end(root, decision.on_shortfall, "memory that should be held is online")
+    return 0
+
+
+def _end(root: str, action: str, reason: str) -> int:
+    apply.end(action, reason, root)
+    return 5 if action == "halt" else 1
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""What several commands share: input errors, reading policies, writing files whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import click
+
+from safemem import policy
+from safemem.model import Policy
+
+
+class InputError(click.ClickException):
+    """The policy or another input is invalid; the message says where."""
+
+    exit_code = 3
+
+    def show(self, file: object = None) -> None:
+        """Print the message without a prefix of click's: each line already begins with its place."""
+        for line in self.message.splitlines():
+            click.echo(f"safemem: {line}", err=True)
+
+
+def load_policy(path: str) -> Policy:
+    """Return the policy at `path`. Raises InputError."""
+    try:
+        return policy.read(Path(path))
+    except policy.PolicyError as error:
+        raise InputError(str(error)) from None
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Put `data` at `path` in one step, or raise ClickException and leave what was there."""
+    folder = os.path.dirname(path) or "."
+    try:
+        fd, draft = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
+        try:
+            with open(fd, "wb") as out:
+                out.write(data)
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(draft, 0o666 & ~mask)
+            os.rename(draft, path)
+        except BaseException:
+            os.unlink(draft)
+            raise
+    except OSError as error:
+        raise click.ClickException(f"{path}: {(error.strerror or 'cannot be written').lower()}") from None

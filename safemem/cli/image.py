@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""`safemem compile` and `safemem initramfs`."""
+
+from pathlib import Path
+
+import click
+
+from safemem import compiled, image
+from safemem.cli.common import InputError, load_policy, write_whole
+from safemem.model import size_text
+
+
+@click.command("compile")
+@click.argument("policy_file", metavar="POLICY")
+@click.option("--output", "-o", metavar="FILE", required=True, help="File to write.")
+def compile_policy(policy_file: str, output: str) -> None:
+    """Check POLICY and write the form that the boot path reads."""
+    data = compiled.dump(load_policy(policy_file))
+    write_whole(output, data)
+    click.echo(f"{output}: {len(data)} bytes, digest {compiled.load(data, output).digest}")
+
+
+@click.group()
+def initramfs() -> None:
+    """Put safemem into an initramfs."""
+
+
+@initramfs.command()
+@click.option("--policy", "policy_file", metavar="POLICY", required=True, help="Policy to build in.")
+@click.option("--output", "-o", metavar="FILE", required=True, help="Archive to write.")
+def cpio(policy_file: str, output: str) -> None:
+    """Write a self-contained archive that can be appended to any initrd.
+
+    The init calls /usr/lib/safemem/boot before anything onlines memory, and goes on only if
+    that returns 0.
+    """
+    data = compiled.dump(load_policy(policy_file))
+    try:
+        cost = image.build(data, Path(output))
+    except image.BuildError as error:
+        raise InputError(str(error)) from None
+    click.echo(cost_text(output, cost))
+
+
+def cost_text(output: str, cost: "image.Cost") -> str:
+    """Return what the archive costs, largest items last named."""
+    packed = "unknown, zstd is not installed" if cost.compressed is None else size_text(cost.compressed)
+    biggest = "".join(f"\n  {size_text(size):>9}  {name}" for name, size in cost.biggest)
+    return f"{output}: {cost.files} files, {size_text(cost.raw)} raw, {packed} with zstd -19{biggest}"
