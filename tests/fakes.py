@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""Fake roots: plain folders that look like /sys, /proc and /dev of the machines we saw."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+BLOCK = 128 << 20
+CONFIG_KHO = "CONFIG_KEXEC_HANDOVER=y\nCONFIG_KEXEC_HANDOVER_DEBUGFS=y\n"
+
+
+def make_root(
+    base: Path,
+    *,
+    cmdline: str = "console=ttyS0 kho=on liveupdate=on memhp_default_state=offline",
+    offered: bool = False,
+    kho_in: bool = False,
+    kho_out: bool = True,
+    debugfs: bool = True,
+    config: str | None = CONFIG_KHO,
+    luo: bool = True,
+    online: str = "0-7",
+    offline: str = "32-39",
+    scratch: tuple[tuple[int, int], ...] = ((0x2E000000, 0x1000000), (0x3FC00000, 0x400000), (0x2A000000, 0)),
+    crash: str | None = None,
+    nodes: tuple[str, ...] = ("LUO", "kexec-metadata", "memblock"),
+) -> Path:
+    """Write a fake root below `base` and return it; the defaults are a cold boot with KHO on."""
+    root = base / "root"
+    text: dict[str, str | bytes] = {
+        "proc/cmdline": cmdline + "\n",
+        "proc/sys/kernel/arch": "x86_64\n",
+        "proc/sys/kernel/osrelease": "7.3.4\n",
+        "proc/sys/kernel/kexec_load_limit_panic": "-1\n",
+        "proc/sysrq-trigger": "",
+        "proc/iomem": "00001000-0009fbff : System RAM\n00100000-3ffdefff : System RAM\n"
+        + (f"  {crash} : Crash kernel\n" if crash else ""),
+        "sys/class/dmi/id/sys_vendor": "QEMU\n",
+        "sys/kernel/kexec_crash_size": "0\n"
+        if not crash
+        else f"{int(crash.split('-')[1], 16) - int(crash.split('-')[0], 16) + 1}\n",
+        "sys/kernel/boot_params/version": "0x20f\n",
+        "sys/devices/system/memory/block_size_bytes": f"{BLOCK:x}\n",
+        "sys/devices/system/memory/auto_online_blocks": "offline\n",
+        "dev/kmsg": "",
+    }
+    if config is not None:
+        text["proc/config.gz"] = gzip.compress(config.encode())
+    if offered:
+        text["sys/kernel/boot_params/setup_data/0/type"] = "0x9\n"
+        text["sys/kernel/boot_params/setup_data/1/type"] = "0xa\n"
+    if debugfs:
+        text["sys/kernel/debug/sleep_time"] = ""
+        if kho_out:
+            text["sys/kernel/debug/kho/out/scratch_phys"] = "".join(f"0x{start:x}\n" for start, _ in scratch)
+            text["sys/kernel/debug/kho/out/scratch_len"] = "".join(f"0x{size:x}\n" for _, size in scratch)
+        if kho_in:
+            text["sys/kernel/debug/kho/in/fdt"] = fdt(nodes)
+            text["sys/kernel/debug/kho/in/sub_fdts/kexec-metadata"] = metadata("7.3.4", 3)
+    else:
+        (root / "sys/kernel/debug").mkdir(parents=True)
+    (root / "sys/class/misc").mkdir(parents=True, exist_ok=True)
+    if luo:
+        text["sys/class/misc/liveupdate/dev"] = "10:122\n"
+    for state, spans in (("online", online), ("offline", offline)):
+        for number in numbers(spans):
+            text[f"sys/devices/system/memory/memory{number}/state"] = f"{state}\n"
+            zones = "Normal" if state == "online" else "Normal Movable"
+            text[f"sys/devices/system/memory/memory{number}/valid_zones"] = f"{zones}\n"
+            text[f"sys/devices/system/node/node0/memory{number}/phys_index"] = f"{number:x}\n"
+    for path, content in text.items():
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+def numbers(spans: str) -> list[int]:
+    """Return the block numbers that `0-7,9` names."""
+    found: list[int] = []
+    for span in filter(None, spans.split(",")):
+        first, _, last = span.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def metadata(release: str, count: int) -> bytes:
+    """Return the blob of `struct kho_kexec_metadata`, version 1 (Linux 7.1 and later), packed."""
+    return struct.pack("<I65sI", 1, release.encode(), count)
+
+
+def fdt(children: tuple[str, ...], compatible: bytes = b"kho-v4\0") -> bytes:
+    """Return a flattened device tree whose root has `compatible` and empty `children`."""
+
+    def padded(data: bytes) -> bytes:
+        return data + b"\0" * (-len(data) % 4)
+
+    body = struct.pack(">I", 1) + padded(b"\0")
+    body += struct.pack(">III", 3, len(compatible), 0) + padded(compatible)
+    for name in children:
+        body += struct.pack(">I", 1) + padded(name.encode() + b"\0") + struct.pack(">I", 2)
+    body += struct.pack(">II", 2, 9)
+    strings = b"compatible\0"
+    head = 40 + 16
+    total = head + len(body) + len(strings)
+    header = struct.pack(
+        ">10I", 0xD00DFEED, total, head, head + len(body), 40, 17, 16, 0, len(strings), len(body)
+    )  # fmt: skip
+    return header + b"\0" * 16 + body + strings

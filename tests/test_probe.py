@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""The probe, against fake roots shaped like what real kernels showed (tests/vm boots those)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safemem import probe
+from safemem.model import UNKNOWN, Blocks, Range
+from tests.fakes import CONFIG_KHO, fdt, make_root
+
+STATES: list[tuple[str, dict[str, Any], str]] = [
+    ("cold boot", {}, "none"),
+    ("accepted", {"offered": True, "kho_in": True}, "accepted"),
+    ("rejected", {"offered": True}, "rejected"),
+    ("KHO off", {"offered": True, "kho_out": False, "cmdline": "kho=off"}, "orphaned"),
+    ("KHO not asked for", {"offered": True, "kho_out": False, "cmdline": ""}, "orphaned"),
+    (
+        "KHO on by default but not started",
+        {"offered": True, "kho_out": False, "cmdline": "", "config": CONFIG_KHO + "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\n"},
+        "rejected",
+    ),
+    ("KHO asked for but not started", {"offered": True, "kho_out": False}, "rejected"),
+    ("the last kho= counts", {"offered": True, "kho_out": False, "cmdline": "kho=on kho=off"}, "orphaned"),
+    ("no KHO", {"offered": True, "kho_out": False, "config": "CONFIG_64BIT=y\n"}, "unsupported"),
+    ("no KHO and no debugfs", {"offered": True, "debugfs": False, "config": "CONFIG_64BIT=y\n"}, "unsupported"),
+    ("no debugfs files", {"offered": True, "kho_out": False, "config": "CONFIG_KEXEC_HANDOVER=y\n"}, UNKNOWN),
+    ("no configuration", {"offered": True, "kho_out": False, "config": None}, UNKNOWN),
+    ("debugfs not mounted", {"offered": True, "debugfs": False}, UNKNOWN),
+    ("a kernel without KHO on a cold boot", {"kho_out": False, "config": "CONFIG_64BIT=y\n", "luo": False}, "none"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "expected"), STATES, ids=[name for name, _, _ in STATES])
+def test_handover(tmp_path: Path, name: str, options: dict[str, Any], expected: str) -> None:
+    """Offered against accepted gives each state its name, with a source and a reason."""
+    fact = probe.read_snapshot(str(make_root(tmp_path, **options))).facts["handover"]
+
+    assert expected == fact.value
+    assert fact.source and fact.reason
+
+
+@pytest.mark.parametrize(("files", "expected"), [(("linux,kho-fdt",), "rejected"), ((), "none")])
+def test_handover_on_a_device_tree_machine(tmp_path: Path, files: tuple[str, ...], expected: str) -> None:
+    """Without boot_params, the chosen node says whether a handover was offered."""
+    root = make_root(tmp_path)
+    shutil.rmtree(root / "sys/kernel/boot_params")
+    (root / probe.CHOSEN).mkdir(parents=True)
+    for name in files:
+        (root / probe.CHOSEN / name).write_bytes(bytes(16))
+
+    assert expected == probe.read_snapshot(str(root)).facts["handover"].value
+
+
+def test_handover_without_boot_params_or_device_tree_is_unknown(tmp_path: Path) -> None:
+    """A machine that shows neither mark may have been offered anything."""
+    root = make_root(tmp_path)
+    shutil.rmtree(root / "sys/kernel/boot_params")
+
+    assert UNKNOWN == probe.read_snapshot(str(root)).facts["handover"].value
+
+
+def test_handover_with_an_odd_setup_data_type_is_unknown(tmp_path: Path) -> None:
+    """A type that is not a number is no proof that nothing was offered."""
+    root = make_root(tmp_path, offered=True)
+    for entry in ("0", "1"):
+        (root / probe.SETUP_DATA / entry / "type").write_text("huh\n")
+
+    assert UNKNOWN == probe.read_snapshot(str(root)).facts["handover"].value
+
+
+def test_accepted_details(tmp_path: Path) -> None:
+    """An accepted handover tells its producers, its predecessor, the kexec count and the scratch areas."""
+    snapshot = probe.read_snapshot(str(make_root(tmp_path, offered=True, kho_in=True)))
+
+    assert ("LUO", "kexec-metadata", "memblock") == snapshot.facts["nodes"].value
+    assert "7.3.4" == snapshot.facts["previous_kernel"].value
+    assert 3 == snapshot.facts["kexec_count"].value
+    assert (Range(0x2E000000, 0x2F000000), Range(0x3FC00000, 0x40000000)) == snapshot.scratch
+
+
+def test_rejected_has_no_scratch(tmp_path: Path) -> None:
+    """After a rejection the scratch files list fresh areas, which may be preserved memory."""
+    assert () == probe.read_snapshot(str(make_root(tmp_path, offered=True))).scratch
+
+
+@pytest.mark.parametrize("blob", [b"", b"\xd0\x0d\xfe\xed", fdt(("LUO",))[:-30], b"\0" * 200])
+def test_bad_tree(tmp_path: Path, blob: bytes) -> None:
+    """A tree that cannot be parsed leaves its producers unknown, and nothing raises."""
+    root = make_root(tmp_path, offered=True, kho_in=True)
+    (root / "sys/kernel/debug/kho/in/fdt").write_bytes(blob)
+    facts = probe.read_snapshot(str(root)).facts
+
+    assert "accepted" == facts["handover"].value
+    assert UNKNOWN == facts["nodes"].value
+    assert facts["nodes"].reason
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "ready"),
+        ({"luo": False}, "missing"),
+        ({"luo": False, "cmdline": "kho=on"}, "off"),
+        ({"luo": False, "cmdline": "liveupdate=on liveupdate=0"}, "off"),
+    ],
+)
+def test_luo(tmp_path: Path, options: dict[str, Any], expected: str) -> None:
+    """LUO is ready where its device is, missing where it was asked for, else off."""
+    assert expected == probe.read_snapshot(str(make_root(tmp_path, **options))).facts["luo"].value
+
+
+GUARD = "01000000-24ffffff"
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "crash", "expected", "area"),
+    [
+        ("crashkernel=576M@16M", GUARD, "none", None),
+        ("safemem.guard=0x1000000-0x24ffffff", GUARD, "held", Range(0x1000000, 0x25000000)),
+        ("safemem.guard=0x1000000-0x24ffffff", "01000000-10ffffff", "held", Range(0x1000000, 0x11000000)),
+        ("safemem.guard=0x1000000-0x24ffffff", None, "void", None),
+        ("safemem.guard=0x1000000-0x24ffffff", "02000000-10ffffff", "void", None),
+        ("safemem.guard=0x1000000-0x24ffffff", "00000000-00000000", UNKNOWN, None),
+        ("safemem.guard=nonsense", GUARD, "void", None),
+    ],
+)
+def test_guard(tmp_path: Path, cmdline: str, crash: str | None, expected: str, area: Range | None) -> None:
+    """Only a reservation that the command line calls ours is a guard."""
+    snapshot = probe.read_snapshot(str(make_root(tmp_path, cmdline=cmdline, crash=crash)))
+
+    assert expected == snapshot.facts["guard"].value
+    assert area == snapshot.guard
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "note"),
+    [
+        ("0x100000000-0x107ffffff", (Range(0x100000000, 0x108000000),), ""),
+        ("0-0xfff,0x2000-0x2fff", (Range(0, 0x1000), Range(0x2000, 0x3000)), ""),
+        ("0-0xfff;crc32=b5ebb0d7", (), "does not match"),
+        ("0x2000-0x1000", (), "is backwards"),
+        ("0-0xfff,", (), "is not a range"),
+    ],
+)
+def test_cmdline_safe(tmp_path: Path, text: str, expected: tuple[Range, ...], note: str) -> None:
+    """Ranges on the command line count only if all of them are right."""
+    snapshot = probe.read_snapshot(str(make_root(tmp_path, cmdline=f"safemem.safe={text}")))
+
+    assert expected == snapshot.cmdline_safe
+    assert note in " ".join(snapshot.notes)
+
+
+def test_blocks(tmp_path: Path) -> None:
+    """Blocks are runs of equal state, numbering holes included."""
+    snapshot = probe.read_snapshot(str(make_root(tmp_path, online="0-3,5", offline="6,32-39")))
+
+    assert (
+        Blocks(0, 3, "online", 0),
+        Blocks(5, 5, "online", 0),
+        Blocks(6, 6, "offline", 0),
+        Blocks(32, 39, "offline", 0),
+    ) == snapshot.blocks
+
+
+def test_unreadable_block_state(tmp_path: Path) -> None:
+    """A block with an unreadable state stays in the snapshot as unknown, with a note."""
+    root = make_root(tmp_path)
+    state = root / "sys/devices/system/memory/memory33/state"
+    state.unlink()
+    state.mkdir()
+    snapshot = probe.read_snapshot(str(root))
+
+    assert Blocks(33, 33, UNKNOWN, 0) in snapshot.blocks
+    assert any("block 33" in note for note in snapshot.notes)
+
+
+def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
+    """A FIFO in place of a file must not stall the boot."""
+    root = make_root(tmp_path)
+    (root / "proc/cmdline").unlink()
+    os.mkfifo(root / "proc/cmdline")
+
+    assert UNKNOWN != probe.read_snapshot(str(root)).facts["arch"].value
+
+
+def test_an_empty_root_is_all_unknown(tmp_path: Path) -> None:
+    """Where nothing can be read nothing is known, and nothing raises."""
+    snapshot = probe.read_snapshot(str(tmp_path))
+
+    assert {UNKNOWN} == {fact.value for fact in snapshot.facts.values()}
+    assert all(fact.reason for fact in snapshot.facts.values())
+    assert (0, ()) == (snapshot.block_size, snapshot.blocks)
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "expected"),
+    [
+        ("a b=1 b=2", [("a", ""), ("b", "1"), ("b", "2")]),
+        ('x="one two" y', [("x", "one two"), ("y", "")]),
+        ("a -- b=1", [("a", "")]),
+        ('a "b', [("a", ""), ("b", "")]),
+    ],
+)
+def test_arguments(cmdline: str, expected: list[tuple[str, str]]) -> None:
+    """Arguments split as the kernel splits them."""
+    assert expected == probe.arguments(cmdline)
+
+
+@given(st.text())
+def test_arguments_are_total(cmdline: str) -> None:
+    """No command line makes the reader raise."""
+    probe.arguments(cmdline)
