@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: MIT
+"""The engine: tables for what each condition means, properties for what must always hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safemem import engine
+from safemem.model import (
+    ACTIONS,
+    DERIVED,
+    FACTS,
+    UNKNOWN,
+    Blocks,
+    Condition,
+    Decision,
+    Fact,
+    Failure,
+    Policy,
+    Range,
+    Rule,
+    Snapshot,
+    Term,
+)
+
+SIZE = 128 << 20
+
+
+def snapshot(blocks: tuple[Blocks, ...] = (Blocks(0, 7, "online"), Blocks(32, 39, "offline")), **facts: Any) -> Snapshot:
+    """Return a snapshot in which every fact is unknown but `facts`."""
+    values = {name: Fact(facts.get(name, UNKNOWN), "test") for name in FACTS if name not in DERIVED}
+    return Snapshot(values, SIZE, blocks, (), "", ())
+
+
+def policy(*rules: Rule, otherwise: str = "panic", sources: tuple[str | Range, ...] = ("kho-scratch", "cmdline")) -> Policy:
+    """Return a policy with `rules`."""
+    return Policy("test", rules, Rule("otherwise", otherwise), Failure("panic"), sources)
+
+
+def when(fact: str, *terms: Term, negate: bool = False) -> tuple[Condition, ...]:
+    """Return a condition that any of `terms` satisfies."""
+    return (Condition(fact, tuple((term,) for term in terms), negate),)
+
+
+def plan(decision: Decision) -> list[tuple[str, int, int]]:
+    """Return the steps on blocks as (op, first, last)."""
+    return [(step.op, step.first, step.last) for step in decision.steps if step.first >= 0]
+
+
+@pytest.mark.parametrize(
+    ("term", "value", "expected"),
+    [
+        (Term("is", "accepted"), "accepted", True),
+        (Term("is", "accepted"), "rejected", False),
+        (Term("glob", "7.3.*"), "7.3.4", True),
+        (Term("glob", "7.?.4"), "7.3.4", True),
+        (Term("glob", "7.3"), "7.3.4", False),
+        (Term("glob", "*"), "", True),
+        (Term("glob", "*-amd64"), "7.3.4-amd64", True),
+        (Term("glob", "a*b*c"), "aXbYc", True),
+        (Term("glob", "a*b*c"), "aXbY", False),
+        (Term(">=", "7.2"), "7.2.0", True),
+        (Term(">=", "7.2"), "7.10.1-amd64", True),
+        (Term("<", "7.2"), "7.2-rc4", True),
+        (Term(">", "7.2"), "7.2-rc4", False),
+        (Term("<", "7.2"), "nonsense", False),
+        (Term("<", 3), 2, True),
+        (Term("<", 3), 3, False),
+        (Term("<=", 3), 3, True),
+        (Term("has", "LUO"), ("LUO", "memblock"), True),
+        (Term("has", "LUO"), (), False),
+        (Term("has", "LUO"), "LUO", False),
+    ],
+)
+def test_terms(term: Term, value: Any, expected: bool) -> None:
+    """Each operator means what the documentation says."""
+    assert expected is engine.matches(Condition("kernel", ((term,),)), Fact(value, "test"))
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (Condition("kernel", ((Term("is", UNKNOWN),),)), True),
+        (Condition("kernel", ((Term("is", "7.3"),), (Term("is", UNKNOWN),))), True),
+        (Condition("kernel", ((Term("glob", "*"),),)), False),
+        (Condition("kernel", ((Term("is", "7.3"),),), negate=True), False),
+        (Condition("kernel", ((Term("is", UNKNOWN),),), negate=True), False),
+        (Condition("kernel", ((Term(">=", "0"),),)), False),
+    ],
+)
+def test_unknown_matches_only_where_it_is_named(condition: Condition, expected: bool) -> None:
+    """What cannot be read satisfies no glob, no comparison and no `not`."""
+    assert expected is engine.matches(condition, Fact(UNKNOWN, "test"))
+
+
+def test_negated_comparison_needs_an_order() -> None:
+    """`not <7.2` does not hold for a kernel whose name is no version."""
+    condition = Condition("kernel", ((Term("<", "7.2"),),), negate=True)
+
+    assert not engine.matches(condition, Fact("custom", "test"))
+    assert engine.matches(condition, Fact("7.3", "test"))
+
+
+def test_first_match_decides_and_misses_are_kept() -> None:
+    """The decision names its rule, and why each earlier rule did not match."""
+    rules = (
+        Rule("cold", "online-all", when("handover", Term("is", "none"))),
+        Rule("lost", "online-safe", when("handover", Term("is", "rejected"), Term("is", "orphaned"))),
+        Rule("late", "halt", when("handover", Term("is", "rejected"))),
+    )
+    decision = engine.decide(policy(*rules), snapshot(handover="rejected"))
+
+    assert ("online-safe", "lost") == (decision.action, decision.rule)
+    assert [("cold", "handover", "none", "rejected")] == [tuple(miss)[:4] for miss in decision.misses]
+
+
+def test_otherwise_decides_last() -> None:
+    """Without a match `otherwise` decides, with every rule among the misses."""
+    decision = engine.decide(policy(Rule("cold", "online-all", when("handover", Term("is", "none")))), snapshot())
+
+    assert ("panic", "otherwise") == (decision.action, decision.rule)
+    assert ["cold"] == [miss.rule for miss in decision.misses]
+
+
+@pytest.mark.parametrize(("kho", "zone"), [("on", "movable"), (UNKNOWN, "movable"), ("off", "auto")])
+def test_default_zone(kho: str, zone: str) -> None:
+    """Memory goes to the movable zone wherever KHO may be on, else the next live update dies."""
+    assert zone == engine.decide(policy(otherwise="online-all"), snapshot(kho=kho)).zone
+
+
+SAFE = Range(33 * SIZE, 36 * SIZE)
+
+
+@pytest.mark.parametrize(
+    ("region", "expected"),
+    [
+        (SAFE, [("keep", 0, 7), ("hold", 32, 32), ("online", 33, 35), ("hold", 36, 39)]),
+        (Range(SAFE.start + 1, SAFE.end), [("keep", 0, 7), ("hold", 32, 33), ("online", 34, 35), ("hold", 36, 39)]),
+        (Range(SAFE.start, SAFE.end - 1), [("keep", 0, 7), ("hold", 32, 32), ("online", 33, 34), ("hold", 35, 39)]),
+        (Range(SAFE.start - 1, SAFE.end + 1), [("keep", 0, 7), ("hold", 32, 32), ("online", 33, 35), ("hold", 36, 39)]),
+        (Range(0, 64 * SIZE), [("keep", 0, 7), ("online", 32, 39)]),
+        (Range(50 * SIZE, 64 * SIZE), [("keep", 0, 7), ("hold", 32, 39)]),
+    ],
+)
+def test_online_safe_takes_whole_blocks_only(region: Range, expected: list[tuple[str, int, int]]) -> None:
+    """A block that reaches outside the safe region by one byte stays held."""
+    decision = engine.decide(policy(otherwise="online-safe", sources=(region,)), snapshot())
+
+    assert expected == plan(decision)
+
+
+def test_scratch_counts_only_when_accepted() -> None:
+    """Scratch areas are the safe region of an accepted handover and of no other."""
+    chosen = policy(otherwise="online-safe")
+    with_scratch = snapshot(handover="rejected")._replace(scratch=(SAFE,), cmdline_safe=(Range(0, SIZE),))
+
+    assert "cmdline" == engine.decide(chosen, with_scratch).region_source
+    accepted = with_scratch._replace(facts={**with_scratch.facts, "handover": Fact("accepted", "test")})
+    assert "kho-scratch" == engine.decide(chosen, accepted).region_source
+
+
+def test_no_region_onlines_nothing() -> None:
+    """Without a safe region online-safe holds everything and says so."""
+    decision = engine.decide(policy(otherwise="online-safe"), snapshot(handover="rejected"))
+
+    assert [("keep", 0, 7), ("hold", 32, 39)] == plan(decision)
+    assert "unresolved" == decision.facts["safe_region"].value
+    assert "no safe region is known: no held block is onlined" in decision.warnings
+
+
+def test_warnings_name_what_was_too_late_and_what_is_cut() -> None:
+    """Memory that was online already and blocks that the region cuts are reported with sizes."""
+    region = Range(33 * SIZE - SIZE // 2, 34 * SIZE)
+    decision = engine.decide(policy(otherwise="online-safe", sources=(region,)), snapshot())
+
+    assert (
+        "1 GiB were online before the decision and are not protected: 0x0-0x3fffffff",
+        "safe region 0x104000000-0x10fffffff cuts through block 32, which stays held: 64 MiB of it are safe but unused",
+    ) == decision.warnings
+
+
+@pytest.mark.parametrize(("action", "op"), [("online-all", "release-guard"), ("online-safe", "keep-guard"), ("panic", "keep-guard")])
+def test_guard(action: str, op: str) -> None:
+    """Only online-all gives a guard back."""
+    decision = engine.decide(policy(otherwise=action), snapshot()._replace(guard=Range(SIZE, 2 * SIZE)))
+
+    assert op == decision.steps[0].op
+
+
+def test_derived_facts_can_be_asked_for() -> None:
+    """Rules can ask for what follows from region and blocks."""
+    rule = Rule("late", "panic", when("online_outside_safe", Term("is", "yes")))
+    chosen = policy(rule, otherwise="online-safe", sources=(Range(0, 8 * SIZE),))
+
+    assert "online-safe" == engine.decide(chosen, snapshot()).action
+    assert "panic" == engine.decide(chosen, snapshot((Blocks(0, 8, "online"),))).action
+
+
+states = st.sampled_from(["online", "offline", "going-offline", UNKNOWN])
+
+
+@st.composite
+def block_runs(draw: st.DrawFn) -> tuple[Blocks, ...]:
+    """Draw disjoint runs of blocks, ascending, with holes."""
+    runs, at = [], 0
+    for _ in range(draw(st.integers(0, 6))):
+        first = at + draw(st.integers(0, 3))
+        last = first + draw(st.integers(0, 5))
+        runs.append(Blocks(first, last, draw(states), draw(st.integers(-1, 1))))
+        at = last + 1
+    return tuple(runs)
+
+
+addresses = st.integers(0, 40 * 4096)
+
+
+@given(
+    block_runs(),
+    st.lists(st.tuples(addresses, addresses).map(lambda pair: Range(min(pair), max(pair) + 1)), max_size=4),
+    st.sampled_from(ACTIONS),
+)
+def test_the_plan_covers_each_block_once_and_only_safe_ones_come_online(
+    blocks: tuple[Blocks, ...], areas: list[Range], action: str
+) -> None:
+    """Each block has one step; under online-safe no onlined byte is outside the region; nothing else onlines."""
+    state = snapshot(blocks)._replace(block_size=4096, cmdline_safe=tuple(areas))
+    decision = engine.decide(policy(otherwise=action, sources=("cmdline", "none")), state)
+    covered = [number for step in decision.steps for number in range(step.first, step.last + 1)]
+    safe = {byte // 512 for area in areas for byte in range(-(-area.start // 512) * 512, area.end // 512 * 512, 512)}
+
+    assert [number for run in blocks for number in range(run.first, run.last + 1)] == covered
+    for step in decision.steps:
+        if step.op != "online":
+            continue
+        assert action in ("online-all", "online-safe")
+        if action == "online-safe":
+            assert all(sector in safe for sector in range(step.start // 512, step.end // 512))
+
+
+@given(block_runs(), st.sampled_from(ACTIONS))
+def test_decide_is_pure(blocks: tuple[Blocks, ...], action: str) -> None:
+    """The same input gives the same decision."""
+    chosen, state = policy(otherwise=action), snapshot(blocks)
+
+    assert engine.decide(chosen, state) == engine.decide(chosen, state)
