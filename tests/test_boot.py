@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""The boot program on fake roots: everything up to the kernel's own answer, which tests/vm shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safemem import apply, boot, compiled, record
+from safemem.model import Condition, Failure, Policy, Rule, Term
+from tests.fakes import make_root
+
+
+def install(root: Path, *rules: Rule, otherwise: Rule) -> None:
+    """Put a compiled policy where the boot program looks for it; without `rules`, one that never matches here."""
+    rules = rules or (Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),)),)
+    path = root / boot.POLICY
+    path.parent.mkdir(parents=True)
+    path.write_bytes(compiled.dump(Policy("test", rules, otherwise, Failure("panic"), ("kho-scratch", "cmdline"))))
+
+
+def kmsg(root: Path) -> str:
+    """Return what was written to the fake kernel log last; a plain file keeps only that."""
+    return (root / "dev/kmsg").read_text()
+
+
+def test_online_safe_holds_and_records(tmp_path: Path) -> None:
+    """A lost handover under online-safe: nothing comes online, the record says why, status 0."""
+    root = make_root(tmp_path, offered=True)
+    (root / "sys/devices/system/memory/auto_online_blocks").write_text("online\n")
+    install(root, otherwise=Rule("otherwise", "online-safe"))
+
+    assert 0 == boot.main(["--root", str(root)])
+
+    document: dict[str, Any] = json.loads((root / record.RECORD).read_text())
+    assert "online-safe" == document["decision"]["action"]
+    assert document["result"]["complete"] is True
+    assert "online" == document["snapshot"]["facts"]["auto_online"]["value"]
+    assert (root / "sys/devices/system/memory/auto_online_blocks").read_text().startswith("offline")
+    assert {"offline\n"} == {
+        (root / f"sys/devices/system/memory/memory{n}/state").read_text() for n in range(32, 40)
+    }
+
+
+@pytest.mark.parametrize(("action", "key", "status"), [("panic", "b", 1), ("reboot", "c", 1), ("halt", "", 5)])
+def test_final_actions(tmp_path: Path, action: str, key: str, status: int) -> None:
+    """Panic and reboot try one means after the other; if all return, the status is the wrapper's business."""
+    root = make_root(tmp_path, offered=True)
+    install(root, otherwise=Rule("otherwise", action, message="guests' memory is lost"))
+
+    assert status == boot.main(["--root", str(root)])
+
+    assert key == (root / apply.SYSRQ).read_text()
+    assert action == json.loads((root / record.RECORD).read_text())["decision"]["action"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "empty", "folder"])
+def test_bad_policy_decides_nothing(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a sound policy nothing is decided or recorded, memory stays held, and the status says so."""
+    root = make_root(tmp_path)
+    install(root, otherwise=Rule("otherwise", "online-all"))
+    path = root / boot.POLICY
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    if damage == "flipped":
+        path.write_bytes(data)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "folder":
+        path.mkdir()
+
+    assert 1 == boot.main(["--root", str(root)])
+
+    assert not (root / record.RECORD).exists()
+    assert "safemem: cannot decide: " in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_written_stops_the_boot(tmp_path: Path) -> None:
+    """No record, no boot: later stages would not know what is held."""
+    root = make_root(tmp_path)
+    install(root, otherwise=Rule("otherwise", "online-all"))
+    (root / "run").write_text("in the way")
+
+    assert 1 == boot.main(["--root", str(root)])
+
+    assert "offline\n" == (root / "sys/devices/system/memory/memory32/state").read_text()
+
+
+def test_writes_that_do_not_take_are_reported(tmp_path: Path) -> None:
+    """What reads back differently is a problem, one line a range; a plain file is such a kernel."""
+    root = make_root(tmp_path)
+    rule = Rule("cold", "online-all", (Condition("handover", ((Term("is", "none"),),)),))
+    install(root, rule, otherwise=Rule("otherwise", "panic"))
+
+    assert 0 == boot.main(["--root", str(root)])
+
+    result = json.loads((root / record.RECORD).read_text())["result"]
+    assert result["complete"] is False
+    assert 0 == result["bytes_onlined"]
+    assert [
+        "blocks 32-39 (0x100000000-0x13fffffff, 1 GiB) could not be onlined in zone movable: "
+        "reads `online_movable` after it was written"
+    ] == result["problems"]
+
+
+def test_shortfall_ends_the_boot_if_the_policy_says_so(tmp_path: Path) -> None:
+    """A held block that somebody else onlines meanwhile is a shortfall."""
+    root = make_root(tmp_path, offered=True)
+    decision = boot.engine.decide(
+        Policy("test", (), Rule("otherwise", "online-safe"), Failure("panic"), ("none",)),
+        boot.probe.read_snapshot(str(root)),
+    )
+    (root / "sys/devices/system/memory/memory35/state").write_text("online\n")
+    result = apply.carry_out(decision, str(root))
+
+    assert result.shortfall
+    assert (
+        "blocks 35-35 (0x118000000-0x11fffffff, 128 MiB) should be held, but somebody else has onlined it",
+    ) == result.problems
+
+
+def test_guard_is_kept_and_given_back(tmp_path: Path) -> None:
+    """online-safe keeps the guard and forbids crash kernels; online-all writes 0 to its size."""
+    for name, action, size, limit in (("a", "online-safe", "603979776\n", "01\n"), ("b", "online-all", "0", "01\n")):
+        (tmp_path / name).mkdir()
+        root = make_root(
+            tmp_path / name, offered=True, crash="01000000-24ffffff", cmdline="safemem.guard=0x1000000-0x24ffffff"
+        )
+        install(root, otherwise=Rule("otherwise", action))
+        boot.main(["--root", str(root)])
+
+        assert (root / "sys/kernel/kexec_crash_size").read_text().startswith(size[:1])
+        assert limit == (root / apply.LOAD_LIMIT).read_text()
+
+
+def test_a_crash_kernel_of_kdump_is_left_alone(tmp_path: Path) -> None:
+    """Without safemem.guard= a reservation is not ours, whatever the decision."""
+    root = make_root(tmp_path, crash="01000000-24ffffff", cmdline="crashkernel=576M@16M")
+    install(root, otherwise=Rule("otherwise", "online-all"))
+    boot.main(["--root", str(root)])
+
+    assert "603979776\n" == (root / "sys/kernel/kexec_crash_size").read_text()
+
+
+def test_capture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`boot capture` prints a snapshot that simulate can read, and changes nothing."""
+    root = make_root(tmp_path, offered=True)
+
+    assert 0 == boot.main(["--root", str(root), "capture"])
+
+    snapshot = record.snapshot_from_text(capsys.readouterr().out, "capture")
+    assert "rejected" == snapshot.facts["handover"].value
+    assert not (root / "run").exists()
+
+
+def test_unknown_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped argument is refused before anything is touched."""
+    assert 2 == boot.main(["captrue"])
+    assert "safemem: unknown argument `captrue`: the only one is capture\n" == capsys.readouterr().err

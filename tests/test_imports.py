@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""The boot path imports the standard library only, and little of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent / "safemem"
+BOOT_PATH = {"safemem"} | {
+    f"safemem.{name}" for name in ("apply", "boot", "compiled", "engine", "fdt", "model", "probe", "record")
+}
+#: What those modules may name in an import statement.
+ALLOWED = {"os", "sys", "json", "typing", "struct", "binascii", "zlib", "_sha2", "_sha256", "hashlib"}
+
+_LIST_IMPORTS = """
+import builtins, json, sys
+sys.path.insert(0, sys.argv[1])
+named, real = set(), builtins.__import__
+def spy(name, globals=None, *rest, **more):
+    if globals and str(globals.get("__name__", "")).split(".")[0] == "safemem":
+        named.add(name)
+    return real(name, globals, *rest, **more)
+builtins.__import__ = spy
+import safemem.boot
+print(json.dumps([sorted(named), sorted(m for m in sys.modules if m.split(".")[0] == "safemem")]))
+"""
+
+
+def test_boot_path_imports() -> None:
+    """In a fresh isolated interpreter, boot.py loads only the upper half, which names only what is allowed."""
+    out = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _LIST_IMPORTS, str(PACKAGE.parent)], check=True, capture_output=True, text=True
+    ).stdout
+    named, loaded = json.loads(out)
+
+    assert set(loaded) == BOOT_PATH
+    assert {name for name in named if name.split(".")[0] != "safemem"} <= ALLOWED
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    """safemem/__init__.py is empty."""
+    assert b"" == (PACKAGE / "__init__.py").read_bytes()
