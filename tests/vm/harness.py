@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: MIT
+"""Boot real kernels in QEMU and learn, from outside, what became of them.
+
+A guest runs one shell script on both sides of a kexec; `$stage` tells it which. What the script
+says goes through a virtio port (`report KEY VALUE`), never through the console; how the guest
+ended comes from QEMU itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from safemem.cpio import Archive
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent.parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "safemem"
+LOGS = HERE / "logs"
+#: Kernel arguments of every guest; `stage=` and what the test adds come after them.
+CMDLINE = "console=ttyS0 panic=-1 kho=on liveupdate=on memhp_default_state=offline"
+GIB = 1024
+
+
+class Result(NamedTuple):
+    """What became of a guest.
+
+    `fate` is `poweroff` (the script's own end), `panic`, `reset`, `halted`, `timeout` or `lost`.
+    """
+
+    fate: str
+    report: dict[str, str]
+    serial: str
+    seconds: float
+
+
+def kernel(name: str) -> Path:
+    """Return the kernel image called `name`, from the first folder that has it."""
+    folders = [os.environ.get("SAFEMEM_KERNELS"), CACHE / "kernels", REPOSITORY.parent / "shared/kernels"]
+    for folder in folders:
+        if folder and (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise FileNotFoundError(f"kernel `{name}` is not in {CACHE / 'kernels'}: build it with `make kernels`")
+
+
+@functools.cache
+def program(name: str) -> Path:
+    """Return the static program compiled from guest/NAME.c, compiled once for each content."""
+    source = (HERE / f"guest/{name}.c").read_bytes() + (HERE / "guest/pattern.h").read_bytes()
+    binary = CACHE / "vm" / f"{name}-{hashlib.sha256(source).hexdigest()[:16]}"
+    if not binary.exists():
+        binary.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=binary.parent) as scratch:
+            draft = Path(scratch) / name
+            subprocess.run(
+                ["gcc", "-Wall", "-Wextra", "-Werror", "-O2", "-static", "-D_GNU_SOURCE", "-o", draft, HERE / f"guest/{name}.c"],
+                check=True,
+            )
+            draft.rename(binary)
+    return binary
+
+
+def count_pattern(memory: Path, mib: int, start: int = 0, end: int | None = None) -> int:
+    """Return how many of the pattern's pages stand intact in a guest's memory, between two byte offsets."""
+    last = memory.stat().st_size if end is None else end
+    out = subprocess.run(
+        [program("count"), memory, str(mib), str(start), str(last)], check=True, capture_output=True, text=True
+    )
+    return int(out.stdout)
+
+
+_INIT = r"""#!/bin/sh
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+stage=1
+for word in $(cat /proc/cmdline); do
+    case $word in stage=*) stage=${word#stage=} ;; esac
+done
+until [ -e /dev/vport0p1 ]; do sleep 0.1; done
+report() { printf '%s=%s\n' "$1" "$2" > /dev/vport0p1; }
+report_file() { printf '%s:=%s\n' "$1" "$(base64 -w0 "$2")" > /dev/vport0p1; }
+# blocks FIRST LAST: the states of these blocks as runs, such as `online*8`.
+blocks() {
+    n=$1
+    while [ "$n" -le "$2" ]; do
+        [ ! -e /sys/devices/system/memory/memory$n/state ] || cat /sys/devices/system/memory/memory$n/state
+        n=$((n + 1))
+    done | uniq -c | while read -r count state; do printf '%s*%s ' "$state" "$count"; done
+}
+# handover ARGUMENTS: kexec into the next kernel with the same initrd; does not return.
+handover() {
+    head -c "$(cat /next_size)" /dev/vda > /next
+    cat /dev/vdb > /initrd
+    kexec -s -l /next --initrd=/initrd --command-line="$1 stage=2" || { report kexec failed; poweroff -f; }
+    rm /next /initrd
+    kexec -e
+    report kexec returned
+    poweroff -f
+}
+. /script
+report done "$stage"
+poweroff -f
+sleep 1000
+"""
+
+
+def image(script: str, *, archive: bytes = b"", next_kernel: str | None = None, files: dict[str, bytes] | None = None) -> bytes:
+    """Return an initrd whose init runs `script`; `archive` is appended, as an operator would append safemem's."""
+    out = io.BytesIO()
+    cpio = Archive(out)
+    for folder in ("proc", "sys", "dev", "tmp", "run", "root"):
+        cpio.directory(folder)
+    cpio.device("dev/console", 0o020600, 5, 1)
+    busybox = Path(shutil.which("busybox") or "/bin/busybox")
+    cpio.file("bin/busybox", busybox.read_bytes(), 0o755)
+    for applet in subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split():
+        if applet not in ("busybox", "init"):
+            cpio.symlink(f"bin/{applet}", "busybox")
+    for name in ("luo", "fill"):
+        cpio.file(f"bin/{name}", program(name).read_bytes(), 0o755)
+    kexec = shutil.which("kexec", path=f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin") or "kexec"
+    libraries = re.findall(r"(/\S+)", subprocess.run(["ldd", kexec], check=True, capture_output=True, text=True).stdout)
+    for path in (kexec, *libraries):
+        target = "/usr/sbin/kexec" if path == kexec else path
+        cpio.file(target, Path(path).read_bytes(), 0o755)
+    cpio.file("init", _INIT.encode(), 0o755)
+    cpio.file("script", script.encode())
+    if next_kernel:
+        cpio.file("next_size", f"{kernel(next_kernel).stat().st_size}\n".encode())
+    for path, data in (files or {}).items():
+        cpio.file(path, data, 0o755)
+    cpio.close()
+    return out.getvalue() + archive
+
+
+def run(
+    name: str,
+    initrd: bytes,
+    *,
+    cmdline: str = "",
+    kernel_name: str = "current",
+    next_kernel: str | None = None,
+    boot_mib: int = GIB,
+    dimm_mib: int = GIB,
+    timeout: float = 120,
+    memory: Path | None = None,
+    expect: str = "poweroff",
+) -> Result:
+    """Boot one guest and wait for its end.
+
+    Args:
+        name: of the log, kept in tests/vm/logs unless `fate` is `expect`.
+        memory: a folder in which the guest's memory is kept as `boot` and `dimm`, to count pages from outside.
+        timeout: seconds, then the guest is killed and its fate is `timeout`.
+    """
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="safemem-vm-") as folder:
+        base = Path(folder)
+        (base / "initrd").write_bytes(initrd + bytes(-len(initrd) % 512))
+        for file in ("report", "serial"):
+            (base / file).touch()
+        command = [
+            "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-machine", "pc", "-smp", "1",
+            "-m", f"{boot_mib}M,slots=4,maxmem=64G", "-nodefaults", "-display", "none", "-no-reboot",
+            "-kernel", str(kernel(kernel_name)), "-initrd", str(base / "initrd"),
+            "-append", f"{CMDLINE} {cmdline}",
+            "-serial", f"file:{base / 'serial'}",
+            "-device", "virtio-serial-pci", "-chardev", f"file,id=report,path={base / 'report'},append=on",
+            "-device", "virtserialport,nr=1,chardev=report,name=safemem",
+            "-qmp", f"unix:{base / 'qmp'},server=on,wait=on",
+        ]  # fmt: skip
+        backend = "memory-backend-ram" if memory is None else "memory-backend-file"
+        place = "" if memory is None else f",share=on,mem-path={memory}/"
+        command += ["-object", f"{backend},id=boot,size={boot_mib}M{place}{'boot' if place else ''}"]
+        command += ["-machine", "memory-backend=boot"]
+        if dimm_mib:
+            command += ["-object", f"{backend},id=dimm,size={dimm_mib}M{place}{'dimm' if place else ''}"]
+            command += ["-device", "pc-dimm,id=dimm0,memdev=dimm"]
+        if next_kernel:
+            image_path = base / "kernel"
+            data = kernel(next_kernel).read_bytes()
+            image_path.write_bytes(data + bytes(-len(data) % 512))
+            for disk in (image_path, base / "initrd"):
+                command += ["-drive", f"file={disk},if=virtio,format=raw,readonly=on"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            reason = _wait(process, base, started + timeout)
+        finally:
+            process.kill()
+            process.wait()
+        output = (process.stdout.read() if process.stdout else b"").decode()
+        serial = (base / "serial").read_text("utf-8", "replace")
+        report = _report((base / "report").read_text("utf-8", "replace"))
+    fate = _fate(reason, serial)
+    if fate != expect:
+        LOGS.mkdir(exist_ok=True)
+        (LOGS / f"{name}.log").write_text(f"fate: {fate}\nreport: {report}\n{output}\n{serial}")
+        print(f"the serial log of {name} is in {LOGS / f'{name}.log'}")
+    return Result(fate, report, serial, time.monotonic() - started)
+
+
+def keep_log(name: str, result: Result) -> None:
+    """Keep the serial log of a guest whose report was not what the test wanted."""
+    LOGS.mkdir(exist_ok=True)
+    (LOGS / f"{name}.log").write_text(f"fate: {result.fate}\nreport: {result.report}\n{result.serial}")
+
+
+def _wait(process: subprocess.Popen[bytes], base: Path, deadline: float) -> str:
+    """Return why QEMU stopped: the reason of its SHUTDOWN event, `halted`, `timeout` or `lost`."""
+    monitor = _connect(base / "qmp", process, deadline)
+    if monitor is None:
+        return "lost"
+    reason, buffer, seen = "lost", b"", 0
+    with monitor:
+        monitor.sendall(b'{"execute": "qmp_capabilities"}\n')
+        monitor.settimeout(0.5)
+        while True:
+            try:
+                data = monitor.recv(65536)
+                if not data:
+                    return reason
+                buffer += data
+            except TimeoutError:
+                data = b""
+            except ConnectionError:
+                return reason
+            *lines, buffer = buffer.split(b"\n")
+            for line in lines:
+                event = json.loads(line)
+                if event.get("event") == "SHUTDOWN":
+                    reason = str(event["data"]["reason"])
+            serial = (base / "serial").read_bytes()
+            # The kernel's last words; nothing after them, so a copy in an earlier line does not count.
+            if serial[seen:].rstrip().endswith(b"reboot: System halted"):
+                return "halted"
+            if time.monotonic() > deadline:
+                return "timeout"
+
+
+def _connect(path: Path, process: subprocess.Popen[bytes], deadline: float) -> socket.socket | None:
+    while time.monotonic() < deadline and process.poll() is None:
+        monitor = socket.socket(socket.AF_UNIX)
+        try:
+            monitor.connect(str(path))
+            return monitor
+        except OSError:
+            monitor.close()
+            time.sleep(0.05)
+    return None
+
+
+def _fate(reason: str, serial: str) -> str:
+    if reason == "guest-shutdown":
+        return "poweroff"
+    if reason == "guest-reset":
+        # With panic=-1 a panic ends in a reset; these kernels have no pvpanic driver to tell them apart.
+        return "panic" if "Kernel panic - not syncing" in serial else "reset"
+    return reason if reason in ("halted", "timeout") else "lost"
+
+
+def _report(text: str) -> dict[str, str]:
+    found = {}
+    for line in text.splitlines():
+        key, _, value = line.partition("=")
+        if key.endswith(":"):
+            key, value = key[:-1], base64.b64decode(value).decode("utf-8", "replace")
+        found[key] = value
+    return found
