@@ -27,7 +27,6 @@ FORMAT = 1
 MAX_SIZE = 1 << 20
 
 #: What a rule may hold beside `name`, `action` and `when`: its closed set, or the type of its value.
-BOOT_MEMORY = ("leave", "offline")
 ON_SHORTFALL = ("continue", *model.FINAL)
 ENTER = ("", "maintenance")
 SOURCES = ("kho-scratch", "cmdline", "none")
@@ -45,7 +44,6 @@ _OPS = {
 _RULE_KEYS = (
     "accept_data_exposure",
     "action",
-    "boot_memory",
     "enter",
     "message",
     "name",
@@ -130,6 +128,7 @@ def _plain(policy: model.Policy) -> "dict[str, object]":
         "on_failure": policy.on_failure._asdict(),
         "sources": [str(source) for source in policy.sources],
         "allow_cmdline_override": policy.allow_cmdline_override,
+        "open_luo": policy.open_luo,
     }
 
 
@@ -147,7 +146,7 @@ def _plain_rule(rule: model.Rule) -> "dict[str, object]":
 
 def _policy(value: object) -> model.Policy:
     table = _keys(
-        value, ("allow_cmdline_override", "name", "on_failure", "otherwise", "rules", "sources"), "`policy`"
+        value, ("allow_cmdline_override", "name", "on_failure", "open_luo", "otherwise", "rules", "sources"), "`policy`"
     )
     rules = tuple(
         _rule(item, f"policy.rules[{index}]") for index, item in enumerate(_list(table["rules"], "policy.rules"))
@@ -171,6 +170,7 @@ def _policy(value: object) -> model.Policy:
         on_failure=_failure(table["on_failure"]),
         sources=_sources(table["sources"]),
         allow_cmdline_override=_bool(table["allow_cmdline_override"], "policy.allow_cmdline_override"),
+        open_luo=_bool(table["open_luo"], "policy.open_luo"),
     )
 
 
@@ -242,7 +242,6 @@ def _rule(value: object, at: str) -> model.Rule:
         message=_text(table["message"], f"{at}.message"),
         zone=_choice(table["zone"], ("", *model.ZONES), f"{at}.zone"),
         enter=enter,
-        boot_memory=_choice(table["boot_memory"], BOOT_MEMORY, f"{at}.boot_memory"),
         on_shortfall=_choice(table["on_shortfall"], ON_SHORTFALL, f"{at}.on_shortfall"),
         accept_data_exposure=_bool(table["accept_data_exposure"], f"{at}.accept_data_exposure"),
     )

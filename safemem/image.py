@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+"""Build the archive that puts safemem into any initrd.
+
+Everything is private to /usr/lib/safemem, loader and C library included: an archive that is
+appended to a foreign initrd must not replace that initrd's own libraries.
+"""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from safemem import compiled, model
+from safemem.cpio import Archive
+
+PREFIX = "usr/lib/safemem"
+_PACKAGE = Path(__file__).resolve().parent
+
+
+class BuildError(Exception):
+    """The archive could not be built; the message says why."""
+
+
+class Cost(NamedTuple):
+    """What the archive adds to an initrd, in bytes."""
+
+    raw: int
+    compressed: "int | None"  #: with zstd -19; None if zstd is not installed
+    files: int
+    biggest: "tuple[tuple[str, int], ...]"
+
+
+class _Item(NamedTuple):
+    data: bytes
+    mode: int
+
+
+#: Runs in the interpreter that is to be shipped. Loads the boot program, takes it through a boot
+#: and a capture on a fake root, and lists what that loaded.
+_LIST_MODULES = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from safemem.boot import main
+for words in (["--root", sys.argv[2]], ["--root", sys.argv[2], "capture"], ["--root", sys.argv[3]]):
+    main(words)
+import json
+files = {}
+for name, module in list(sys.modules.items()):
+    spec = getattr(module, "__spec__", None)
+    if spec is None or name == "__main__":
+        continue
+    # `os` is frozen into the interpreter, but finding its file is how Python finds its own folder.
+    files[name] = module.__file__ if spec.has_location or name == "os" else None
+print("\\n" + json.dumps({"files": files, "version": "python%d.%d" % sys.version_info[:2]}))
+"""
+
+_COMPILE = """
+import json, py_compile, sys
+for source, target, shown, level in json.load(sys.stdin):
+    py_compile.compile(source, target, shown, True, level, py_compile.PycInvalidationMode.UNCHECKED_HASH)
+"""
+
+
+def build(policy: bytes, out: Path, interpreter: "str | None" = None) -> Cost:
+    """Write the archive with the compiled `policy` to `out`, after running it once.
+
+    Raises:
+        BuildError: something is missing, or the result does not run; `out` is left as it was.
+    """
+    checked = compiled.load(policy, "policy")
+    python = os.path.realpath(interpreter or getattr(sys, "_base_executable", "") or sys.executable)
+    try:
+        with tempfile.TemporaryDirectory(prefix="safemem-image-") as scratch:
+            items = _collect(Path(scratch), python, policy, checked)
+            _try_out(Path(scratch) / "try", items)
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", None)
+        raise BuildError(f"cannot build the archive with {python}: {_last_line(detail) or error}") from None
+    data = _archive(items)
+    draft = out.with_name(f".{out.name}.new")
+    try:
+        draft.write_bytes(data)
+        draft.rename(out)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise BuildError(f"{out}: {(error.strerror or 'cannot be written').lower()}") from None
+    sizes = sorted(((path, len(item.data)) for path, item in items.items()), key=lambda pair: -pair[1])
+    return Cost(len(data), _compressed(data), len(items), tuple(sizes[:5]))
+
+
+def _collect(scratch: Path, python: str, policy: bytes, checked: model.Policy) -> "dict[str, _Item]":
+    """Return every file of the archive: interpreter, libraries, modules, policy, wrapper."""
+    listing = _listing(scratch, python, policy)
+    home = f"{PREFIX}/lib/{listing['version']}"
+    items = {f"{PREFIX}/policy.json": _Item(policy, 0o644), f"{PREFIX}/boot": _Item(_wrapper(checked), 0o755)}
+    binaries = {f"{PREFIX}/bin/python3": python}
+    sources: "list[tuple[str, str, str, int]]" = []
+    for name, file in sorted(listing["files"].items()):
+        if file is None:
+            continue
+        parts = name.split(".")
+        if Path(file).name.startswith("__init__."):
+            parts.append("__init__")
+        if not file.endswith(".py"):
+            binaries[f"{home}/lib-dynload/{Path(file).name}"] = file
+        elif parts[0] == "safemem":
+            sources.append((file, f"{PREFIX}/app/{'/'.join(parts)}.pyc", f"{'/'.join(parts)}.py", 0))
+        else:
+            # Level 2 leaves out docstrings and assertions of the standard library, never of ours.
+            sources.append((file, f"{home}/{'/'.join(parts)}.pyc", f"{listing['version']}/{'/'.join(parts)}.py", 2))
+    jobs = [(source, str(scratch / target), shown, level) for source, target, shown, level in sources]
+    subprocess.run([python, "-I", "-c", _COMPILE], input=json.dumps(jobs), text=True, check=True, capture_output=True)
+    for _, target, _, _ in sources:
+        items[target] = _Item((scratch / target).read_bytes(), 0o644)
+    loader, libraries = _libraries(list(binaries.values()))
+    for target, file in {**binaries, **{f"{PREFIX}/lib/{Path(lib).name}": lib for lib in libraries}}.items():
+        items[target] = _Item(Path(file).read_bytes(), 0o755)
+    items[f"{PREFIX}/lib/ld.so"] = _Item(Path(loader).read_bytes(), 0o755)
+    # Python looks for this folder, also when nothing is in it.
+    items.setdefault(f"{home}/lib-dynload/README", _Item(b"", 0o644))
+    return dict(sorted(items.items()))
+
+
+def _listing(scratch: Path, python: str, policy: bytes) -> "dict[str, dict[str, str | None]]":
+    """Return what the boot program loads, found by running it where it takes its rarer ways."""
+    full, empty = scratch / "full", scratch / "empty"
+    files = {
+        f"{PREFIX}/policy.json": policy,
+        "proc/cmdline": b"kho=on safemem.safe=0-0xfff;crc32=0 safemem.guard=0-0xfff\n",
+        "proc/config.gz": _gzip(b"CONFIG_KEXEC_HANDOVER=y\nCONFIG_KEXEC_HANDOVER_DEBUGFS=y\n"),
+        "sys/kernel/boot_params/setup_data/0/type": b"0xa\n",
+        "sys/kernel/debug/x": b"",
+        "sys/devices/system/memory/block_size_bytes": b"8000000\n",
+        "sys/devices/system/memory/memory0/state": b"online\n",
+    }
+    for path, data in files.items():
+        (full / path).parent.mkdir(parents=True, exist_ok=True)
+        (full / path).write_bytes(data)
+    empty.mkdir()
+    result = subprocess.run(
+        [python, "-I", "-S", "-B", "-c", _LIST_MODULES, str(_PACKAGE.parent), str(full), str(empty)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    listing: "dict[str, dict[str, str | None]]" = json.loads(result.stdout.splitlines()[-1])
+    return listing
+
+
+def _gzip(data: bytes) -> bytes:
+    import gzip
+
+    return gzip.compress(data, mtime=0)
+
+
+def _wrapper(policy: model.Policy) -> bytes:
+    """Return boot.sh with the policy's `on_failure` written into it."""
+    for folder in (_PACKAGE / "initramfs", _PACKAGE.parent / "initramfs"):
+        if (folder / "boot.sh").is_file():
+            return wrapper(policy.on_failure, (folder / "boot.sh").read_text("utf-8"))
+    raise BuildError(f"boot.sh is neither in {_PACKAGE / 'initramfs'} nor beside the package: the installation is not complete")
+
+
+def wrapper(failure: model.Failure, template: str, root: str = "") -> bytes:
+    """Return the wrapper script for one `on_failure`; `root` is for tests."""
+    values = {
+        "ROOT": root,
+        "ON_FAILURE": failure.action,
+        "MESSAGE": failure.message or "safemem could not decide",
+        "DEADLINE": str(failure.deadline),
+    }
+    for name, value in values.items():
+        quoted = "'" + value.replace("'", "'\\''") + "'"
+        template, found = re.subn(f"^{name}='.*'$", lambda _, line=f"{name}={quoted}": line, template, flags=re.M)  # type: ignore[misc]
+        if found != 1:
+            raise BuildError(f"boot.sh has no line {name}='…' to replace")
+    return template.encode()
+
+
+def _libraries(binaries: "list[str]") -> "tuple[str, set[str]]":
+    """Return the loader of `binaries` and the libraries that it would load for them."""
+    loader, found = "", set()
+    for binary in binaries:
+        out = subprocess.run(["ldd", binary], check=True, capture_output=True, text=True).stdout
+        for line in out.splitlines():
+            if " => " in line:
+                path = line.split(" => ")[1].split(" (")[0].strip()
+                if path == "not found":
+                    raise BuildError(f"{binary} needs {line.split()[0]}, which is not installed")
+                found.add(path)
+            elif line.strip().startswith("/"):
+                loader = line.split()[0]
+    if not loader:
+        raise BuildError(f"{binaries[0]} has no loader: a statically linked interpreter cannot be used")
+    return loader, found
+
+
+def _try_out(root: Path, items: "dict[str, _Item]") -> None:
+    """Run the archive's own program, in a chroot where that is allowed, so that nothing of this machine helps it."""
+    for path, item in items.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(item.data)
+        (root / path).chmod(item.mode)
+    inside = os.geteuid() == 0
+    base = "" if inside else str(root)
+    code = f"import sys; sys.path.insert(0, '{base}/{PREFIX}/app'); from safemem.boot import main; sys.exit(main(sys.argv[1:]))"
+    command = [f"{base}/{PREFIX}/lib/ld.so", "--library-path", f"{base}/{PREFIX}/lib", f"{base}/{PREFIX}/bin/python3"]
+    result = subprocess.run(
+        [*command, "-I", "-S", "-B", "-c", code, *([] if inside else ["--root", str(root)]), "capture"],
+        preexec_fn=(lambda: os.chroot(root)) if inside else None,
+        env={}, cwd="/", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    if json.loads(result.stdout)["kind"] != "capture":
+        raise BuildError("the archive was built, but its program does not answer")
+
+
+def _archive(items: "dict[str, _Item]") -> bytes:
+    out = io.BytesIO()
+    archive = Archive(out)
+    for path, item in items.items():
+        archive.file(path, item.data, item.mode)
+    archive.close()
+    return out.getvalue()
+
+
+def _compressed(data: bytes) -> "int | None":
+    zstd = shutil.which("zstd")
+    if zstd is None:
+        return None
+    return len(subprocess.run([zstd, "-19", "-q", "-c"], input=data, check=True, capture_output=True).stdout)
+
+
+def _last_line(text: "str | bytes | None") -> str:
+    lines = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text or "").strip().splitlines()
+    return lines[-1] if lines else ""
