@@ -119,7 +119,7 @@ def test_bad_policy_writes_nothing(tmp_path: Path) -> None:
     result = run("compile", str(bad), "-o", str(out))
 
     assert 3 == result.exit_code
-    assert f"safemem: {bad}:2: " in result.output
+    assert f"safemem: {bad}:2:1: unknown key `nmae`; did you mean `name`?" in result.output
     assert not out.exists()
 
 

@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: MIT
+"""The policy that operators write: TOML in, a checked `model.Policy` out, or every error at once.
+
+The models below are the language; their descriptions are its reference documentation.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, create_model
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from safemem import compiled, model, places
+from safemem.model import FACTS, UNKNOWN, Condition, Term
+
+FORMAT = 1
+#: Bytes; real policies have a few thousand.
+MAX_SIZE = 1 << 20
+
+_COMPARISON = re.compile(r"(<=|>=|<|>)\s*(\S+)")
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong in a policy file."""
+
+    path: places.Path
+    line: int
+    column: int
+    message: str
+
+
+class PolicyError(ValueError):
+    """A policy cannot be used. One line a problem: `FILE:LINE:COLUMN: message`."""
+
+    def __init__(self, where: str, problems: "list[Problem]") -> None:
+        super().__init__("\n".join(f"{where}:{p.line}:{p.column}: {p.message}" for p in problems))
+        self.problems = problems
+
+
+def _fail(*problems: "tuple[places.Path, str]") -> NoReturn:
+    """Report `problems` from inside a validator; the paths are relative to what it validates."""
+    raise PydanticCustomError("policy", "{text}", {"text": problems[0][1], "problems": problems})
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        _fail(((), f"expected text, not {_show(value)}"))
+    if not value.strip():
+        _fail(((), "must not be empty"))
+    if not value.isprintable():  # it goes to consoles and to the kernel log
+        _fail(((), f"{_show(value)} holds characters that cannot be printed on one line"))
+    return value
+
+
+def _condition(fact: str, value: object) -> Condition:
+    """Return what a rule's `when` asks of `fact`: a value, a list of them, or `{ not = … }`."""
+    negate = isinstance(value, dict)
+    path: places.Path = ()
+    if isinstance(value, dict):
+        if list(value) != ["not"]:
+            _fail(((), f"expected a value, a list of values, or {{ not = … }}, not {_show(value)}"))
+        value, path = value["not"], ("not",)
+    if value == []:
+        _fail((path, "the list is empty, so the rule could never match"))
+    groups, problems = [], []
+    for place, item in [((*path, i), v) for i, v in enumerate(value)] if isinstance(value, list) else [(path, value)]:
+        try:
+            groups.append(_group(fact, item))
+        except ValueError as error:
+            problems.append((place, str(error)))
+    if problems:
+        _fail(*problems)
+    return Condition(fact, tuple(groups), negate)
+
+
+def _group(fact: str, value: object) -> "tuple[Term, ...]":
+    """Return the terms that must all hold. Raises ValueError."""
+    kind, members = FACTS[fact]
+    if value == UNKNOWN:
+        if kind == "set" and UNKNOWN not in members:
+            raise ValueError(f"`{fact}` is always known")
+        return (Term("is", UNKNOWN),)
+    if kind == "set":
+        if value not in members:
+            raise ValueError(f"{_show(value)} is not one of {_list(members)}{_near(value, members)}")
+        return (Term("is", str(value)),)
+    if kind == "number" and type(value) is int and 0 <= value < 1 << 64:
+        return (Term("is", value),)
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ValueError(f"expected {_EXPECTED[kind]}, not {_show(value)}")
+    if kind in ("number", "version") and value.lstrip()[0] in "<>=!~^":
+        return _comparisons(kind, value)
+    if kind == "number":
+        raise ValueError(f"expected {_EXPECTED[kind]}, not {_show(value)}")
+    if kind == "names":
+        return (Term("has", value),)
+    if "[" in value or "]" in value:
+        raise ValueError(f"{_show(value)}: only `*` and `?` stand for other characters, `[` does not")
+    return (Term("glob" if "*" in value or "?" in value else "is", value),)
+
+
+def _comparisons(kind: str, text: str) -> "tuple[Term, ...]":
+    terms = []
+    for part in text.split(","):
+        found = _COMPARISON.fullmatch(part.strip())
+        if not found:
+            raise ValueError(f"`{part.strip()}` is not a comparison; use <, <=, > or >= and commas, such as `{_EXAMPLE[kind]}`")
+        op, bound = found.groups()
+        if kind == "version":
+            if not compiled.is_version(bound):
+                raise ValueError(f"`{bound}` is not a version that can be compared, such as 7.2, 7.2.1 or 7.2-rc3")
+            terms.append(Term(op, bound))
+        elif not (bound.isascii() and bound.isdigit() and len(bound) < 20):
+            raise ValueError(f"`{bound}` is not a whole number below 10^19")
+        else:
+            terms.append(Term(op, int(bound)))
+    return tuple(terms)
+
+
+_EXAMPLE = {"version": ">=7.2, <7.4", "number": ">=1, <3"}
+_EXPECTED = {
+    "text": "text with `*` and `?` as wildcards",
+    "version": "a release, a glob or a comparison such as `>=7.2, <7.4`",
+    "number": "a whole number or a comparison such as `>=1, <3`",
+    "names": "a name",
+}
+
+
+def _source(value: object) -> "str | model.Range":
+    if not isinstance(value, str):
+        _fail(((), f"expected text, not {_show(value)}"))
+    if value in compiled.SOURCES:
+        return value
+    if not value[:1].isdigit():
+        _fail(((), f"{_show(value)} is neither one of {_list(compiled.SOURCES)} nor a range{_near(value, compiled.SOURCES)}"))
+    try:
+        return model.parse_range(value)
+    except ValueError as error:
+        _fail(((), str(error)))
+
+
+Text = Annotated[str, PlainValidator(_text), WithJsonSchema({"type": "string", "minLength": 1})]
+Source = Annotated[Any, PlainValidator(_source), WithJsonSchema({"type": "string", "examples": [*compiled.SOURCES, "0x100000000-0x1ffffffff"]})]
+Action = Literal["online-all", "online-safe", "panic", "reboot", "halt"]
+Final = Literal["panic", "reboot", "halt"]
+Zone = Literal["auto", "movable", "kernel"]
+Shortfall = Literal["continue", "panic", "reboot", "halt"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def _schema(fact: str) -> "dict[str, object]":
+    kind, members = FACTS[fact]
+    one: dict[str, object] = {"enum": list(members)} if members else {"type": ["string", "integer"] if kind == "number" else "string"}
+    several = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+    return {"anyOf": [*several["anyOf"], {"type": "object", "properties": {"not": several}, "required": ["not"], "additionalProperties": False}]}
+
+
+_when_fields: Any = {
+    fact: (Annotated[Condition | None, PlainValidator(partial(_condition, fact)), WithJsonSchema(_schema(fact))], None)
+    for fact in FACTS
+}
+When = create_model("When", __base__=_Table, **_when_fields)
+
+
+class Outcome(_Table):
+    """What to do: the part that `[[rule]]` and `[otherwise]` have in common."""
+
+    action: Action = Field(description="What happens to memory, or to the boot.")
+    message: Text = Field("", description="Said on the console and in the record; default: the handover state.")
+    zone: Zone | None = Field(None, description="Zone for what comes online; default: movable, or auto where KHO is off.")
+    enter: Literal["maintenance"] | None = Field(None, description="Go on to this mode instead of a normal boot.")
+    on_shortfall: Shortfall = Field("continue", description="What if memory that should be held turns out to be online.")
+    accept_data_exposure: bool = Field(False, description="This outcome may put guests' pages into the allocator; say so on purpose.")
+
+
+class RuleTable(Outcome):
+    """`[[rule]]`: the first one whose every condition holds decides."""
+
+    name: Text = Field(description="Unique; every decision names the rule it came from.")
+    when: When = Field(description="Facts and what they may be; all of them must hold.")  # type: ignore[valid-type]
+
+
+class Failure(_Table):
+    """`[on_failure]`: what the boot path does if safemem itself cannot finish."""
+
+    action: Final = Field(description="How the boot ends.")
+    message: Text = Field("", description="Said on the console.")
+    deadline: int = Field(10, ge=compiled.DEADLINE[0], le=compiled.DEADLINE[1], description="Seconds without progress.")
+
+
+class SafeRegion(_Table):
+    """`[safe_region]`: memory that can hold nothing of a guest's."""
+
+    sources: list[Source] = Field(description="The first that can be resolved is used; all ranges of the list count as one.", min_length=1)
+
+
+def _rules(value: object) -> object:
+    if value == []:
+        _fail(((), _NO_RULES))
+    return value
+
+
+_NO_RULES = "there are no rules: add a [[rule]] with name, when and action"
+
+
+class PolicyFile(_Table):
+    """A policy file."""
+
+    format: Literal[1] = Field(description="Of this language: 1.")
+    name: Text = Field(description="Of the policy; the record and the console say it.")
+    allow_cmdline_override: bool = Field(False, description="Let the kernel command line loosen the outcome.")
+    open_luo: bool = Field(False, description="Open /dev/liveupdate, for an instant, to tell `ready` from `failed`.")
+    safe_region: SafeRegion = Field(SafeRegion(sources=["kho-scratch"]), description="Where `online-safe` may online memory.")
+    rule: Annotated[list[RuleTable], BeforeValidator(_rules)] = Field(description="In order.")
+    otherwise: Outcome = Field(description="Decides if no rule does.")
+    on_failure: Failure = Field(description="Decides if safemem cannot.")
+
+
+def read(path: Path) -> model.Policy:
+    """Return the policy in the file `path`.
+
+    Raises:
+        PolicyError: it is not a valid policy.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return parse(file.read(MAX_SIZE + 1), str(path))
+
+
+def parse(data: bytes, where: str) -> model.Policy:
+    """Return the policy that the TOML `data`, read from `where`, means. Raises PolicyError."""
+    text = _decode(data, where)
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _syntax_error(text, str(error), where) from None
+    except RecursionError:
+        raise PolicyError(where, [Problem((), 1, 1, "the file is nested too deeply")]) from None
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        raise PolicyError(where, [Problem((), 1, 1, "the file holds a number with thousands of digits")]) from None
+    table, problems = _validate(document)
+    if table is not None:
+        problems = _contradictions(table)
+    if table is None or problems:
+        found = places.find(text)
+        located = [Problem(path, *places.nearest(found, path), _named(document, path, message)) for path, message in problems]
+        raise PolicyError(where, sorted(located, key=lambda p: (p.line, p.column)))
+    policy = _policy(table)
+    return policy._replace(digest=compiled.load(compiled.dump(policy), where).digest)
+
+
+def _decode(data: bytes, where: str) -> str:
+    if len(data) > MAX_SIZE:
+        raise PolicyError(where, [Problem((), 1, 1, "the file is larger than 1 MiB: this is no policy")])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        good = data[: error.start].decode("utf-8", "replace")
+        line, column = good.count("\n") + 1, len(good) - good.rfind("\n")
+        raise PolicyError(
+            where, [Problem((), line, column, f"byte 0x{data[error.start]:02x} is not UTF-8 text: is this a TOML file?")]
+        ) from None
+
+
+def _syntax_error(text: str, message: str, where: str) -> PolicyError:
+    """Return tomllib's complaint with the place in front and the offending line in backticks."""
+    found = re.search(r" \(at line (\d+), column (\d+)\)$", message)
+    lines = text.splitlines() or [""]
+    line, column = (int(found[1]), int(found[2])) if found else (len(lines), len(lines[-1]) + 1)
+    what = message[: found.start()] if found else message.removesuffix(" (at end of document)")
+    offending = lines[line - 1].strip() if line <= len(lines) else ""
+    return PolicyError(where, [Problem((), line, column, f"not valid TOML: {what[:1].lower()}{what[1:]}: {_show(offending)}")])
+
+
+def _validate(document: "dict[str, Any]") -> "tuple[PolicyFile | None, list[tuple[places.Path, str]]]":
+    try:
+        return PolicyFile.model_validate(document), []
+    except ValidationError as error:
+        return None, [problem for details in error.errors(include_url=False) for problem in _explain(details)]
+
+
+def _explain(details: ErrorDetails) -> "list[tuple[places.Path, str]]":
+    """Return one of pydantic's errors as we would say it."""
+    path, value, context = tuple(details["loc"]), details["input"], details.get("ctx", {})
+    key = path[-1] if path else ""
+    match details["type"]:
+        case "policy":
+            return [((*path, *below), message) for below, message in context["problems"]]
+        case "extra_forbidden":
+            return [(path, f"unknown key `{key}`{_near(key, _keys(path[:-1]))}")]
+        case "missing":
+            what = _NO_RULES if path == ("rule",) else f"`{key}` is missing; add {_TO_ADD.get(str(key), f'a value for `{key}`')}"
+            return [(path[:-1], what)]
+        case "literal_error":
+            if path == ("format",):
+                return [(path, f"{_show(value)} is not a format that this safemem reads; it reads {FORMAT}")]
+            words = tuple(re.findall(r"'([^']*)'", context["expected"]))
+            return [(path, f"{_show(value)} is not one of {_list(words)}{_near(value, words)}")]
+        case "too_short":
+            return [(path, "the list is empty")]
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return [(path, f"expected a table, not {_show(value)}")]
+        case "list_type":
+            return [(path, f"expected a list, not {_show(value)}")]
+        case "bool_type":
+            return [(path, f"expected true or false, not {_show(value)}")]
+        case "int_type" | "greater_than_equal" | "less_than_equal":
+            low, high = compiled.DEADLINE
+            return [(path, f"expected whole seconds from {low} to {high}, not {_show(value)}")]
+    return [(path, f"{details['msg'].lower()}: {_show(value)}")]
+
+
+_TO_ADD = {
+    "format": f"`format = {FORMAT}`",
+    "name": 'a name, such as `name = "…"`',
+    "when": 'conditions, such as `when = { handover = "none" }`',
+    "action": f"one of {', '.join(f'`{action}`' for action in model.ACTIONS)}",
+    "otherwise": 'what decides if no rule does, such as `[otherwise]` with `action = "panic"`',
+    "on_failure": 'what happens if safemem cannot finish, such as `[on_failure]` with `action = "panic"`',
+    "sources": f"a list of {', '.join(f'`{source}`' for source in compiled.SOURCES)} and ranges",
+}
+
+
+def _keys(path: places.Path) -> "tuple[str, ...]":
+    """Return the keys that the table at `path` may have."""
+    tables: dict[places.Path, type[BaseModel]] = {
+        (): PolicyFile, ("rule",): RuleTable, ("rule", "when"): When,
+        ("otherwise",): Outcome, ("on_failure",): Failure, ("safe_region",): SafeRegion,
+    }  # fmt: skip
+    table = tables.get(tuple(part for part in path if isinstance(part, str)))
+    return tuple(table.model_fields) if table else ()
+
+
+def _contradictions(table: PolicyFile) -> "list[tuple[places.Path, str]]":
+    """Return what is wrong between values that are each valid."""
+    problems: list[tuple[places.Path, str]] = []
+    seen: dict[str, int] = {}
+    outcomes: list[tuple[places.Path, Outcome]] = [(("otherwise",), table.otherwise)]
+    for index, rule in enumerate(table.rule):
+        outcomes.append((("rule", index), rule))
+        if rule.name in seen:
+            problems.append((("rule", index, "name"), f"rule {seen[rule.name] + 1} has this name already"))
+        elif rule.name == compiled.OTHERWISE:
+            problems.append((("rule", index, "name"), f"the name `{rule.name}` is reserved for [otherwise]"))
+        seen.setdefault(rule.name, index)
+        if not _conditions(rule):
+            problems.append((("rule", index, "when"), "a rule without conditions always matches: that is what [otherwise] is for"))
+    for path, outcome in outcomes:
+        if outcome.enter and outcome.action in model.FINAL:
+            problems.append(((*path, "enter"), f"`enter` has no effect: after `{outcome.action}` the boot does not go on"))
+    fault = compiled.source_fault(table.safe_region.sources)
+    if fault is not None:
+        problems.append((("safe_region", "sources", fault[0]), fault[1]))
+    return problems
+
+
+def _conditions(rule: RuleTable) -> "tuple[Condition, ...]":
+    return tuple(condition for fact in FACTS if (condition := getattr(rule.when, fact)) is not None)
+
+
+def _policy(table: PolicyFile) -> model.Policy:
+    failure = table.on_failure
+    return model.Policy(
+        name=table.name,
+        rules=tuple(_rule(rule, rule.name, _conditions(rule)) for rule in table.rule),
+        otherwise=_rule(table.otherwise, compiled.OTHERWISE, ()),
+        on_failure=model.Failure(failure.action, failure.message, failure.deadline),
+        sources=tuple(table.safe_region.sources),
+        allow_cmdline_override=table.allow_cmdline_override,
+        open_luo=table.open_luo,
+    )
+
+
+def _rule(table: Outcome, name: str, when: "tuple[Condition, ...]") -> model.Rule:
+    return model.Rule(
+        name=name,
+        action=table.action,
+        when=when,
+        message=table.message,
+        zone=table.zone or "",
+        enter=table.enter or "",
+        on_shortfall=table.on_shortfall,
+        accept_data_exposure=table.accept_data_exposure,
+    )
+
+
+def _named(document: "dict[str, Any]", path: places.Path, message: str) -> str:
+    """Return `message` with the rule or table and the key in front."""
+    rest = path
+    head = ""
+    if path[:1] == ("rule",) and len(path) > 1:
+        rest = path[2:]
+        index = path[1]
+        try:
+            name = document["rule"][index]["name"]
+        except (KeyError, IndexError, TypeError):
+            name = None
+        head = f"rule `{name}`" if isinstance(name, str) and name.isprintable() else f"rule {int(index) + 1}"
+    if message.startswith("unknown key"):  # which is named there
+        rest = rest[:-1]
+    key = ".".join(str(part) for part in rest if isinstance(part, str))
+    return ": ".join((*filter(None, [", ".join(filter(None, (head, key)))]), message))
+
+
+def _show(value: object) -> str:
+    """Return `value` in backticks as TOML would write it, on one line, short."""
+    if isinstance(value, str) and value.isprintable():
+        text = value
+    else:
+        try:
+            text = json.dumps(value, default=str)
+        except (ValueError, RecursionError):
+            text = type(value).__name__
+    return f"`{text[:60]}…`" if len(text) > 60 else f"`{text}`"
+
+
+def _list(words: "tuple[str, ...]") -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def _near(word: object, known: "tuple[str, ...]") -> str:
+    near = difflib.get_close_matches(word, known, 1) if isinstance(word, str) else []
+    return f"; did you mean `{near[0]}`?" if near else ""

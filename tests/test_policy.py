@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""Policies in TOML: what they mean, and every error at its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safemem import compiled, model, policy
+from safemem.model import Condition, Range, Term
+
+POLICIES = sorted((Path(__file__).resolve().parent.parent / "policies").glob("*.toml"))
+GOOD = """\
+format = 1
+name = "test"
+[[rule]]
+name = "one"
+when = { handover = "none" }
+action = "online-all"
+[otherwise]
+action = "panic"
+[on_failure]
+action = "panic"
+"""
+
+
+def problems(text: str | bytes) -> list[str]:
+    """Return the lines of the error that `text` gives."""
+    with pytest.raises(policy.PolicyError) as caught:
+        policy.parse(text.encode() if isinstance(text, str) else text, "p.toml")
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("path", POLICIES, ids=lambda path: path.stem)
+def test_shipped(path: Path) -> None:
+    """Every shipped policy is valid, says for whom it is, and goes through the compiled form unchanged."""
+    found = policy.read(path)
+    assert path.stem == found.name
+    assert path.read_text().startswith("# For ")
+    assert found == compiled.load(compiled.dump(found), "x")
+    assert 64 == len(found.digest)
+
+
+def test_defaults() -> None:
+    """What a short policy leaves out has the documented values."""
+    found = policy.parse(GOOD.encode(), "p.toml")
+    assert ("kho-scratch",) == found.sources
+    assert (False, False) == (found.allow_cmdline_override, found.open_luo)
+    assert model.Failure("panic", "", 10) == found.on_failure
+    assert model.Rule("one", "online-all", (Condition("handover", ((Term("is", "none"),),)),)) == found.rules[0]
+    assert model.Rule("otherwise", "panic") == found.otherwise
+
+
+@pytest.mark.parametrize("mangle", [lambda s: s.replace("\n", "\r\n"), lambda s: "\ufeff" + s, lambda s: s.rstrip("\n")])
+def test_files_from_other_systems(mangle: object) -> None:
+    """CRLF, a byte-order mark and a missing last newline change nothing."""
+    assert callable(mangle)
+    assert policy.parse(GOOD.encode(), "p") == policy.parse(mangle(GOOD).encode(), "p")
+
+
+@pytest.mark.parametrize(
+    ("when", "condition"),
+    [
+        ('luo = ["ready", "busy"]', Condition("luo", ((Term("is", "ready"),), (Term("is", "busy"),)))),
+        ('luo = { not = "off" }', Condition("luo", ((Term("is", "off"),),), True)),
+        ('handover = { not = ["none", "unknown"] }', Condition("handover", ((Term("is", "none"),), (Term("is", "unknown"),)), True)),
+        ('kernel = "7.*"', Condition("kernel", ((Term("glob", "7.*"),),))),
+        ('kernel = ">=7.2, <7.4"', Condition("kernel", ((Term(">=", "7.2"), Term("<", "7.4")),))),
+        ('kernel = ["unknown", "<7-rc1"]', Condition("kernel", ((Term("is", "unknown"),), (Term("<", "7-rc1"),)))),
+        ("kexec_count = 3", Condition("kexec_count", ((Term("is", 3),),))),
+        ('kexec_count = "> 3"', Condition("kexec_count", ((Term(">", 3),),))),
+        ('nodes = "memory"', Condition("nodes", ((Term("has", "memory"),),))),
+        ('nodes = "unknown"', Condition("nodes", ((Term("is", "unknown"),),))),
+        ('virt = "qemu"', Condition("virt", ((Term("is", "qemu"),),))),
+    ],
+)
+def test_when(when: str, condition: Condition) -> None:
+    """Each way to ask for a fact."""
+    found = policy.parse(GOOD.replace('handover = "none"', when).encode(), "p")
+    assert (condition,) == found.rules[0].when
+    assert found == compiled.load(compiled.dump(found), "x")
+
+
+def test_sources() -> None:
+    """Ranges take their end in."""
+    text = GOOD.replace("[[rule]]", '[safe_region]\nsources = ["cmdline", "0x1000-0x1fff"]\n[[rule]]', 1)
+    assert ("cmdline", Range(0x1000, 0x2000)) == policy.parse(text.encode(), "p").sources
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("format = 1", "format = 2", "p.toml:1:1: format: `2` is not a format that this safemem reads; it reads 1"),
+        ("format = 1", "format = nan", "p.toml:1:1: format: `NaN` is not a format that this safemem reads; it reads 1"),
+        ("format = 1\n", "", "p.toml:1:1: `format` is missing; add `format = 1`"),
+        ('name = "test"', 'name = "test"\nnmae = "x"', "p.toml:3:1: unknown key `nmae`; did you mean `name`?"),
+        ('name = "test"', 'name = "a\\nb"', 'p.toml:2:1: name: `"a\\nb"` holds characters that cannot be printed on one line'),
+        ('"online-all"', '"online-al"', "p.toml:6:1: rule `one`, action: `online-al` is not one of `online-all`, `online-safe`, `panic`, `reboot`, `halt`; did you mean `online-all`?"),
+        ('"none"', '"nine"', "p.toml:5:10: rule `one`, when.handover: `nine` is not one of `none`, `accepted`, `rejected`, `orphaned`, `unsupported`, `unknown`; did you mean `none`?"),
+        ('"none"', '["none", "nine"]', "p.toml:5:30: rule `one`, when.handover: `nine` is not one of `none`, `accepted`, `rejected`, `orphaned`, `unsupported`, `unknown`; did you mean `none`?"),
+        ('handover = "none"', 'handovr = "none"', "p.toml:5:10: rule `one`, when: unknown key `handovr`; did you mean `handover`?"),
+        ('"none"', "[]", "p.toml:5:10: rule `one`, when.handover: the list is empty, so the rule could never match"),
+        ('"none"', "{ nott = 1 }", 'p.toml:5:10: rule `one`, when.handover: expected a value, a list of values, or { not = … }, not `{"nott": 1}`'),
+        ('handover = "none"', "", "p.toml:5:1: rule `one`, when: a rule without conditions always matches: that is what [otherwise] is for"),
+        ('handover = "none"', 'kernel = "~=7"', "p.toml:5:10: rule `one`, when.kernel: `~=7` is not a comparison; use <, <=, > or >= and commas, such as `>=7.2, <7.4`"),
+        ('handover = "none"', 'kernel = "<seven"', "p.toml:5:10: rule `one`, when.kernel: `seven` is not a version that can be compared, such as 7.2, 7.2.1 or 7.2-rc3"),
+        ('handover = "none"', 'kernel = "7.[0-3]"', "p.toml:5:10: rule `one`, when.kernel: `7.[0-3]`: only `*` and `?` stand for other characters, `[` does not"),
+        ('handover = "none"', "kexec_count = -1", "p.toml:5:10: rule `one`, when.kexec_count: expected a whole number or a comparison such as `>=1, <3`, not `-1`"),
+        ('handover = "none"', "kexec_count = true", "p.toml:5:10: rule `one`, when.kexec_count: expected a whole number or a comparison such as `>=1, <3`, not `true`"),
+        ('handover = "none"', 'safe_region = "unknown"', "p.toml:5:10: rule `one`, when.safe_region: `safe_region` is always known"),
+        ("[otherwise]\naction", "[otherwise]\nenter = 'maintenance'\naction", "p.toml:8:1: otherwise.enter: `enter` has no effect: after `panic` the boot does not go on"),
+        ('[otherwise]\naction = "panic"\n', "", "p.toml:1:1: `otherwise` is missing; add what decides if no rule does, such as `[otherwise]` with `action = \"panic\"`"),
+        ('[on_failure]\naction = "panic"', '[on_failure]\naction = "online-all"', "p.toml:10:1: on_failure.action: `online-all` is not one of `panic`, `reboot`, `halt`"),
+        ("[on_failure]", "[on_failure]\ndeadline = 601", "p.toml:10:1: on_failure.deadline: expected whole seconds from 1 to 600, not `601`"),
+        ("[on_failure]", "[on_failure]\ndeadline = 1.5", "p.toml:10:1: on_failure.deadline: expected whole seconds from 1 to 600, not `1.5`"),
+        ("[otherwise]", '[[rule]]\nname="one"\nwhen={luo="off"}\naction="halt"\n[otherwise]', "p.toml:8:1: rule `one`, name: rule 1 has this name already"),
+        ('name = "one"', 'name = "otherwise"', "p.toml:4:1: rule `otherwise`, name: the name `otherwise` is reserved for [otherwise]"),
+        ('name = "one"\n', "", "p.toml:3:1: rule 1: `name` is missing; add a name, such as `name = \"…\"`"),
+        ('name = "test"', 'name = "test"\nsafe_region.sources = []', "p.toml:3:1: safe_region.sources: the list is empty"),
+        ('name = "test"', 'name = "test"\nsafe_region.sources = ["cmdlin"]', "p.toml:3:24: safe_region.sources: `cmdlin` is neither one of `kho-scratch`, `cmdline`, `none` nor a range; did you mean `cmdline`?"),
+        ('name = "test"', 'name = "test"\nsafe_region.sources = ["0x2-0x1"]', "p.toml:3:24: safe_region.sources: range `0x2-0x1` is backwards: its end lies before its start"),
+        ('name = "test"', 'name = "test"\nsafe_region.sources = ["0x0-0x10000000000000000"]', "p.toml:3:24: safe_region.sources: range `0x0-0x10000000000000000` does not fit into 64 bits"),
+        ('name = "test"', 'name = "test"\nsafe_region.sources = ["0x0-0xfff", "0x800-0xfff"]', "p.toml:3:37: safe_region.sources: range `0x800-0xfff` overlaps `0x0-0xfff`"),
+        ('name = "test"', 'name = "test"\nname = "twice"', "p.toml:3:15: not valid TOML: cannot overwrite a value: `name = \"twice\"`"),
+    ],
+)  # fmt: skip
+def test_one_error(old: str, new: str, expected: str) -> None:
+    """Each mistake gives one message: file, line, column, where, what, and what to do."""
+    assert old in GOOD
+    assert [expected] == problems(GOOD.replace(old, new, 1))
+
+
+def test_no_rules() -> None:
+    """An empty list of rules and no list give the same advice."""
+    table = GOOD[GOOD.index("[[rule]]") : GOOD.index("[otherwise]")]
+    advice = "there are no rules: add a [[rule]] with name, when and action"
+    assert [f"p.toml:1:1: {advice}"] == problems(GOOD.replace(table, ""))
+    assert [f"p.toml:3:1: rule: {advice}"] == problems(GOOD.replace(table, "rule = []\n"))
+
+
+def test_all_errors_at_once() -> None:
+    """Every mistake is told in one run, in the order of the file."""
+    text = GOOD.replace("format = 1", "format = 3").replace('"none"', '"x"').replace('"panic"', '"y"')
+    assert ["1", "5", "8", "10"] == [line.split(":")[1] for line in problems(text)]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"\x7fELF\x80", "p.toml:1:5: byte 0x80 is not UTF-8 text: is this a TOML file?"),
+        (b"x" * (policy.MAX_SIZE + 1), "p.toml:1:1: the file is larger than 1 MiB: this is no policy"),
+        (b"a = " + b"[" * 5000, "p.toml:1:1: the file is nested too deeply"),
+        (b"a = " + b"1" * 5000, "p.toml:1:1: the file holds a number with thousands of digits"),
+        (b"name = ", "p.toml:1:8: not valid TOML: invalid value: `name =`"),
+    ],
+)
+def test_no_toml(data: bytes, expected: str) -> None:
+    """What is no TOML at all is told from a policy with mistakes."""
+    assert [expected] == problems(data)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode) | st.integers(0, len(GOOD) - 1).map(lambda n: GOOD[:n].encode()))
+def test_total(data: bytes) -> None:
+    """Whatever the file holds, the answer is a policy or a PolicyError."""
+    try:
+        policy.parse(data, "p")
+    except policy.PolicyError as error:
+        assert str(error).startswith("p:")
+
+
+def test_models_name_what_the_engine_knows() -> None:
+    """The words of the language are the words of model.py and compiled.py."""
+    assert model.ACTIONS == get_args(policy.Action)
+    assert model.FINAL == get_args(policy.Final)
+    assert model.ZONES == get_args(policy.Zone)
+    assert compiled.ON_SHORTFALL == get_args(policy.Shortfall)
+    assert list(model.FACTS) == list(policy.When.model_fields)
