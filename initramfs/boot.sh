@@ -22,7 +22,7 @@ STATE=$ROOT/run/safemem
 
 say() {
     printf '<0>safemem: %s\n' "$1" 2>/dev/null >"$ROOT/dev/kmsg" || :
-    printf 'safemem: %s\n' "$1" 2>/dev/null >&2 || :
+    printf 'safemem: %s\n' "$1" >&2 2>/dev/null || :
 }
 
 # end ACTION REASON: does not return.

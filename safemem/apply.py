@@ -6,7 +6,7 @@ stop the blocks after them.
 """
 
 import os
-from typing import NamedTuple
+from typing import Callable, NamedTuple  # noqa: UP035  (collections.abc is one import more)
 
 from safemem.model import FINAL, Decision, Range, Step, size_text
 from safemem.probe import AUTO_ONLINE, CRASH_SIZE, MEMORY
@@ -14,6 +14,10 @@ from safemem.probe import AUTO_ONLINE, CRASH_SIZE, MEMORY
 LOAD_LIMIT = "proc/sys/kernel/kexec_load_limit_panic"
 SYSRQ = "proc/sysrq-trigger"
 KMSG = "dev/kmsg"
+#: Bytes of guard given back by one write. The kernel frees a range page by page: in one write, a guard
+#: of terabytes would look like a hang.
+_RELEASE = 256 << 20
+Progress = Callable[[], None]
 _ONLINE_WORD = {"movable": "online_movable", "kernel": "online_kernel", "auto": "online"}
 #: What `valid_zones` of an online block shows for each zone asked for.
 _ZONES = {"movable": ("Movable",), "kernel": ("Normal", "DMA32", "DMA"), "auto": ("Normal", "Movable", "DMA32", "DMA")}
@@ -47,21 +51,29 @@ def hold(root: str) -> "list[str]":
 def forbid_crash_kernel(root: str) -> "list[str]":
     """Forbid loading a crash kernel: it would be written into the guard (kernel.kexec_load_limit_panic, 6.3)."""
     trouble = _write(root, LOAD_LIMIT, "0")
-    return [f"{LOAD_LIMIT} could not be set to 0, so a crash kernel could be loaded into the guard: {trouble}"] if trouble else []
+    return (
+        [f"{LOAD_LIMIT} could not be set to 0, so a crash kernel could be loaded into the guard: {trouble}"]
+        if trouble
+        else []
+    )
 
 
-def carry_out(decision: Decision, root: str = "/") -> Result:
-    """Do what the plan says, then read back and compare. Panic, reboot and halt are `end`'s."""
+def carry_out(decision: Decision, root: str = "/", progress: Progress = lambda: None) -> Result:
+    """Do what the plan says, then read back and compare. Panic, reboot and halt are `end`'s.
+
+    `progress` is called as the work goes on: every write to the kernel may take its time, but
+    no 64 of them together take long enough to be mistaken for a hang.
+    """
     problems: "list[str]" = []
     onlined = wanted = 0
     for step in decision.steps:
         if step.op == "online":
             wanted += step.size
-            done, trouble = _online(root, step)
+            done, trouble = _online(root, step, progress)
             onlined += done
             problems += trouble
         elif step.op == "release-guard":
-            problems += _release_guard(root, step)
+            problems += _release_guard(root, step, progress)
     held_problems = [text for step in decision.steps if step.op == "hold" for text in _still_held(root, step)]
     if decision.action == "online-all" and not problems:
         # What is plugged in later is to come online as well, in the same zone, by the kernel itself.
@@ -88,7 +100,7 @@ def end(action: str, reason: str, root: str = "/") -> None:
         say(root, 0, f"writing `{key}` to {SYSRQ} did not end this boot")
 
 
-def _online(root: str, step: Step) -> "tuple[int, list[str]]":
+def _online(root: str, step: Step, progress: Progress) -> "tuple[int, list[str]]":
     """Online the step's blocks; return the bytes that are online afterwards, and the problems as ranges."""
     word = _ONLINE_WORD[step.zone].encode()
     base = os.path.join(root, MEMORY)
@@ -104,6 +116,8 @@ def _online(root: str, step: Step) -> "tuple[int, list[str]]":
                 os.close(fd)
         except OSError as error:
             failed[number] = (error.strerror or "cannot be written").lower()
+        if number % 64 == 0:
+            progress()
     for number in range(step.first, step.last + 1):
         state = _read(root, f"{MEMORY}/memory{number}/state")
         if state == "online":
@@ -126,7 +140,10 @@ def _spans(failed: "dict[int, str]", block: int) -> "list[tuple[str, str]]":
         else:
             runs.append((number, number, why))
     return [
-        (f"blocks {first}-{last} ({Range(first * block, (last + 1) * block)}, {size_text((last - first + 1) * block)})", why)
+        (
+            f"blocks {first}-{last} ({Range(first * block, (last + 1) * block)}, {size_text((last - first + 1) * block)})",
+            why,
+        )
         for first, last, why in runs
     ]
 
@@ -143,10 +160,15 @@ def _still_held(root: str, step: Step) -> "list[str]":
     return [f"{span} should be held, but somebody else has onlined it" for span, _ in _spans(loose, block)]
 
 
-def _release_guard(root: str, step: Step) -> "list[str]":
+def _release_guard(root: str, step: Step, progress: Progress) -> "list[str]":
+    """Give the guard back from its end; `kexec_crash_size` holds bytes and can only shrink."""
+    trouble = None
+    for size in range(max(0, step.end - step.start - _RELEASE), 0, -_RELEASE):
+        trouble = trouble or _write(root, CRASH_SIZE, str(size))
+        progress()
     trouble = _write(root, CRASH_SIZE, "0")
     left = _read(root, CRASH_SIZE)
-    if trouble or left != "0":
+    if left != "0":
         why = trouble or f"{CRASH_SIZE} reads `{left}`"
         return [f"the guard {Range(step.start, step.end)} could not be given back: {why}"]
     return []

@@ -57,7 +57,7 @@ def _boot(root: str) -> int:
         apply.say(root, _WARNING, text)
     if decision.action in FINAL:
         return _end(root, decision.action, decision.message)
-    result = apply.carry_out(decision, root)
+    result = apply.carry_out(decision, root, record.Progress(root).step)
     record.write(
         root,
         record.record_text(

@@ -66,7 +66,9 @@ def _first_match(policy: Policy, facts: "dict[str, Fact]") -> "tuple[Rule, tuple
         for condition in rule.when:
             fact = facts.get(condition.fact, Fact(UNKNOWN, "", "not in the snapshot"))
             if not matches(condition, fact):
-                misses.append(Miss(rule.name, condition.fact, wanted_text(condition), fact_text(fact.value), fact.source))
+                misses.append(
+                    Miss(rule.name, condition.fact, wanted_text(condition), fact_text(fact.value), fact.source)
+                )
                 break
         else:
             return rule, tuple(misses)
@@ -175,7 +177,8 @@ def _derive(snapshot: Snapshot, region: "tuple[Range, ...] | None", source: str)
     states = {run.state for run in snapshot.blocks}
     odd = not snapshot.block_size or bool(states - {"online", "offline"})
     outside = any(
-        run.state == "online" and sum(r.count for r, inside in _split(run, snapshot.block_size, region or ()) if not inside)
+        run.state == "online"
+        and sum(r.number for r, inside in _split(run, snapshot.block_size, region or ()) if not inside)
         for run in snapshot.blocks
     )
     derived = {
@@ -208,11 +211,22 @@ def _block_steps(rule: Rule, snapshot: Snapshot, region: "tuple[Range, ...]", zo
                 op, why = "keep", "" if wanted else "was online before the decision"
             else:
                 op, why = "hold", f"state is {piece.state}"
-            step = Step(op, piece.first * size, (piece.last + 1) * size, piece.first, piece.last,
-                        zone if op == "online" else "", why)
+            step = Step(
+                op,
+                piece.first * size,
+                (piece.last + 1) * size,
+                piece.first,
+                piece.last,
+                zone if op == "online" else "",
+                why,
+            )
             last = steps[-1] if steps else None
             # Runs are split by node, a plan need not be.
-            if last and last.last + 1 == step.first and (last.op, last.zone, last.why) == (step.op, step.zone, step.why):
+            if (
+                last
+                and last.last + 1 == step.first
+                and (last.op, last.zone, last.why) == (step.op, step.zone, step.why)
+            ):
                 steps[-1] = last._replace(end=step.end, last=step.last)
             else:
                 steps.append(step)
@@ -252,7 +266,11 @@ def _warnings(
         if late:
             total = sum(step.size for step in late)
             spans = ", ".join(str(Range(step.start, step.end)) for step in late)
-            held = f", of which the guard keeps {size_text(snapshot.guard.end - snapshot.guard.start)}" if snapshot.guard else ""
+            held = (
+                f", of which the guard keeps {size_text(snapshot.guard.end - snapshot.guard.start)}"
+                if snapshot.guard
+                else ""
+            )
             odd.append(f"{size_text(total)} were online before the decision and are not protected{held}: {spans}")
         odd += _cuts(snapshot, region or ())
     for run in snapshot.blocks:
@@ -272,5 +290,7 @@ def _cuts(snapshot: Snapshot, region: "tuple[Range, ...]") -> "list[str]":
                 continue
             if any(run.state == "offline" and run.first <= number <= run.last for run in snapshot.blocks):
                 lost = min(end, area.end) - max(start, area.start)
-                found.append(f"safe region {area} cuts through block {number}, which stays held: {size_text(lost)} of it are safe but unused")
+                found.append(
+                    f"safe region {area} cuts through block {number}, which stays held: {size_text(lost)} of it are safe but unused"
+                )
     return found

@@ -48,9 +48,7 @@ def parse(blob: bytes) -> Node:
         raise FdtError(f"device tree blob is cut off: {len(blob)} of {total} bytes")
     if off_struct + size_struct > total or off_strings + size_strings > total or off_struct % 4:
         raise FdtError("device tree blob has a block that reaches outside it")
-    return _Reader(
-        blob[off_struct : off_struct + size_struct], blob[off_strings : off_strings + size_strings]
-    ).tree()
+    return _Reader(blob[off_struct : off_struct + size_struct], blob[off_strings : off_strings + size_strings]).tree()
 
 
 class _Reader:

@@ -162,7 +162,9 @@ def _wrapper(policy: model.Policy) -> bytes:
     for folder in (_PACKAGE / "initramfs", _PACKAGE.parent / "initramfs"):
         if (folder / "boot.sh").is_file():
             return wrapper(policy.on_failure, (folder / "boot.sh").read_text("utf-8"))
-    raise BuildError(f"boot.sh is neither in {_PACKAGE / 'initramfs'} nor beside the package: the installation is not complete")
+    raise BuildError(
+        f"boot.sh is neither in {_PACKAGE / 'initramfs'} nor beside the package: the installation is not complete"
+    )
 
 
 def wrapper(failure: model.Failure, template: str, root: str = "") -> bytes:

@@ -74,7 +74,8 @@ class Blocks(NamedTuple):
     node: int = -1  #: NUMA node, -1 when it could not be read
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
+        """How many blocks these are."""
         return self.last - self.first + 1
 
 

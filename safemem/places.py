@@ -6,6 +6,7 @@ TOML 1.0 and stops at what it does not understand, so that a place may be missin
 """
 
 import bisect
+import contextlib
 import re
 import tomllib
 
@@ -33,10 +34,8 @@ class _Unexpected(Exception):
 def find(text: str) -> "dict[Path, Place]":
     """Return the place of every table, key and array element of the valid TOML `text`."""
     scanner = _Scanner(text)
-    try:
+    with contextlib.suppress(_Unexpected, RecursionError):
         scanner.document()
-    except (_Unexpected, RecursionError):
-        pass
     return scanner.places
 
 

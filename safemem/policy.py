@@ -12,7 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from safemem import compiled, model, places
@@ -109,7 +118,9 @@ def _comparisons(kind: str, text: str) -> "tuple[Term, ...]":
     for part in text.split(","):
         found = _COMPARISON.fullmatch(part.strip())
         if not found:
-            raise ValueError(f"`{part.strip()}` is not a comparison; use <, <=, > or >= and commas, such as `{_EXAMPLE[kind]}`")
+            raise ValueError(
+                f"`{part.strip()}` is not a comparison; use <, <=, > or >= and commas, such as `{_EXAMPLE[kind]}`"
+            )
         op, bound = found.groups()
         if kind == "version":
             if not compiled.is_version(bound):
@@ -137,7 +148,12 @@ def _source(value: object) -> "str | model.Range":
     if value in compiled.SOURCES:
         return value
     if not value[:1].isdigit():
-        _fail(((), f"{_show(value)} is neither one of {_list(compiled.SOURCES)} nor a range{_near(value, compiled.SOURCES)}"))
+        _fail(
+            (
+                (),
+                f"{_show(value)} is neither one of {_list(compiled.SOURCES)} nor a range{_near(value, compiled.SOURCES)}",
+            )
+        )
     try:
         return model.parse_range(value)
     except ValueError as error:
@@ -145,7 +161,11 @@ def _source(value: object) -> "str | model.Range":
 
 
 Text = Annotated[str, PlainValidator(_text), WithJsonSchema({"type": "string", "minLength": 1})]
-Source = Annotated[Any, PlainValidator(_source), WithJsonSchema({"type": "string", "examples": [*compiled.SOURCES, "0x100000000-0x1ffffffff"]})]
+Source = Annotated[
+    Any,
+    PlainValidator(_source),
+    WithJsonSchema({"type": "string", "examples": [*compiled.SOURCES, "0x100000000-0x1ffffffff"]}),
+]
 Action = Literal["online-all", "online-safe", "panic", "reboot", "halt"]
 Final = Literal["panic", "reboot", "halt"]
 Zone = Literal["auto", "movable", "kernel"]
@@ -158,9 +178,16 @@ class _Table(BaseModel):
 
 def _schema(fact: str) -> "dict[str, object]":
     kind, members = FACTS[fact]
-    one: dict[str, object] = {"enum": list(members)} if members else {"type": ["string", "integer"] if kind == "number" else "string"}
+    one: dict[str, object] = (
+        {"enum": list(members)} if members else {"type": ["string", "integer"] if kind == "number" else "string"}
+    )
     several = {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
-    return {"anyOf": [*several["anyOf"], {"type": "object", "properties": {"not": several}, "required": ["not"], "additionalProperties": False}]}
+    return {
+        "anyOf": [
+            *several["anyOf"],
+            {"type": "object", "properties": {"not": several}, "required": ["not"], "additionalProperties": False},
+        ]
+    }
 
 
 _when_fields: Any = {
@@ -175,10 +202,16 @@ class Outcome(_Table):
 
     action: Action = Field(description="What happens to memory, or to the boot.")
     message: Text = Field("", description="Said on the console and in the record; default: the handover state.")
-    zone: Zone | None = Field(None, description="Zone for what comes online; default: movable, or auto where KHO is off.")
+    zone: Zone | None = Field(
+        None, description="Zone for what comes online; default: movable, or auto where KHO is off."
+    )
     enter: Literal["maintenance"] | None = Field(None, description="Go on to this mode instead of a normal boot.")
-    on_shortfall: Shortfall = Field("continue", description="What if memory that should be held turns out to be online.")
-    accept_data_exposure: bool = Field(False, description="This outcome may put guests' pages into the allocator; say so on purpose.")
+    on_shortfall: Shortfall = Field(
+        "continue", description="What if memory that should be held turns out to be online."
+    )
+    accept_data_exposure: bool = Field(
+        False, description="This outcome may put guests' pages into the allocator; say so on purpose."
+    )
 
 
 class RuleTable(Outcome):
@@ -199,7 +232,9 @@ class Failure(_Table):
 class SafeRegion(_Table):
     """`[safe_region]`: memory that can hold nothing of a guest's."""
 
-    sources: list[Source] = Field(description="The first that can be resolved is used; all ranges of the list count as one.", min_length=1)
+    sources: list[Source] = Field(
+        description="The first that can be resolved is used; all ranges of the list count as one.", min_length=1
+    )
 
 
 def _rules(value: object) -> object:
@@ -218,7 +253,9 @@ class PolicyFile(_Table):
     name: Text = Field(description="Of the policy; the record and the console say it.")
     allow_cmdline_override: bool = Field(False, description="Let the kernel command line loosen the outcome.")
     open_luo: bool = Field(False, description="Open /dev/liveupdate, for an instant, to tell `ready` from `failed`.")
-    safe_region: SafeRegion = Field(SafeRegion(sources=["kho-scratch"]), description="Where `online-safe` may online memory.")
+    safe_region: SafeRegion = Field(
+        SafeRegion(sources=["kho-scratch"]), description="Where `online-safe` may online memory."
+    )
     rule: Annotated[list[RuleTable], BeforeValidator(_rules)] = Field(description="In order.")
     otherwise: Outcome = Field(description="Decides if no rule does.")
     on_failure: Failure = Field(description="Decides if safemem cannot.")
@@ -251,7 +288,9 @@ def parse(data: bytes, where: str) -> model.Policy:
         problems = _contradictions(table)
     if table is None or problems:
         found = places.find(text)
-        located = [Problem(path, *places.nearest(found, path), _named(document, path, message)) for path, message in problems]
+        located = [
+            Problem(path, *places.nearest(found, path), _named(document, path, message)) for path, message in problems
+        ]
         raise PolicyError(where, sorted(located, key=lambda p: (p.line, p.column)))
     policy = _policy(table)
     return policy._replace(digest=compiled.load(compiled.dump(policy), where).digest)
@@ -266,7 +305,8 @@ def _decode(data: bytes, where: str) -> str:
         good = data[: error.start].decode("utf-8", "replace")
         line, column = good.count("\n") + 1, len(good) - good.rfind("\n")
         raise PolicyError(
-            where, [Problem((), line, column, f"byte 0x{data[error.start]:02x} is not UTF-8 text: is this a TOML file?")]
+            where,
+            [Problem((), line, column, f"byte 0x{data[error.start]:02x} is not UTF-8 text: is this a TOML file?")],
         ) from None
 
 
@@ -277,7 +317,9 @@ def _syntax_error(text: str, message: str, where: str) -> PolicyError:
     line, column = (int(found[1]), int(found[2])) if found else (len(lines), len(lines[-1]) + 1)
     what = message[: found.start()] if found else message.removesuffix(" (at end of document)")
     offending = lines[line - 1].strip() if line <= len(lines) else ""
-    return PolicyError(where, [Problem((), line, column, f"not valid TOML: {what[:1].lower()}{what[1:]}: {_show(offending)}")])
+    return PolicyError(
+        where, [Problem((), line, column, f"not valid TOML: {what[:1].lower()}{what[1:]}: {_show(offending)}")]
+    )
 
 
 def _validate(document: "dict[str, Any]") -> "tuple[PolicyFile | None, list[tuple[places.Path, str]]]":
@@ -297,7 +339,11 @@ def _explain(details: ErrorDetails) -> "list[tuple[places.Path, str]]":
         case "extra_forbidden":
             return [(path, f"unknown key `{key}`{_near(key, _keys(path[:-1]))}")]
         case "missing":
-            what = _NO_RULES if path == ("rule",) else f"`{key}` is missing; add {_TO_ADD.get(str(key), f'a value for `{key}`')}"
+            what = (
+                _NO_RULES
+                if path == ("rule",)
+                else f"`{key}` is missing; add {_TO_ADD.get(str(key), f'a value for `{key}`')}"
+            )
             return [(path[:-1], what)]
         case "literal_error":
             if path == ("format",):
@@ -352,10 +398,14 @@ def _contradictions(table: PolicyFile) -> "list[tuple[places.Path, str]]":
             problems.append((("rule", index, "name"), f"the name `{rule.name}` is reserved for [otherwise]"))
         seen.setdefault(rule.name, index)
         if not _conditions(rule):
-            problems.append((("rule", index, "when"), "a rule without conditions always matches: that is what [otherwise] is for"))
+            problems.append(
+                (("rule", index, "when"), "a rule without conditions always matches: that is what [otherwise] is for")
+            )
     for path, outcome in outcomes:
         if outcome.enter and outcome.action in model.FINAL:
-            problems.append(((*path, "enter"), f"`enter` has no effect: after `{outcome.action}` the boot does not go on"))
+            problems.append(
+                ((*path, "enter"), f"`enter` has no effect: after `{outcome.action}` the boot does not go on")
+            )
     fault = compiled.source_fault(table.safe_region.sources)
     if fault is not None:
         problems.append((("safe_region", "sources", fault[0]), fault[1]))

@@ -262,7 +262,9 @@ def _handover(root: str, cmdline: "str | None", config: _Config) -> Fact:
         return Fact("rejected", out, "offered, KHO is on, and no incoming tree is shown")
     built_in = config.value("CONFIG_KEXEC_HANDOVER")
     if built_in is None:
-        return Fact(UNKNOWN, DEBUGFS, _debugfs(root) or "offered, no kho folder, and no kernel configuration to consult")
+        return Fact(
+            UNKNOWN, DEBUGFS, _debugfs(root) or "offered, no kho folder, and no kernel configuration to consult"
+        )
     if not built_in:
         return Fact("unsupported", config.source, "offered to a kernel without CONFIG_KEXEC_HANDOVER")
     if not config.value("CONFIG_KEXEC_HANDOVER_DEBUGFS"):
@@ -272,7 +274,9 @@ def _handover(root: str, cmdline: "str | None", config: _Config) -> Fact:
         return Fact(UNKNOWN, DEBUGFS, trouble or "the command line cannot be read")
     if _kho_asked(cmdline, config):
         return Fact("rejected", "command line", "offered and KHO asked for, but it did not start")
-    return Fact("orphaned", "command line", "offered, but KHO is off: preserved memory stays reserved and cannot be claimed")
+    return Fact(
+        "orphaned", "command line", "offered, but KHO is off: preserved memory stays reserved and cannot be claimed"
+    )
 
 
 def _kho_asked(cmdline: str, config: _Config) -> bool:
@@ -308,7 +312,9 @@ def _luo(root: str, cmdline: "str | None", open_it: bool) -> Fact:
         return Fact("ready", LUO_DEVICE, "opened and closed")
     if here:
         return Fact("ready", LUO_CLASS, "the device is there; not opened")
-    if cmdline is None or (_exists(_path(root, "sys/class/misc")) is not True and _exists(_path(root, "sys/class")) is not True):
+    if cmdline is None or (
+        _exists(_path(root, "sys/class/misc")) is not True and _exists(_path(root, "sys/class")) is not True
+    ):
         return Fact(UNKNOWN, LUO_CLASS, "the command line or sys/class cannot be read")
     if _kernel_bool(argument(cmdline, "liveupdate")):
         return Fact("missing", LUO_CLASS, "liveupdate= asks for it, but there is no device")
@@ -384,7 +390,7 @@ def _scratch(root: str, notes: "list[str]") -> "tuple[Range, ...]":
     if not starts or len(starts) != len(sizes):
         notes.append("the scratch areas of the accepted handover cannot be read")
         return ()
-    return tuple(sorted(Range(start, start + size) for start, size in zip(starts, sizes) if size > 0))
+    return tuple(sorted(Range(start, start + size) for start, size in zip(starts, sizes, strict=True) if size > 0))
 
 
 def _cmdline_safe(cmdline: "str | None", notes: "list[str]") -> "tuple[Range, ...]":

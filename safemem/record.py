@@ -12,6 +12,7 @@ from safemem.model import FACTS, UNKNOWN, Blocks, Decision, Fact, Range, Snapsho
 
 SCHEMA = 1
 RECORD = "run/safemem/decision.json"
+PROGRESS = "run/safemem/progress"
 _STATES = ("online", "offline", "going-offline", UNKNOWN)
 
 
@@ -74,15 +75,18 @@ def capture_text(snapshot: Snapshot) -> str:
 
 def record_text(snapshot: Snapshot, decision: Decision, result: "dict[str, object] | None") -> str:
     """Return the decision record; `result` is None until the plan has been carried out."""
-    return json.dumps(
-        {
-            "schema": SCHEMA,
-            "kind": "decision",
-            "decision": decision_to_json(decision),
-            "result": result,
-            "snapshot": snapshot_to_json(snapshot),
-        }
-    ) + "\n"
+    return (
+        json.dumps(
+            {
+                "schema": SCHEMA,
+                "kind": "decision",
+                "decision": decision_to_json(decision),
+                "result": result,
+                "snapshot": snapshot_to_json(snapshot),
+            }
+        )
+        + "\n"
+    )
 
 
 def write(root: str, text: str) -> None:
@@ -94,6 +98,22 @@ def write(root: str, text: str) -> None:
     with open(fd, "w", encoding="utf-8") as out:
         out.write(text)
     os.rename(draft, path)
+
+
+class Progress:
+    """Counts in a file, so that the wrapper's watchdog can tell slow work from a hang."""
+
+    def __init__(self, root: str) -> None:
+        self.path, self.count = os.path.join(root, PROGRESS), 0
+
+    def step(self) -> None:
+        """Count one more. Raises OSError."""
+        self.count += 1
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, b"%d\n" % self.count)
+        finally:
+            os.close(fd)
 
 
 def summary(decision: Decision) -> "list[str]":
@@ -118,7 +138,9 @@ def snapshot_from_text(text: str, where: str) -> Snapshot:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError):
-            raise Invalid(f"{where}:{error.lineno}:{error.colno}: the capture is cut off or is not JSON: {error.msg.lower()}") from None
+            raise Invalid(
+                f"{where}:{error.lineno}:{error.colno}: the capture is cut off or is not JSON: {error.msg.lower()}"
+            ) from None
         raise Invalid(f"{where}: the capture is not JSON") from None
     if not isinstance(document, dict) or document.get("kind") not in ("capture", "decision"):
         raise Invalid(f"{where}: this is neither a capture nor a decision record of safemem")
@@ -126,7 +148,9 @@ def snapshot_from_text(text: str, where: str) -> Snapshot:
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise Invalid(f"{where}: schema: `{schema}` is not a schema number")
     if schema > SCHEMA:
-        raise Invalid(f"{where}: schema: {schema} is newer than the {SCHEMA} that this safemem reads; use the safemem that wrote it")
+        raise Invalid(
+            f"{where}: schema: {schema} is newer than the {SCHEMA} that this safemem reads; use the safemem that wrote it"
+        )
     return _snapshot(_Place(document, where).item("snapshot"))
 
 
@@ -182,7 +206,12 @@ def _snapshot(place: _Place) -> Snapshot:
     size = place.item("block_size").number()
     blocks: "list[Blocks]" = []
     for item in place.item("blocks").items():
-        run = Blocks(item.item("first").number(), item.item("last").number(), item.item("state").text(), item.item("node").number(-1))
+        run = Blocks(
+            item.item("first").number(),
+            item.item("last").number(),
+            item.item("state").text(),
+            item.item("node").number(-1),
+        )
         if run.last < run.first:
             raise Invalid(f"{item.where}: `last` lies before `first`")
         if run.state not in _STATES:
@@ -191,7 +220,7 @@ def _snapshot(place: _Place) -> Snapshot:
     if blocks and not size:
         raise Invalid(f"{place.where}.block_size: 0, but there are blocks")
     blocks.sort()
-    for before, after in zip(blocks, blocks[1:]):
+    for before, after in zip(blocks, blocks[1:], strict=False):
         if after.first <= before.last:
             raise Invalid(f"{place.where}.blocks: block {after.first} is there twice")
     guard = place.item("guard")

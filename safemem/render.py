@@ -99,9 +99,7 @@ def memory_map(decision: Decision, width: int = 64) -> "list[str]":
     for start in range(low, high, cell):
         kinds = [kind for s, e, kind in spans if s < start + cell and start < e]
         cells.append(max(kinds, key=lambda kind: rank[kind]) if kinds else "gap")
-    bar = "".join(
-        click.style(_SIGNS[kind][0] * len(list(run)), fg=_SIGNS[kind][2]) for kind, run in groupby(cells)
-    )
+    bar = "".join(click.style(_SIGNS[kind][0] * len(list(run)), fg=_SIGNS[kind][2]) for kind, run in groupby(cells))
     legend = "   ".join(f"{_SIGNS[kind][0]} {_SIGNS[kind][1]}" for kind in _SIGNS if kind in cells and kind != "gap")
     return [f"0x{low:x} [{bar}] 0x{high - 1:x}", f"{legend}   one sign is {size_text(cell)}"]
 

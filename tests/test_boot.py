@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from safemem import apply, boot, compiled, record
+from safemem import apply, boot, compiled, engine, probe, record
 from safemem.model import Condition, Failure, Policy, Rule, Term
 from tests.fakes import make_root
 
@@ -33,16 +33,14 @@ def test_online_safe_holds_and_records(tmp_path: Path) -> None:
     (root / "sys/devices/system/memory/auto_online_blocks").write_text("online\n")
     install(root, otherwise=Rule("otherwise", "online-safe"))
 
-    assert 0 == boot.main(["--root", str(root)])
+    assert boot.main(["--root", str(root)]) == 0
 
     document: dict[str, Any] = json.loads((root / record.RECORD).read_text())
-    assert "online-safe" == document["decision"]["action"]
+    assert document["decision"]["action"] == "online-safe"
     assert document["result"]["complete"] is True
-    assert "online" == document["snapshot"]["facts"]["auto_online"]["value"]
+    assert document["snapshot"]["facts"]["auto_online"]["value"] == "online"
     assert (root / "sys/devices/system/memory/auto_online_blocks").read_text().startswith("offline")
-    assert {"offline\n"} == {
-        (root / f"sys/devices/system/memory/memory{n}/state").read_text() for n in range(32, 40)
-    }
+    assert {"offline\n"} == {(root / f"sys/devices/system/memory/memory{n}/state").read_text() for n in range(32, 40)}
 
 
 @pytest.mark.parametrize(("action", "key", "status"), [("panic", "b", 1), ("reboot", "c", 1), ("halt", "", 5)])
@@ -73,7 +71,7 @@ def test_bad_policy_decides_nothing(tmp_path: Path, damage: str, capsys: pytest.
     elif damage == "folder":
         path.mkdir()
 
-    assert 1 == boot.main(["--root", str(root)])
+    assert boot.main(["--root", str(root)]) == 1
 
     assert not (root / record.RECORD).exists()
     assert "safemem: cannot decide: " in capsys.readouterr().err
@@ -85,9 +83,9 @@ def test_a_record_that_cannot_be_written_stops_the_boot(tmp_path: Path) -> None:
     install(root, otherwise=Rule("otherwise", "online-all"))
     (root / "run").write_text("in the way")
 
-    assert 1 == boot.main(["--root", str(root)])
+    assert boot.main(["--root", str(root)]) == 1
 
-    assert "offline\n" == (root / "sys/devices/system/memory/memory32/state").read_text()
+    assert (root / "sys/devices/system/memory/memory32/state").read_text() == "offline\n"
 
 
 def test_writes_that_do_not_take_are_reported(tmp_path: Path) -> None:
@@ -96,31 +94,31 @@ def test_writes_that_do_not_take_are_reported(tmp_path: Path) -> None:
     rule = Rule("cold", "online-all", (Condition("handover", ((Term("is", "none"),),)),))
     install(root, rule, otherwise=Rule("otherwise", "panic"))
 
-    assert 0 == boot.main(["--root", str(root)])
+    assert boot.main(["--root", str(root)]) == 0
 
     result = json.loads((root / record.RECORD).read_text())["result"]
     assert result["complete"] is False
-    assert 0 == result["bytes_onlined"]
-    assert [
+    assert result["bytes_onlined"] == 0
+    assert result["problems"] == [
         "blocks 32-39 (0x100000000-0x13fffffff, 1 GiB) could not be onlined in zone movable: "
         "reads `online_movable` after it was written"
-    ] == result["problems"]
+    ]
 
 
 def test_shortfall_ends_the_boot_if_the_policy_says_so(tmp_path: Path) -> None:
     """A held block that somebody else onlines meanwhile is a shortfall."""
     root = make_root(tmp_path, offered=True)
-    decision = boot.engine.decide(
+    decision = engine.decide(
         Policy("test", (), Rule("otherwise", "online-safe"), Failure("panic"), ("none",)),
-        boot.probe.read_snapshot(str(root)),
+        probe.read_snapshot(str(root)),
     )
     (root / "sys/devices/system/memory/memory35/state").write_text("online\n")
     result = apply.carry_out(decision, str(root))
 
     assert result.shortfall
-    assert (
+    assert result.problems == (
         "blocks 35-35 (0x118000000-0x11fffffff, 128 MiB) should be held, but somebody else has onlined it",
-    ) == result.problems
+    )
 
 
 def test_guard_is_kept_and_given_back(tmp_path: Path) -> None:
@@ -143,21 +141,21 @@ def test_a_crash_kernel_of_kdump_is_left_alone(tmp_path: Path) -> None:
     install(root, otherwise=Rule("otherwise", "online-all"))
     boot.main(["--root", str(root)])
 
-    assert "603979776\n" == (root / "sys/kernel/kexec_crash_size").read_text()
+    assert (root / "sys/kernel/kexec_crash_size").read_text() == "603979776\n"
 
 
 def test_capture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`boot capture` prints a snapshot that simulate can read, and changes nothing."""
     root = make_root(tmp_path, offered=True)
 
-    assert 0 == boot.main(["--root", str(root), "capture"])
+    assert boot.main(["--root", str(root), "capture"]) == 0
 
     snapshot = record.snapshot_from_text(capsys.readouterr().out, "capture")
-    assert "rejected" == snapshot.facts["handover"].value
+    assert snapshot.facts["handover"].value == "rejected"
     assert not (root / "run").exists()
 
 
 def test_unknown_argument(capsys: pytest.CaptureFixture[str]) -> None:
     """A mistyped argument is refused before anything is touched."""
-    assert 2 == boot.main(["captrue"])
-    assert "safemem: unknown argument `captrue`: the only one is capture\n" == capsys.readouterr().err
+    assert boot.main(["captrue"]) == 2
+    assert capsys.readouterr().err == "safemem: unknown argument `captrue`: the only one is capture\n"

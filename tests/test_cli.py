@@ -51,7 +51,7 @@ def test_capture_simulates_like_the_machine(tmp_path: Path) -> None:
     there = run("simulate", DEFAULT, "--root", str(root), "--format", "json")
     state = str(tmp_path / "state.json")
 
-    assert 0 == run("capture", "--root", str(root), "-o", state).exit_code
+    assert run("capture", "--root", str(root), "-o", state).exit_code == 0
     here = run("simulate", DEFAULT, "--state", state, "--format", "json")
     assert json.loads(there.output) == json.loads(here.output)
 
@@ -63,18 +63,18 @@ def test_text(tmp_path: Path) -> None:
 
     assert lines[0].startswith("online-safe  ")
     headings = [line for line in lines if line in ("why", "plan", "not protected", "not known")]
-    assert ["why", "plan", "not protected"] == headings
+    assert headings == ["why", "plan", "not protected"]
     assert any("[####" in line for line in lines)
 
 
 def test_imagined_state_fails_closed() -> None:
     """With nothing known the default policy panics."""
-    assert 5 == run("simulate", DEFAULT).exit_code
+    assert run("simulate", DEFAULT).exit_code == 5
 
 
 def test_set_changes_a_fact() -> None:
     """--set imagines one fact."""
-    assert 0 == run("simulate", DEFAULT, "--set", "handover=none").exit_code
+    assert run("simulate", DEFAULT, "--set", "handover=none").exit_code == 0
 
 
 def test_matrix_covers_every_handover_state() -> None:
@@ -82,7 +82,7 @@ def test_matrix_covers_every_handover_state() -> None:
     result = run("simulate", DEFAULT, "--matrix", "--format", "json")
     states = json.loads(result.output)["states"]
 
-    assert 0 == result.exit_code
+    assert result.exit_code == 0
     assert {"none", "accepted", "rejected", "orphaned", "unsupported", "unknown"} == {
         state["facts"]["handover"] for state in states
     }
@@ -97,7 +97,11 @@ def test_matrix_covers_every_handover_state() -> None:
         (["--set", "handover=rejectd"], 2, "`rejectd` is not one of none, accepted, rejected"),
         (["--set", "handover"], 2, "--set `handover`: expected FACT=VALUE"),
         (["--set", "kexec_count=many"], 2, "--set kexec_count: `many` is not a whole number"),
-        (["--root", "/nowhere"], 3, "safemem: /nowhere/sys/kernel: there is no such folder; is sysfs mounted below /nowhere?"),
+        (
+            ["--root", "/nowhere"],
+            3,
+            "safemem: /nowhere/sys/kernel: there is no such folder; is sysfs mounted below /nowhere?",
+        ),
         (["--state", "/nowhere"], 3, "safemem: /nowhere: no such file or directory"),
         (["--live", "--root", "/"], 2, "--live, --state and --root exclude each other"),
     ],
@@ -118,7 +122,7 @@ def test_bad_policy_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     result = run("compile", str(bad), "-o", str(out))
 
-    assert 3 == result.exit_code
+    assert result.exit_code == 3
     assert f"safemem: {bad}:2:1: unknown key `nmae`; did you mean `name`?" in result.output
     assert not out.exists()
 
@@ -127,5 +131,5 @@ def test_unwritable_output(tmp_path: Path) -> None:
     """A folder that does not exist is named, status 1."""
     result = run("capture", "--root", str(make_root(tmp_path)), "-o", str(tmp_path / "no/file"))
 
-    assert 1 == result.exit_code
+    assert result.exit_code == 1
     assert f"{tmp_path}/no/file: no such file or directory" in result.output

@@ -30,13 +30,17 @@ from safemem.model import (
 SIZE = 128 << 20
 
 
-def snapshot(blocks: tuple[Blocks, ...] = (Blocks(0, 7, "online"), Blocks(32, 39, "offline")), **facts: Any) -> Snapshot:
+def snapshot(
+    blocks: tuple[Blocks, ...] = (Blocks(0, 7, "online"), Blocks(32, 39, "offline")), **facts: Any
+) -> Snapshot:
     """Return a snapshot in which every fact is unknown but `facts`."""
     values = {name: Fact(facts.get(name, UNKNOWN), "test") for name in FACTS if name not in DERIVED}
     return Snapshot(values, SIZE, blocks, (), "", ())
 
 
-def policy(*rules: Rule, otherwise: str = "panic", sources: tuple[str | Range, ...] = ("kho-scratch", "cmdline")) -> Policy:
+def policy(
+    *rules: Rule, otherwise: str = "panic", sources: tuple[str | Range, ...] = ("kho-scratch", "cmdline")
+) -> Policy:
     """Return a policy with `rules`."""
     return Policy("test", rules, Rule("otherwise", otherwise), Failure("panic"), sources)
 
@@ -114,16 +118,16 @@ def test_first_match_decides_and_misses_are_kept() -> None:
     )
     decision = engine.decide(policy(*rules), snapshot(handover="rejected"))
 
-    assert ("online-safe", "lost") == (decision.action, decision.rule)
-    assert [("cold", "handover", "none", "rejected")] == [tuple(miss)[:4] for miss in decision.misses]
+    assert (decision.action, decision.rule) == ("online-safe", "lost")
+    assert [tuple(miss)[:4] for miss in decision.misses] == [("cold", "handover", "none", "rejected")]
 
 
 def test_otherwise_decides_last() -> None:
     """Without a match `otherwise` decides, with every rule among the misses."""
     decision = engine.decide(policy(Rule("cold", "online-all", when("handover", Term("is", "none")))), snapshot())
 
-    assert ("panic", "otherwise") == (decision.action, decision.rule)
-    assert ["cold"] == [miss.rule for miss in decision.misses]
+    assert (decision.action, decision.rule) == ("panic", "otherwise")
+    assert [miss.rule for miss in decision.misses] == ["cold"]
 
 
 @pytest.mark.parametrize(("kho", "zone"), [("on", "movable"), (UNKNOWN, "movable"), ("off", "auto")])
@@ -158,17 +162,17 @@ def test_scratch_counts_only_when_accepted() -> None:
     chosen = policy(otherwise="online-safe")
     with_scratch = snapshot(handover="rejected")._replace(scratch=(SAFE,), cmdline_safe=(Range(0, SIZE),))
 
-    assert "cmdline" == engine.decide(chosen, with_scratch).region_source
+    assert engine.decide(chosen, with_scratch).region_source == "cmdline"
     accepted = with_scratch._replace(facts={**with_scratch.facts, "handover": Fact("accepted", "test")})
-    assert "kho-scratch" == engine.decide(chosen, accepted).region_source
+    assert engine.decide(chosen, accepted).region_source == "kho-scratch"
 
 
 def test_no_region_onlines_nothing() -> None:
     """Without a safe region online-safe holds everything and says so."""
     decision = engine.decide(policy(otherwise="online-safe"), snapshot(handover="rejected"))
 
-    assert [("keep", 0, 7), ("hold", 32, 39)] == plan(decision)
-    assert "unresolved" == decision.facts["safe_region"].value
+    assert plan(decision) == [("keep", 0, 7), ("hold", 32, 39)]
+    assert decision.facts["safe_region"].value == "unresolved"
     assert "no safe region is known: no held block is onlined" in decision.warnings
 
 
@@ -177,13 +181,15 @@ def test_warnings_name_what_was_too_late_and_what_is_cut() -> None:
     region = Range(33 * SIZE - SIZE // 2, 34 * SIZE)
     decision = engine.decide(policy(otherwise="online-safe", sources=(region,)), snapshot())
 
-    assert (
+    assert decision.warnings == (
         "1 GiB were online before the decision and are not protected: 0x0-0x3fffffff",
         "safe region 0x104000000-0x10fffffff cuts through block 32, which stays held: 64 MiB of it are safe but unused",
-    ) == decision.warnings
+    )
 
 
-@pytest.mark.parametrize(("action", "op"), [("online-all", "release-guard"), ("online-safe", "keep-guard"), ("panic", "keep-guard")])
+@pytest.mark.parametrize(
+    ("action", "op"), [("online-all", "release-guard"), ("online-safe", "keep-guard"), ("panic", "keep-guard")]
+)
 def test_guard(action: str, op: str) -> None:
     """Only online-all gives a guard back."""
     decision = engine.decide(policy(otherwise=action), snapshot()._replace(guard=Range(SIZE, 2 * SIZE)))
@@ -196,8 +202,8 @@ def test_derived_facts_can_be_asked_for() -> None:
     rule = Rule("late", "panic", when("online_outside_safe", Term("is", "yes")))
     chosen = policy(rule, otherwise="online-safe", sources=(Range(0, 8 * SIZE),))
 
-    assert "online-safe" == engine.decide(chosen, snapshot()).action
-    assert "panic" == engine.decide(chosen, snapshot((Blocks(0, 8, "online"),))).action
+    assert engine.decide(chosen, snapshot()).action == "online-safe"
+    assert engine.decide(chosen, snapshot((Blocks(0, 8, "online"),))).action == "panic"
 
 
 states = st.sampled_from(["online", "offline", "going-offline", UNKNOWN])

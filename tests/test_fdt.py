@@ -17,8 +17,8 @@ def test_parse() -> None:
     """Names, properties and children come out as they went in."""
     root = parse(GOOD)
 
-    assert "kho-v4" == root.text("compatible")
-    assert ["LUO", "kexec-metadata"] == [child.name for child in root.children]
+    assert root.text("compatible") == "kho-v4"
+    assert [child.name for child in root.children] == ["LUO", "kexec-metadata"]
 
 
 @pytest.mark.parametrize(

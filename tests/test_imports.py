@@ -32,7 +32,10 @@ print(json.dumps([sorted(named), sorted(m for m in sys.modules if m.split(".")[0
 def test_boot_path_imports() -> None:
     """In a fresh isolated interpreter, boot.py loads only the upper half, which names only what is allowed."""
     out = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _LIST_IMPORTS, str(PACKAGE.parent)], check=True, capture_output=True, text=True
+        [sys.executable, "-I", "-S", "-c", _LIST_IMPORTS, str(PACKAGE.parent)],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     named, loaded = json.loads(out)
 
@@ -42,4 +45,4 @@ def test_boot_path_imports() -> None:
 
 def test_importing_the_package_costs_nothing() -> None:
     """safemem/__init__.py is empty."""
-    assert b"" == (PACKAGE / "__init__.py").read_bytes()
+    assert (PACKAGE / "__init__.py").read_bytes() == b""

@@ -61,8 +61,8 @@ def test_find(path: places.Path, place: places.Place) -> None:
 def test_nearest() -> None:
     """What has no place of its own has that of the table around it."""
     found = places.find(TEXT)
-    assert (14, 1) == places.nearest(found, ("r", 1, "missing", "deeper"))
-    assert (1, 1) == places.nearest(found, ("missing",))
+    assert places.nearest(found, ("r", 1, "missing", "deeper")) == (14, 1)
+    assert places.nearest(found, ("missing",)) == (1, 1)
 
 
 def _paths(value: Any, path: places.Path = ()) -> set[places.Path]:
@@ -77,8 +77,10 @@ def _paths(value: Any, path: places.Path = ()) -> set[places.Path]:
 _SCALARS = st.one_of(
     st.integers(-5, 10**6).map(str),
     st.booleans().map(lambda value: str(value).lower()),
-    st.text(st.characters(blacklist_categories=("Cc", "Cs"), blacklist_characters="\\\""), max_size=8).map('"{}"'.format),
-    st.text("ab\"[]{}#=,.\n", max_size=8).map("'''{}'''".format),
+    st.text(st.characters(blacklist_categories=("Cc", "Cs"), blacklist_characters='\\"'), max_size=8).map(
+        '"{}"'.format
+    ),
+    st.text('ab"[]{}#=,.\n', max_size=8).map("'''{}'''".format),
     st.just("1979-05-27T07:32:00Z"),
 )
 _KEYS = st.text("abcXYZ_-9", min_size=1, max_size=4)

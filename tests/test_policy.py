@@ -42,20 +42,22 @@ def test_shipped(path: Path) -> None:
     assert path.stem == found.name
     assert path.read_text().startswith("# For ")
     assert found == compiled.load(compiled.dump(found), "x")
-    assert 64 == len(found.digest)
+    assert len(found.digest) == 64
 
 
 def test_defaults() -> None:
     """What a short policy leaves out has the documented values."""
     found = policy.parse(GOOD.encode(), "p.toml")
-    assert ("kho-scratch",) == found.sources
-    assert (False, False) == (found.allow_cmdline_override, found.open_luo)
+    assert found.sources == ("kho-scratch",)
+    assert (found.allow_cmdline_override, found.open_luo) == (False, False)
     assert model.Failure("panic", "", 10) == found.on_failure
     assert model.Rule("one", "online-all", (Condition("handover", ((Term("is", "none"),),)),)) == found.rules[0]
     assert model.Rule("otherwise", "panic") == found.otherwise
 
 
-@pytest.mark.parametrize("mangle", [lambda s: s.replace("\n", "\r\n"), lambda s: "\ufeff" + s, lambda s: s.rstrip("\n")])
+@pytest.mark.parametrize(
+    "mangle", [lambda s: s.replace("\n", "\r\n"), lambda s: "\ufeff" + s, lambda s: s.rstrip("\n")]
+)
 def test_files_from_other_systems(mangle: object) -> None:
     """CRLF, a byte-order mark and a missing last newline change nothing."""
     assert callable(mangle)
@@ -67,7 +69,10 @@ def test_files_from_other_systems(mangle: object) -> None:
     [
         ('luo = ["ready", "busy"]', Condition("luo", ((Term("is", "ready"),), (Term("is", "busy"),)))),
         ('luo = { not = "off" }', Condition("luo", ((Term("is", "off"),),), True)),
-        ('handover = { not = ["none", "unknown"] }', Condition("handover", ((Term("is", "none"),), (Term("is", "unknown"),)), True)),
+        (
+            'handover = { not = ["none", "unknown"] }',
+            Condition("handover", ((Term("is", "none"),), (Term("is", "unknown"),)), True),
+        ),
         ('kernel = "7.*"', Condition("kernel", ((Term("glob", "7.*"),),))),
         ('kernel = ">=7.2, <7.4"', Condition("kernel", ((Term(">=", "7.2"), Term("<", "7.4")),))),
         ('kernel = ["unknown", "<7-rc1"]', Condition("kernel", ((Term("is", "unknown"),), (Term("<", "7-rc1"),)))),
@@ -145,7 +150,7 @@ def test_no_rules() -> None:
 def test_all_errors_at_once() -> None:
     """Every mistake is told in one run, in the order of the file."""
     text = GOOD.replace("format = 1", "format = 3").replace('"none"', '"x"').replace('"panic"', '"y"')
-    assert ["1", "5", "8", "10"] == [line.split(":")[1] for line in problems(text)]
+    assert [line.split(":")[1] for line in problems(text)] == ["1", "5", "8", "10"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +168,11 @@ def test_no_toml(data: bytes, expected: str) -> None:
     assert [expected] == problems(data)
 
 
-@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode) | st.integers(0, len(GOOD) - 1).map(lambda n: GOOD[:n].encode()))
+@given(
+    st.binary(max_size=200)
+    | st.text(max_size=200).map(str.encode)
+    | st.integers(0, len(GOOD) - 1).map(lambda n: GOOD[:n].encode())
+)
 def test_total(data: bytes) -> None:
     """Whatever the file holds, the answer is a policy or a PolicyError."""
     try:
@@ -174,8 +183,8 @@ def test_total(data: bytes) -> None:
 
 def test_models_name_what_the_engine_knows() -> None:
     """The words of the language are the words of model.py and compiled.py."""
-    assert model.ACTIONS == get_args(policy.Action)
-    assert model.FINAL == get_args(policy.Final)
-    assert model.ZONES == get_args(policy.Zone)
-    assert compiled.ON_SHORTFALL == get_args(policy.Shortfall)
+    assert get_args(policy.Action) == model.ACTIONS
+    assert get_args(policy.Final) == model.FINAL
+    assert get_args(policy.Zone) == model.ZONES
+    assert get_args(policy.Shortfall) == compiled.ON_SHORTFALL
     assert list(model.FACTS) == list(policy.When.model_fields)

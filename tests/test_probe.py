@@ -24,7 +24,12 @@ STATES: list[tuple[str, dict[str, Any], str]] = [
     ("KHO not asked for", {"offered": True, "kho_out": False, "cmdline": ""}, "orphaned"),
     (
         "KHO on by default but not started",
-        {"offered": True, "kho_out": False, "cmdline": "", "config": CONFIG_KHO + "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\n"},
+        {
+            "offered": True,
+            "kho_out": False,
+            "cmdline": "",
+            "config": CONFIG_KHO + "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\n",
+        },
         "rejected",
     ),
     ("KHO asked for but not started", {"offered": True, "kho_out": False}, "rejected"),
@@ -64,7 +69,7 @@ def test_handover_without_boot_params_or_device_tree_is_unknown(tmp_path: Path) 
     root = make_root(tmp_path)
     shutil.rmtree(root / "sys/kernel/boot_params")
 
-    assert UNKNOWN == probe.read_snapshot(str(root)).facts["handover"].value
+    assert probe.read_snapshot(str(root)).facts["handover"].value == UNKNOWN
 
 
 def test_handover_with_an_odd_setup_data_type_is_unknown(tmp_path: Path) -> None:
@@ -73,22 +78,22 @@ def test_handover_with_an_odd_setup_data_type_is_unknown(tmp_path: Path) -> None
     for entry in ("0", "1"):
         (root / probe.SETUP_DATA / entry / "type").write_text("huh\n")
 
-    assert UNKNOWN == probe.read_snapshot(str(root)).facts["handover"].value
+    assert probe.read_snapshot(str(root)).facts["handover"].value == UNKNOWN
 
 
 def test_accepted_details(tmp_path: Path) -> None:
     """An accepted handover tells its producers, its predecessor, the kexec count and the scratch areas."""
     snapshot = probe.read_snapshot(str(make_root(tmp_path, offered=True, kho_in=True)))
 
-    assert ("LUO", "kexec-metadata", "memblock") == snapshot.facts["nodes"].value
-    assert "7.3.4" == snapshot.facts["previous_kernel"].value
-    assert 3 == snapshot.facts["kexec_count"].value
+    assert snapshot.facts["nodes"].value == ("LUO", "kexec-metadata", "memblock")
+    assert snapshot.facts["previous_kernel"].value == "7.3.4"
+    assert snapshot.facts["kexec_count"].value == 3
     assert (Range(0x2E000000, 0x2F000000), Range(0x3FC00000, 0x40000000)) == snapshot.scratch
 
 
 def test_rejected_has_no_scratch(tmp_path: Path) -> None:
     """After a rejection the scratch files list fresh areas, which may be preserved memory."""
-    assert () == probe.read_snapshot(str(make_root(tmp_path, offered=True))).scratch
+    assert probe.read_snapshot(str(make_root(tmp_path, offered=True))).scratch == ()
 
 
 @pytest.mark.parametrize("blob", [b"", b"\xd0\x0d\xfe\xed", fdt(("LUO",))[:-30], b"\0" * 200])
@@ -98,8 +103,8 @@ def test_bad_tree(tmp_path: Path, blob: bytes) -> None:
     (root / "sys/kernel/debug/kho/in/fdt").write_bytes(blob)
     facts = probe.read_snapshot(str(root)).facts
 
-    assert "accepted" == facts["handover"].value
-    assert UNKNOWN == facts["nodes"].value
+    assert facts["handover"].value == "accepted"
+    assert facts["nodes"].value == UNKNOWN
     assert facts["nodes"].reason
 
 
@@ -188,7 +193,7 @@ def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
     (root / "proc/cmdline").unlink()
     os.mkfifo(root / "proc/cmdline")
 
-    assert UNKNOWN != probe.read_snapshot(str(root)).facts["arch"].value
+    assert probe.read_snapshot(str(root)).facts["arch"].value != UNKNOWN
 
 
 def test_an_empty_root_is_all_unknown(tmp_path: Path) -> None:
@@ -197,7 +202,7 @@ def test_an_empty_root_is_all_unknown(tmp_path: Path) -> None:
 
     assert {UNKNOWN} == {fact.value for fact in snapshot.facts.values()}
     assert all(fact.reason for fact in snapshot.facts.values())
-    assert (0, ()) == (snapshot.block_size, snapshot.blocks)
+    assert (snapshot.block_size, snapshot.blocks) == (0, ())
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,9 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["schema", "kind", "snapshot", "facts"]), inner),
+        lambda inner: (
+            st.lists(inner) | st.dictionaries(st.sampled_from(["schema", "kind", "snapshot", "facts"]), inner)
+        ),
     )
 )
 def test_total(value: Any) -> None:

@@ -10,7 +10,7 @@ import click
 
 from safemem import engine, probe, record, render
 from safemem.cli.common import InputError, load_policy, write_whole
-from safemem.model import DERIVED, FACTS, UNKNOWN, Blocks, Fact, Policy, Snapshot
+from safemem.model import DERIVED, FACTS, UNKNOWN, Blocks, Decision, Fact, Policy, Snapshot
 
 #: A machine to imagine when none is given: 1 GiB of boot memory, 1 GiB held, in blocks of 128 MiB.
 _IMAGINED = (Blocks(0, 7, "online", 0), Blocks(32, 39, "offline", 0))
@@ -121,7 +121,7 @@ def _suggest(word: str, known: "list[str]") -> str:
     return f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known)}"
 
 
-def _matrix(policy: Policy, snapshot: Snapshot) -> "tuple[list[str], list[tuple[dict[str, str], engine.Decision]]]":
+def _matrix(policy: Policy, snapshot: Snapshot) -> "tuple[list[str], list[tuple[dict[str, str], Decision]]]":
     """Return every combination of the closed facts that the policy asks for, handover first, and what it decides."""
     asked = {condition.fact for rule in policy.rules for condition in rule.when}
     facts = ["handover"] + [

@@ -65,7 +65,18 @@ def program(name: str) -> Path:
         with tempfile.TemporaryDirectory(dir=binary.parent) as scratch:
             draft = Path(scratch) / name
             subprocess.run(
-                ["gcc", "-Wall", "-Wextra", "-Werror", "-O2", "-static", "-D_GNU_SOURCE", "-o", draft, HERE / f"guest/{name}.c"],
+                [
+                    "gcc",
+                    "-Wall",
+                    "-Wextra",
+                    "-Werror",
+                    "-O2",
+                    "-static",
+                    "-D_GNU_SOURCE",
+                    "-o",
+                    draft,
+                    HERE / f"guest/{name}.c",
+                ],
                 check=True,
             )
             draft.rename(binary)
@@ -118,7 +129,9 @@ sleep 1000
 """
 
 
-def image(script: str, *, archive: bytes = b"", next_kernel: str | None = None, files: dict[str, bytes] | None = None) -> bytes:
+def image(
+    script: str, *, archive: bytes = b"", next_kernel: str | None = None, files: dict[str, bytes] | None = None
+) -> bytes:
     """Return an initrd whose init runs `script`; `archive` is appended, as an operator would append safemem's."""
     out = io.BytesIO()
     cpio = Archive(out)
