@@ -21,10 +21,10 @@ run: $(VENV)/.run
 		code=$$?; case $$code in 0|4|5|6) ;; *) exit $$code ;; esac
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $$(nproc)
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not vm"
+	$(BIN)/python -m pytest -n $$(nproc) -m "not vm"
 
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.vm.bench

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,20 +66,10 @@ def program(name: str) -> Path:
         with tempfile.TemporaryDirectory(dir=binary.parent) as scratch:
             draft = Path(scratch) / name
             subprocess.run(
-                [
-                    "gcc",
-                    "-Wall",
-                    "-Wextra",
-                    "-Werror",
-                    "-O2",
-                    "-static",
-                    "-D_GNU_SOURCE",
-                    "-o",
-                    draft,
-                    HERE / f"guest/{name}.c",
-                ],
+                ["gcc", "-Wall", "-Wextra", "-Werror", "-O2", "-static", "-D_GNU_SOURCE",
+                 "-o", draft, HERE / f"guest/{name}.c"],
                 check=True,
-            )
+            )  # fmt: skip
             draft.rename(binary)
     return binary
 
@@ -172,12 +163,14 @@ def run(
     timeout: float = 120,
     memory: Path | None = None,
     expect: str = "poweroff",
+    checkpoint: Callable[[], None] | None = None,
 ) -> Result:
     """Boot one guest and wait for its end.
 
     Args:
         name: of the log, kept in tests/vm/logs unless `fate` is `expect`.
         memory: a folder in which the guest's memory is kept as `boot` and `dimm`, to count pages from outside.
+        checkpoint: called with the guest's processors stopped, once it has said `report checkpoint 1`.
         timeout: seconds, then the guest is killed and its fate is `timeout`.
     """
     started = time.monotonic()
@@ -209,13 +202,14 @@ def run(
             image_path.write_bytes(data + bytes(-len(data) % 512))
             for disk in (image_path, base / "initrd"):
                 command += ["-drive", f"file={disk},if=virtio,format=raw,readonly=on"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        with (base / "output").open("wb") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
-            reason = _wait(process, base, started + timeout)
+            reason = _wait(process, base, started + timeout, checkpoint)
         finally:
             process.kill()
             process.wait()
-        output = (process.stdout.read() if process.stdout else b"").decode()
+        output = (base / "output").read_text("utf-8", "replace")
         serial = (base / "serial").read_text("utf-8", "replace")
         report = _report((base / "report").read_text("utf-8", "replace"))
     fate = _fate(reason, serial)
@@ -232,7 +226,7 @@ def keep_log(name: str, result: Result) -> None:
     (LOGS / f"{name}.log").write_text(f"fate: {result.fate}\nreport: {result.report}\n{result.serial}")
 
 
-def _wait(process: subprocess.Popen[bytes], base: Path, deadline: float) -> str:
+def _wait(process: subprocess.Popen[bytes], base: Path, deadline: float, checkpoint: Callable[[], None] | None) -> str:
     """Return why QEMU stopped: the reason of its SHUTDOWN event, `halted`, `timeout` or `lost`."""
     monitor = _connect(base / "qmp", process, deadline)
     if monitor is None:
@@ -256,6 +250,11 @@ def _wait(process: subprocess.Popen[bytes], base: Path, deadline: float) -> str:
                 event = json.loads(line)
                 if event.get("event") == "SHUTDOWN":
                     reason = str(event["data"]["reason"])
+            if checkpoint and "checkpoint=1" in (base / "report").read_text("utf-8", "replace"):
+                monitor.sendall(b'{"execute": "stop"}\n')
+                checkpoint()
+                checkpoint = None
+                monitor.sendall(b'{"execute": "cont"}\n')
             serial = (base / "serial").read_bytes()
             # The kernel's last words; nothing after them, so a copy in an earlier line does not count.
             if serial[seen:].rstrip().endswith(b"reboot: System halted"):

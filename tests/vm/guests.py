@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""What the guests of several tests share: a policy, the archive with it, and the script around the decision."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+
+from safemem import compiled, image, policy, record
+from safemem.cli import main
+from safemem.model import Range, Snapshot, size_text
+from tests.vm import harness
+from tests.vm.harness import Result
+
+#: The DIMM's blocks come after a hole below 4 GiB.
+HELD, ALL_ONLINE = "offline*8", "online*8"
+BLOCK = 128 << 20
+DIMM = 0x1_0000_0000
+
+#: Shell functions for the guest. The verdict is read from sysfs, not from what safemem says.
+SHELL = r"""
+zones() {
+    for n in 32 33 34 35 36 37 38 39; do cut -d' ' -f1 /sys/devices/system/memory/memory$n/valid_zones; done | uniq
+}
+# decide: run safemem as any init would, and report what it left.
+decide() {
+    /usr/lib/safemem/boot capture >/tmp/capture.json || report capture failed
+    report_file capture /tmp/capture.json
+    [ "${dry:-}" ] || /usr/lib/safemem/boot
+    report returned $?
+    report_file record /run/safemem/decision.json
+    state
+}
+state() {
+    report dimm "$(blocks 32 39)"
+    report zones "$(zones)"
+    report auto_online "$(cat /sys/devices/system/memory/auto_online_blocks)"
+    report guard "$(cat /sys/kernel/kexec_crash_size)"
+    report memtotal "$(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo)"
+}
+# preserve MIB: keep a memfd through the next kexec; returns when LUO has it.
+preserve() {
+    luo preserve guest "$1" >/tmp/luo &
+    until [ -s /tmp/luo ]; do sleep 0.1; done
+    read -r said </tmp/luo
+    report luo "$said"
+}
+"""
+
+
+def policy_text(lost: str = "online-safe", *, extra: str = "", sources: str = '"kho-scratch", "cmdline"') -> str:
+    """Return a policy that onlines everything unless the handover was lost; `extra` goes into `[otherwise]`."""
+    return f"""
+format = 1
+name = "vm"
+[safe_region]
+sources = [{sources}]
+[[rule]]
+name = "whole"
+when = {{ handover = ["none", "accepted"] }}
+action = "online-all"
+{extra if lost == "online-all-in-zone" else ""}
+[otherwise]
+action = "{"panic" if lost == "online-all-in-zone" else lost}"
+message = "handover lost, says the test"
+{"" if lost == "online-all-in-zone" else extra}
+[on_failure]
+action = "reboot"
+message = "no decision, says the test"
+"""
+
+
+@functools.cache
+def archive(text: str) -> bytes:
+    """Return safemem's archive with the policy `text` in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vm.toml").write_text(text)
+        image.build(compiled.dump(policy.read(Path(folder) / "vm.toml")), Path(folder) / "archive")
+        return (Path(folder) / "archive").read_bytes()
+
+
+def initrd(script: str, text: str, *, next_kernel: str | None = None) -> bytes:
+    """Return an initrd with safemem and the policy `text`, whose init runs `script`."""
+    return harness.image(SHELL + script, archive=archive(text), next_kernel=next_kernel)
+
+
+def decided(result: Result) -> dict[str, Any]:
+    """Return the decision in the record that the guest reported, after checking that it was carried out."""
+    document: dict[str, Any] = json.loads(result.report["record"])
+    assert document["result"] is not None
+    decision: dict[str, Any] = document["decision"]
+    return decision
+
+
+def simulated(result: Result, text: str) -> dict[str, Any]:
+    """Return what `safemem simulate --state` says to the capture that the guest reported.
+
+    Checks that it is what the guest did: by the record where there is one, by the console otherwise.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        (base / "vm.toml").write_text(text)
+        (base / "capture.json").write_text(result.report["capture"])
+        words = ["simulate", str(base / "vm.toml"), "--state", str(base / "capture.json"), "--format", "json"]
+        outcome = CliRunner().invoke(main, words)
+    document: dict[str, Any] = json.loads(outcome.stdout)
+    decision: dict[str, Any] = document["decision"]
+    # What the console showed is the same decision as well, range by range.
+    lines = [f"safemem: {decision['action']}: {decision['message']} (rule `{decision['rule']}`, policy `vm`)"]
+    for step in decision["plan"]:
+        if step["op"] != "keep":
+            lines.append(f"safemem: {step['op']} {step['range']} ({size_text(step['bytes'])})")
+    for line in lines:
+        assert line in result.serial, f"the console does not show `{line}`"
+    if result.report.get("record"):
+        made = decided(result)
+        assert {**made, "facts": _values(made)} == {**decision, "facts": _values(decision)}
+    return decision
+
+
+def _values(decision: dict[str, Any]) -> dict[str, Any]:
+    # A capture is taken before safemem sets auto_online_blocks or after: its source differs, not what is decided.
+    return {name: fact["value"] for name, fact in decision["facts"].items()}
+
+
+def snapshot(result: Result) -> Snapshot:
+    """Return the snapshot in the record that the guest reported."""
+    return record.snapshot_from_text(result.report["record"], "record")
+
+
+def span(first: int, last: int) -> str:
+    """Return the addresses of blocks `first` to `last` as safemem writes them."""
+    return str(Range(first * BLOCK, (last + 1) * BLOCK))

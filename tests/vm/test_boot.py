@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""From power-on to decision: every state of a handover on real kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.vm import harness
+from tests.vm.guests import ALL_ONLINE, BLOCK, DIMM, HELD, decided, initrd, policy_text, simulated, snapshot, span
+
+pytestmark = pytest.mark.vm
+
+#: Stage 1 hands over at once, stage 2 decides.
+HAND_OVER = """
+if [ "$stage" = 1 ]; then
+    report scratch "$(paste /sys/kernel/debug/kho/out/scratch_phys /sys/kernel/debug/kho/out/scratch_len | tr '\\n\\t' ' ,')"
+    report release "$(uname -r)"
+    handover "$CMDLINE $NEXT"
+fi
+decide
+"""
+
+
+def hand_over(extra: str = "") -> str:
+    """Return the script of a guest that decides after a kexec with `extra` on its command line."""
+    return f"CMDLINE='{harness.CMDLINE}'; NEXT='{extra}'\nmount -t debugfs d /sys/kernel/debug\n{HAND_OVER}"
+
+
+@pytest.mark.parametrize("zone", ["", "movable", "kernel", "auto"])
+def test_cold_boot(zone: str) -> None:
+    """No handover: every block comes online, in the zone asked for; movable when none was."""
+    text = policy_text("online-all-in-zone", extra=f'zone = "{zone}"' if zone else "")
+    result = harness.run(f"cold-{zone or 'default'}", initrd("decide", text))
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    assert result.report["dimm"].split() == [ALL_ONLINE]
+    assert result.report["zones"] == {"": "Movable", "movable": "Movable", "kernel": "Normal", "auto": "Normal"}[zone]
+    decision = simulated(result, text)
+    assert decision["facts"]["handover"]["value"] == "none"
+    assert decision["facts"]["auto_online"]["value"] == "offline"
+    assert decision["plan"][-1]["range"] == span(32, 39)
+
+
+def test_accepted() -> None:
+    """A kexec between equal kernels: accepted, and the predecessor's particulars are right."""
+    text = policy_text("panic")
+    result = harness.run("accepted", initrd(hand_over(), text, next_kernel="current"), next_kernel="current")
+
+    assert result.fate == "poweroff" and result.report["dimm"].split() == [ALL_ONLINE]
+    facts = {name: fact["value"] for name, fact in simulated(result, text)["facts"].items()}
+    assert facts["handover"] == "accepted"
+    assert facts["previous_kernel"] == result.report["release"]
+    assert facts["kexec_count"] == 1
+    before = [pair.split(",") for pair in result.report["scratch"].split()]
+    areas = sorted((int(start, 16), int(start, 16) + int(size, 16)) for start, size in before if int(size, 16))
+    assert areas and areas == [tuple(area) for area in snapshot(result).scratch]
+
+
+@pytest.mark.parametrize(
+    ("action", "fate"), [("online-safe", "poweroff"), ("panic", "panic"), ("reboot", "reset"), ("halt", "halted")]
+)
+def test_rejected(action: str, fate: str) -> None:
+    """A handover in another version of the format: the policy's action, and no block online."""
+    text = policy_text(action)
+    result = harness.run(
+        f"rejected-{action}",
+        initrd(hand_over(), text, next_kernel="current"),
+        kernel_name="old-kho",
+        next_kernel="current",
+        expect=fate,
+    )
+
+    assert result.fate == fate
+    assert simulated(result, text)["facts"]["handover"]["value"] == "rejected"
+    assert "safemem: " + action + ": handover lost, says the test" in result.serial
+    if action == "online-safe":
+        assert result.report["dimm"].split() == [HELD]
+        assert result.report["auto_online"] == "offline"
+        assert result.report["returned"] == "0"
+    else:
+        assert "returned" not in result.report
+
+
+@pytest.mark.parametrize(
+    ("state", "next_kernel", "arguments"),
+    [("orphaned", "current", "kho=off"), ("unsupported", "no-kho", ""), ("unknown", "no-debugfs", "")],
+)
+def test_not_accepted(state: str, next_kernel: str, arguments: str) -> None:
+    """The other ways to lose a handover, and not knowing: nothing is onlined."""
+    text = policy_text("online-safe")
+    result = harness.run(
+        state, initrd(hand_over(arguments), text, next_kernel=next_kernel), next_kernel=next_kernel
+    )  # fmt: skip
+
+    assert result.fate == "poweroff" and result.report["dimm"].split() == [HELD]
+    decision = simulated(result, text)
+    assert decision["facts"]["handover"]["value"] == state
+    assert decision["facts"]["handover"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("state", "kernel", "arguments"),
+    [("ready", "current", ""), ("off", "current", "liveupdate=off"), ("missing", "no-kho", "")],
+)
+def test_luo(state: str, kernel: str, arguments: str) -> None:
+    """LUO on, off, and asked for in vain."""
+    text = policy_text("panic")
+    result = harness.run(f"luo-{state}", initrd("decide", text), kernel_name=kernel, cmdline=arguments)
+
+    assert result.fate == "poweroff"
+    assert simulated(result, text)["facts"]["luo"]["value"] == state
+
+
+def test_safe_region_from_the_command_line() -> None:
+    """Of a region that cuts through two blocks, exactly the blocks that lie wholly inside come online."""
+    text = policy_text("online-safe")
+    region = f"safemem.safe={DIMM + BLOCK // 2:#x}-{DIMM + 4 * BLOCK - 2:#x}"
+    result = harness.run(
+        "safe-region",
+        initrd(hand_over(region), text, next_kernel="current"),
+        kernel_name="old-kho",
+        next_kernel="current",
+    )
+
+    assert result.fate == "poweroff"
+    assert result.report["dimm"].split() == ["offline*1", "online*2", "offline*5"]
+    decision = simulated(result, text)
+    assert decision["safe_region"]["source"] == "cmdline"
+    assert [step["range"] for step in decision["plan"] if step["op"] == "online"] == [span(33, 34)]
+
+
+def test_decided_record_is_complete() -> None:
+    """The record says what was onlined, in bytes, and the log does too."""
+    result = harness.run("record", initrd("decide", policy_text("panic")))
+
+    assert decided(result)["rule"] == "whole"
+    assert '"bytes_onlined": 1073741824, "bytes_wanted": 1073741824' in result.report["record"]
+    assert "safemem: done: 1 GiB of 1 GiB onlined" in result.serial
