@@ -43,6 +43,17 @@ state() {
     report guard "$(cat /sys/kernel/kexec_crash_size)"
     report memtotal "$(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo)"
 }
+# guard: set $first and $last to the memory between 16 MiB and the lowest scratch area. KASLR moves
+# the kernel, and with it the scratch areas, at each cold boot.
+guard() {
+    last=$((0x40000000))
+    for pair in $(paste -d, /sys/kernel/debug/kho/out/scratch_phys /sys/kernel/debug/kho/out/scratch_len); do
+        [ $((${pair#*,})) = 0 ] || [ $((${pair%,*})) -ge "$last" ] || last=$((${pair%,*}))
+    done
+    first=$((16 << 20)) last=$((last / (16 << 20) * (16 << 20) - 1))
+    report guarded "$first-$last"
+    crashkernel="crashkernel=$((last + 1 - first))@$first"
+}
 # preserve MIB: keep a memfd through the next kexec; returns when LUO has it.
 preserve() {
     luo preserve guest "$1" >/tmp/luo &

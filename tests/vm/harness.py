@@ -30,6 +30,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "safemem"
 LOGS = HERE / "logs"
+#: Logs of the guests that this test has booted so far.
+LOGGED: list[Path] = []
 #: Kernel arguments of every guest; `stage=` and what the test adds come after them.
 CMDLINE = "console=ttyS0 panic=-1 kho=on liveupdate=on memhp_default_state=offline"
 GIB = 1024
@@ -162,15 +164,15 @@ def run(
     dimm_mib: int = GIB,
     timeout: float = 120,
     memory: Path | None = None,
-    expect: str = "poweroff",
-    checkpoint: Callable[[], None] | None = None,
+    checkpoint: Callable[[dict[str, str]], None] | None = None,
 ) -> Result:
     """Boot one guest and wait for its end.
 
     Args:
-        name: of the log, kept in tests/vm/logs unless `fate` is `expect`.
+        name: of the log in tests/vm/logs.
         memory: a folder in which the guest's memory is kept as `boot` and `dimm`, to count pages from outside.
-        checkpoint: called with the guest's processors stopped, once it has said `report checkpoint 1`.
+        checkpoint: called with what was reported so far and the guest's processors stopped, once it has said
+            `report checkpoint 1`.
         timeout: seconds, then the guest is killed and its fate is `timeout`.
     """
     started = time.monotonic()
@@ -213,20 +215,16 @@ def run(
         serial = (base / "serial").read_text("utf-8", "replace")
         report = _report((base / "report").read_text("utf-8", "replace"))
     fate = _fate(reason, serial)
-    if fate != expect:
-        LOGS.mkdir(exist_ok=True)
-        (LOGS / f"{name}.log").write_text(f"fate: {fate}\nreport: {report}\n{output}\n{serial}")
-        print(f"the serial log of {name} is in {LOGS / f'{name}.log'}")
+    LOGS.mkdir(exist_ok=True)
+    log = LOGS / f"{name}.log"
+    log.write_text(f"fate: {fate}\nreport: {report}\n{output}\n{serial}")
+    LOGGED.append(log)
     return Result(fate, report, serial, time.monotonic() - started)
 
 
-def keep_log(name: str, result: Result) -> None:
-    """Keep the serial log of a guest whose report was not what the test wanted."""
-    LOGS.mkdir(exist_ok=True)
-    (LOGS / f"{name}.log").write_text(f"fate: {result.fate}\nreport: {result.report}\n{result.serial}")
-
-
-def _wait(process: subprocess.Popen[bytes], base: Path, deadline: float, checkpoint: Callable[[], None] | None) -> str:
+def _wait(
+    process: subprocess.Popen[bytes], base: Path, deadline: float, checkpoint: Callable[[dict[str, str]], None] | None
+) -> str:
     """Return why QEMU stopped: the reason of its SHUTDOWN event, `halted`, `timeout` or `lost`."""
     monitor = _connect(base / "qmp", process, deadline)
     if monitor is None:
@@ -250,9 +248,10 @@ def _wait(process: subprocess.Popen[bytes], base: Path, deadline: float, checkpo
                 event = json.loads(line)
                 if event.get("event") == "SHUTDOWN":
                     reason = str(event["data"]["reason"])
-            if checkpoint and "checkpoint=1" in (base / "report").read_text("utf-8", "replace"):
+            report = _report((base / "report").read_text("utf-8", "replace")) if checkpoint else {}
+            if checkpoint and "checkpoint" in report:
                 monitor.sendall(b'{"execute": "stop"}\n')
-                checkpoint()
+                checkpoint(report)
                 checkpoint = None
                 monitor.sendall(b'{"execute": "cont"}\n')
             serial = (base / "serial").read_bytes()

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""Keeps the serial logs of guests whose test failed, and only those."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from tests.vm import harness
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Drop the logs of a test that passed; of one that failed, say where they are."""
+    report: Any = yield
+    if report.when == "call":
+        for log in harness.LOGGED:
+            if report.passed:
+                log.unlink(missing_ok=True)
+            else:
+                report.sections.append(("serial log", str(log)))
+        harness.LOGGED.clear()
+    return report  # type: ignore[no-any-return]
