@@ -30,7 +30,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m tests.vm.bench
 
 vm-demo: $(VENV)/.test
-	$(BIN)/python -m tests.vm.demo
+	$(BIN)/python -m tests.vm.demo $(POLICY)
 
 kernels: $(VENV)/.test
 	$(BIN)/python tests/vm/build_kernels.py

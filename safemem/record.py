@@ -119,6 +119,8 @@ class Progress:
 def summary(decision: Decision) -> "list[str]":
     """Return the decision in a few lines for the console, one line a range, the outcome first."""
     lines = [f"{decision.action}: {decision.message} (rule `{decision.rule}`, policy `{decision.policy}`)"]
+    handover = decision.facts.get("handover", Fact(UNKNOWN, ""))
+    lines.append(f"handover is {handover.value}: {handover.reason or handover.source}")
     for step in decision.steps:
         if step.op == "keep":
             continue

@@ -53,7 +53,9 @@ def decision_text(decision: Decision, snapshot: Snapshot, *, where: str, width: 
     lines += ["", "why"]
     for miss in decision.misses:
         lines.append(f"  not `{miss.rule}`: {miss.fact} is {miss.fact_value}, it wants {miss.wanted}")
-    lines.append(f"  {'so' if decision.misses else 'by'} `{decision.rule}` decides")
+    lines.append(
+        f"  so `{decision.rule}` decides" if decision.misses else f"  `{decision.rule}` is the first rule, and matches"
+    )
     for name in ("handover", "luo", "guard", "safe_region"):
         fact = decision.facts[name]
         because = f": {fact.reason}" if fact.reason else ""
@@ -67,10 +69,13 @@ def decision_text(decision: Decision, snapshot: Snapshot, *, where: str, width: 
         lines += ["", *(f"  {line}" for line in drawn)]
     if decision.warnings:
         lines += ["", "not protected", *(f"  {text}" for text in decision.warnings)]
-    unknown = [name for name, fact in decision.facts.items() if fact.value == UNKNOWN]
+    unknown: "dict[str, list[str]]" = {}
+    for name, fact in decision.facts.items():
+        if fact.value == UNKNOWN:
+            unknown.setdefault(f"{fact.source}: {fact.reason}", []).append(name)
     if unknown or snapshot.notes:
         lines += ["", "not known"]
-        lines += [f"  {name}: {decision.facts[name].source}: {decision.facts[name].reason}" for name in unknown]
+        lines += [f"  {', '.join(names)}: {why}" for why, names in unknown.items()]
         lines += [f"  {note}" for note in snapshot.notes]
     return "\n".join(lines)
 

@@ -165,6 +165,7 @@ def run(
     timeout: float = 120,
     memory: Path | None = None,
     checkpoint: Callable[[dict[str, str]], None] | None = None,
+    watch: Callable[[str], None] | None = None,
 ) -> Result:
     """Boot one guest and wait for its end.
 
@@ -173,6 +174,7 @@ def run(
         memory: a folder in which the guest's memory is kept as `boot` and `dimm`, to count pages from outside.
         checkpoint: called with what was reported so far and the guest's processors stopped, once it has said
             `report checkpoint 1`.
+        watch: called with each new piece of the console.
         timeout: seconds, then the guest is killed and its fate is `timeout`.
     """
     started = time.monotonic()
@@ -207,7 +209,7 @@ def run(
         with (base / "output").open("wb") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
-            reason = _wait(process, base, started + timeout, checkpoint)
+            reason = _wait(process, base, started + timeout, checkpoint, watch)
         finally:
             process.kill()
             process.wait()
@@ -223,7 +225,11 @@ def run(
 
 
 def _wait(
-    process: subprocess.Popen[bytes], base: Path, deadline: float, checkpoint: Callable[[dict[str, str]], None] | None
+    process: subprocess.Popen[bytes],
+    base: Path,
+    deadline: float,
+    checkpoint: Callable[[dict[str, str]], None] | None,
+    watch: Callable[[str], None] | None,
 ) -> str:
     """Return why QEMU stopped: the reason of its SHUTDOWN event, `halted`, `timeout` or `lost`."""
     monitor = _connect(base / "qmp", process, deadline)
@@ -255,8 +261,11 @@ def _wait(
                 checkpoint = None
                 monitor.sendall(b'{"execute": "cont"}\n')
             serial = (base / "serial").read_bytes()
+            if watch and len(serial) > seen:
+                watch(serial[seen:].decode("utf-8", "replace"))
+                seen = len(serial)
             # The kernel's last words; nothing after them, so a copy in an earlier line does not count.
-            if serial[seen:].rstrip().endswith(b"reboot: System halted"):
+            if serial.rstrip().endswith(b"reboot: System halted"):
                 return "halted"
             if time.monotonic() > deadline:
                 return "timeout"
