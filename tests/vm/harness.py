@@ -136,7 +136,7 @@ def image(
     for applet in subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split():
         if applet not in ("busybox", "init"):
             cpio.symlink(f"bin/{applet}", "busybox")
-    for name in ("luo", "fill"):
+    for name in ("luo", "fill", "online"):
         cpio.file(f"bin/{name}", program(name).read_bytes(), 0o755)
     kexec = shutil.which("kexec", path=f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin") or "kexec"
     libraries = re.findall(r"(/\S+)", subprocess.run(["ldd", kexec], check=True, capture_output=True, text=True).stdout)
