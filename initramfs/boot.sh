@@ -106,7 +106,7 @@ case $status in
         line=''
         read -r line 2>/dev/null <"$STATE/decision.json" || :
         case $line in
-            *'"result": {'*) exit 0 ;;
+            *'"result":{'*) exit 0 ;;
         esac
         end "$ON_FAILURE" "$MESSAGE (the program ended without a decision)"
         ;;

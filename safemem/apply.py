@@ -5,11 +5,19 @@ Every write is read back and compared. Errors are collected, one message a range
 stop the blocks after them.
 """
 
+from __future__ import annotations
+
 import os
-from typing import Callable, NamedTuple  # noqa: UP035  (collections.abc is one import more)
 
 from safemem.model import FINAL, Decision, Range, Step, size_text
 from safemem.probe import AUTO_ONLINE, CRASH_SIZE, MEMORY
+from safemem.tuples import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Progress = Callable[[], None]
 
 LOAD_LIMIT = "proc/sys/kernel/kexec_load_limit_panic"
 SYSRQ = "proc/sysrq-trigger"
@@ -17,7 +25,6 @@ KMSG = "dev/kmsg"
 #: Bytes of guard given back by one write. The kernel frees a range page by page: in one write, a guard
 #: of terabytes would look like a hang.
 _RELEASE = 256 << 20
-Progress = Callable[[], None]
 _ONLINE_WORD = {"movable": "online_movable", "kernel": "online_kernel", "auto": "online"}
 #: What `valid_zones` of an online block shows for each zone asked for.
 _ZONES = {"movable": ("Movable",), "kernel": ("Normal", "DMA32", "DMA"), "auto": ("Normal", "Movable", "DMA32", "DMA")}

@@ -9,7 +9,7 @@ policy's `on_failure`, which the wrapper knows by itself.
 import os
 import sys
 
-from safemem import apply, compiled, engine, probe, record
+from safemem import apply, compiled, engine, plainjson, probe, record
 from safemem.model import FINAL, size_text
 
 POLICY = "usr/lib/safemem/policy.json"
@@ -23,7 +23,7 @@ def main(argv: "list[str]") -> int:
         root = words[1]
         del words[:2]
     if words == ["capture"]:
-        sys.stdout.write(record.capture_text(probe.read_snapshot(root)))
+        sys.stdout.write(plainjson.dumps(record.capture_to_json(probe.read_snapshot(root))) + "\n")
         sys.stdout.flush()
         return 0
     if words:

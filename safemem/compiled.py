@@ -8,10 +8,11 @@ SHA-256 of its own content. The digest finds damage, not forgery: whoever can wr
 can write a digest too.
 """
 
-import json
-from typing import NoReturn
+from safemem import model, plainjson
 
-from safemem import model
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 # `hashlib` would serve, but importing it loads libcrypto, which the initramfs then has to carry.
 try:
@@ -81,7 +82,7 @@ class _Fault(Exception):
     """What is wrong, not yet where."""
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str) -> "NoReturn":
     raise _Fault(message)
 
 
@@ -89,7 +90,7 @@ def _load(data: bytes) -> model.Policy:
     if len(data) > MAX_SIZE:
         _fail("the compiled policy is larger than 1 MiB")
     try:
-        document = json.loads(data.decode("ascii"))
+        document = plainjson.loads(data.decode("ascii"))
     except ValueError:  # also bytes that are not ASCII, and integers of absurd length
         _fail("the compiled policy is not JSON")
     if not isinstance(document, dict):
@@ -113,7 +114,7 @@ def _load(data: bytes) -> model.Policy:
 
 
 def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return plainjson.dumps(value, sort=True).encode("ascii")
 
 
 def _digest(body: "dict[str, object]") -> str:
@@ -341,5 +342,5 @@ def _int(value: object, low: int, high: int, at: str) -> int:
 
 def _show(value: object) -> str:
     """Return `value` for a message: in backticks, on one line, short."""
-    text = value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    text = value if isinstance(value, str) and value.isprintable() else plainjson.dumps(value)
     return f"`{text[:60]}…`" if len(text) > 60 else f"`{text}`"

@@ -5,8 +5,11 @@ The blob comes from another kernel and may be anything, so every offset is check
 reader is total: any bytes in, a tree or `FdtError` out.
 """
 
+from __future__ import annotations
+
 import struct
-from typing import NamedTuple
+
+from safemem.tuples import NamedTuple
 
 MAGIC = 0xD00DFEED
 _BEGIN, _END_NODE, _PROP, _NOP, _END = 1, 2, 3, 4, 9

@@ -9,7 +9,9 @@ Addresses and sizes are bytes. Ranges are half-open, `[start, end)`; text shows 
 inclusive (`0x0-0xfff`), as `/proc/iomem` does.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from safemem.tuples import NamedTuple
 
 UNKNOWN = "unknown"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from safemem import apply, boot, compiled, engine, probe, record
+from safemem import apply, boot, capture, compiled, engine, probe, record
 from safemem.model import Condition, Failure, Policy, Rule, Term
 from tests.fakes import make_root
 
@@ -150,7 +150,7 @@ def test_capture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert boot.main(["--root", str(root), "capture"]) == 0
 
-    snapshot = record.snapshot_from_text(capsys.readouterr().out, "capture")
+    snapshot = capture.snapshot_from_text(capsys.readouterr().out, "capture")
     assert snapshot.facts["handover"].value == "rejected"
     assert not (root / "run").exists()
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "safemem"
 BOOT_PATH = {"safemem"} | {
-    f"safemem.{name}" for name in ("apply", "boot", "compiled", "engine", "fdt", "model", "probe", "record")
+    f"safemem.{name}"
+    for name in ("apply", "boot", "compiled", "engine", "fdt", "model", "plainjson", "probe", "record", "tuples")
 }
 #: What those modules may name in an import statement.
-ALLOWED = {"os", "sys", "json", "typing", "struct", "binascii", "zlib", "_sha2", "_sha256", "hashlib"}
+ALLOWED = {"__future__", "os", "sys", "_json", "struct", "binascii", "zlib", "_sha2", "_sha256", "hashlib"}
 
 _LIST_IMPORTS = """
 import builtins, json, sys

@@ -22,7 +22,7 @@ from safemem.model import Failure
 
 TEMPLATE = (Path(__file__).resolve().parent.parent / "initramfs/boot.sh").read_text()
 STOPPED = "safemem: this boot stops here: reset the machine"
-RESULT = '{"kind": "record", "result": {"complete": true}}'
+RESULT = '{"kind":"decision","result":{"complete":true}}'
 
 
 @pytest.fixture(params=["dash", "busybox sh"])
@@ -95,7 +95,7 @@ def stopped(machine: Machine, reason: str, said: list[str], action: str = "panic
         ("kill -9 $$", "the program ended with status 137"),
         ("kill -11 $$", "the program ended with status 139"),
         ("exit 0", "the program ended without a decision"),
-        ("echo '{\"kind\": \"record\", \"result\": null}' >$STATE/decision.json", "the program ended without a decision"),
+        ("echo '{\"kind\":\"decision\",\"result\":null}' >$STATE/decision.json", "the program ended without a decision"),
         ("mkdir $STATE/decision.json", "the program ended without a decision"),
     ],
 )  # fmt: skip

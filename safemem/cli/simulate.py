@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from safemem import engine, probe, record, render
+from safemem import capture as capture_file
+from safemem import engine, probe, render
 from safemem.cli.common import InputError, load_policy, write_whole
 from safemem.model import DERIVED, FACTS, UNKNOWN, Blocks, Decision, Fact, Policy, Snapshot
 
@@ -65,7 +66,7 @@ def simulate(
 @click.option("--root", metavar="DIR", default="/", help="Read the /sys, /proc and /dev below DIR.")
 def capture(output: str, root: str) -> None:
     """Write the state of this machine to FILE, for `simulate --state` elsewhere."""
-    text = record.capture_text(_probe(root))
+    text = capture_file.capture_text(_probe(root))
     if output == "-":
         click.echo(text, nl=False)
     else:
@@ -75,8 +76,8 @@ def capture(output: str, root: str) -> None:
 def _snapshot(policy: Policy, live: bool, state: "str | None", root: "str | None") -> "tuple[Snapshot, str]":
     if state is not None:
         try:
-            return record.snapshot_from_text(Path(state).read_text("utf-8"), state), f"captured in {state}"
-        except record.Invalid as error:
+            return capture_file.snapshot_from_text(Path(state).read_text("utf-8"), state), f"captured in {state}"
+        except capture_file.Invalid as error:
             raise InputError(str(error)) from None
         except OSError as error:
             raise InputError(f"{state}: {(error.strerror or 'cannot be read').lower()}") from None

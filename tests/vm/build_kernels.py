@@ -50,14 +50,14 @@ class Variant(NamedTuple):
     """A kernel that differs from `current` in one constant of a header, or in one option."""
 
     name: str
-    constant: str = ""  #: a `#define NAME "text-vN"` that gets the version before N
+    format: str = ""  #: the `#define … "FORMAT-vN"` that gets the version before N
     off: tuple[str, ...] = ()  #: options
 
 
 VARIANTS = (
     Variant("current"),
-    Variant("old-kho", constant="KHO_FDT_COMPATIBLE"),
-    Variant("old-luo", constant="LUO_FDT_COMPATIBLE"),
+    Variant("old-kho", format="kho"),
+    Variant("old-luo", format="luo"),
     Variant("no-debugfs", off=("KEXEC_HANDOVER_DEBUGFS",)),
     Variant("no-kho", off=("LIVEUPDATE", "KEXEC_HANDOVER")),
 )
@@ -185,7 +185,7 @@ def build(tree: Path, variant: Variant) -> None:
     """Build one kernel and put it into the cache."""
     started = time.monotonic()
     config = (tree / ".config").read_bytes()
-    header, text = _older(tree, variant.constant) if variant.constant else (None, "")
+    header, text = _older(tree, variant.format) if variant.format else (None, "")
     if header:
         header.write_text(text)
     if variant.off:
@@ -201,21 +201,22 @@ def build(tree: Path, variant: Variant) -> None:
     print(f"\r\x1b[K{variant.name}: {time.monotonic() - started:.0f} s", flush=True)
     (tree / ".config").write_bytes(config)
     if header:
-        header.write_text(_swap(text, variant.constant, +1))
+        header.write_text(_swap(text, variant.format, +1))
 
 
-def _older(tree: Path, constant: str) -> tuple[Path, str]:
-    """Return the source file that defines `constant`, and its text with the version before."""
+def _older(tree: Path, name: str) -> tuple[Path, str]:
+    """Return the source file that defines the version of format `name`, and its text with the version before."""
     for folder in ("include/linux/kho", "kernel/liveupdate"):
         for path in sorted((tree / folder).rglob("*.[ch]")):
             text = path.read_text()
-            if re.search(rf"#define\s+{constant}\s+\"", text):
-                return path, _swap(text, constant, -1)
-    raise SystemExit(f"this kernel's source does not define {constant}")
+            if _swap(text, name, -1) != text:
+                return path, _swap(text, name, -1)
+    raise SystemExit(f"this kernel's source does not define a version `{name}-vN`")
 
 
-def _swap(text: str, constant: str, step: int) -> str:
-    return re.sub(rf'(#define\s+{constant}\s+"[a-z]+-v)(\d+)', lambda match: f"{match[1]}{int(match[2]) + step}", text)
+def _swap(text: str, name: str, step: int) -> str:
+    # The constant's own name has changed between releases (LUO_FDT_COMPATIBLE, LUO_ABI_COMPATIBLE).
+    return re.sub(rf'(#define\s+\w+\s+"{name}-v)(\d+)', lambda match: f"{match[1]}{int(match[2]) + step}", text)
 
 
 def _compile(tree: Path, name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from safemem import compiled, image, policy, record
+from safemem import capture, compiled, image, policy
 from safemem.cli import main
 from safemem.model import Range, Snapshot, size_text
 from tests.vm import harness
@@ -141,7 +141,7 @@ def _values(decision: dict[str, Any]) -> dict[str, Any]:
 
 def snapshot(result: Result) -> Snapshot:
     """Return the snapshot in the record that the guest reported."""
-    return record.snapshot_from_text(result.report["record"], "record")
+    return capture.snapshot_from_text(result.report["record"], "record")
 
 
 def span(first: int, last: int) -> str:

@@ -133,5 +133,5 @@ def test_decided_record_is_complete() -> None:
     result = harness.run("record", initrd("decide", policy_text("panic")))
 
     assert decided(result)["rule"] == "whole"
-    assert '"bytes_onlined": 1073741824, "bytes_wanted": 1073741824' in result.report["record"]
+    assert '"bytes_onlined":1073741824,"bytes_wanted":1073741824' in result.report["record"]
     assert "safemem: done: 1 GiB of 1 GiB onlined" in result.serial
