@@ -21,6 +21,7 @@ run: $(VENV)/.run
 		code=$$?; case $$code in 0|4|5|6) ;; *) exit $$code ;; esac
 
 test: $(VENV)/.test
+	$(BIN)/python tests/vm/build_kernels.py --if-missing
 	$(BIN)/python -m pytest -n $$(nproc)
 
 test-fast: $(VENV)/.test

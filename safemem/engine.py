@@ -82,7 +82,7 @@ def _holds(term: Term, value: "str | int | tuple[str, ...]") -> bool:
         return isinstance(value, tuple) and term.value in value
     if term.op == "glob":
         return _glob(str(term.value), str(value))
-    mine, bound = _order_key(value), _order_key(term.value)
+    mine, bound = order_key(value), order_key(term.value)
     if mine is None or bound is None:
         return False
     return {"<": mine < bound, "<=": mine <= bound, ">": mine > bound, ">=": mine >= bound}[term.op]
@@ -91,10 +91,10 @@ def _holds(term: Term, value: "str | int | tuple[str, ...]") -> bool:
 def _comparable(condition: Condition, value: "str | int | tuple[str, ...]") -> bool:
     """Return False if a negated comparison holds only because `value` has no order, such as a kernel named `x`."""
     compares = any(term.op in ("<", "<=", ">", ">=") for group in condition.groups for term in group)
-    return not (condition.negate and compares and _order_key(value) is None)
+    return not (condition.negate and compares and order_key(value) is None)
 
 
-def _order_key(value: "str | int | tuple[str, ...]") -> "tuple[int, ...] | None":
+def order_key(value: "str | int | tuple[str, ...]") -> "tuple[int, ...] | None":
     """Return a key that orders numbers and kernel releases: 7.3-rc4 < 7.3 < 7.3.4-amd64."""
     if isinstance(value, int):
         return (value,)

@@ -66,7 +66,7 @@ def _text(value: object) -> str:
     return value
 
 
-def _condition(fact: str, value: object) -> Condition:
+def condition(fact: str, value: object) -> Condition:
     """Return what a rule's `when` asks of `fact`: a value, a list of them, or `{ not = … }`."""
     negate = isinstance(value, dict)
     path: places.Path = ()
@@ -96,7 +96,7 @@ def _group(fact: str, value: object) -> "tuple[Term, ...]":
         return (Term("is", UNKNOWN),)
     if kind == "set":
         if value not in members:
-            raise ValueError(f"{_show(value)} is not one of {_list(members)}{_near(value, members)}")
+            raise ValueError(f"{_show(value)} is not one of {_list(members)}{near(value, members)}")
         return (Term("is", str(value)),)
     if kind == "number" and type(value) is int and 0 <= value < 1 << 64:
         return (Term("is", value),)
@@ -151,7 +151,7 @@ def _source(value: object) -> "str | model.Range":
         _fail(
             (
                 (),
-                f"{_show(value)} is neither one of {_list(compiled.SOURCES)} nor a range{_near(value, compiled.SOURCES)}",
+                f"{_show(value)} is neither one of {_list(compiled.SOURCES)} nor a range{near(value, compiled.SOURCES)}",
             )
         )
     try:
@@ -191,7 +191,7 @@ def _schema(fact: str) -> "dict[str, object]":
 
 
 _when_fields: Any = {
-    fact: (Annotated[Condition | None, PlainValidator(partial(_condition, fact)), WithJsonSchema(_schema(fact))], None)
+    fact: (Annotated[Condition | None, PlainValidator(partial(condition, fact)), WithJsonSchema(_schema(fact))], None)
     for fact in FACTS
 }
 When = create_model("When", __base__=_Table, **_when_fields)
@@ -261,6 +261,21 @@ class PolicyFile(_Table):
     on_failure: Failure = Field(description="Decides if safemem cannot.")
 
 
+class Authored(NamedTuple):
+    """A policy and where each of its tables and keys stands in its file."""
+
+    policy: model.Policy
+    found: "dict[places.Path, places.Place]"
+
+    def place(self, rule: str, key: str) -> places.Place:
+        """Return line and column of `key` of a rule, `otherwise`, `on_failure` or `safe_region`, or of its table."""
+        table: places.Path = (rule,)
+        for index, candidate in enumerate(self.policy.rules):
+            if candidate.name == rule:
+                table = ("rule", index)
+        return places.nearest(self.found, (*table, key))
+
+
 def read(path: Path) -> model.Policy:
     """Return the policy in the file `path`.
 
@@ -268,35 +283,51 @@ def read(path: Path) -> model.Policy:
         PolicyError: it is not a valid policy.
         OSError: it cannot be read.
     """
+    return load(path).policy
+
+
+def load(path: Path) -> Authored:
+    """Return the policy in the file `path` with its places. Raises as `read` does."""
     with open(path, "rb") as file:
         return parse(file.read(MAX_SIZE + 1), str(path))
 
 
-def parse(data: bytes, where: str) -> model.Policy:
+def parse(data: bytes, where: str) -> Authored:
     """Return the policy that the TOML `data`, read from `where`, means. Raises PolicyError."""
-    text = _decode(data, where)
+    text = decode(data, where)
+    document = toml(text, where)
+    table, problems = _validate(document)
+    if table is not None:
+        problems = _contradictions(table)
+    found = places.find(text)
+    if table is None or problems:
+        located = [
+            Problem(path, *places.nearest(found, path), _named(document, path, message)) for path, message in problems
+        ]
+        raise PolicyError(where, sorted(located, key=lambda p: (p.line, p.column)))
+    policy = _policy(table)
+    return Authored(policy._replace(digest=compiled.load(compiled.dump(policy), where).digest), found)
+
+
+def toml(text: str, where: str) -> "dict[str, Any]":
+    """Return what the TOML `text` holds. Raises PolicyError with the place."""
     try:
-        document = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(text, str(error), where) from None
     except RecursionError:
         raise PolicyError(where, [Problem((), 1, 1, "the file is nested too deeply")]) from None
     except ValueError:  # Python reads no integer of more than 4,300 digits
         raise PolicyError(where, [Problem((), 1, 1, "the file holds a number with thousands of digits")]) from None
-    table, problems = _validate(document)
-    if table is not None:
-        problems = _contradictions(table)
-    if table is None or problems:
-        found = places.find(text)
-        located = [
-            Problem(path, *places.nearest(found, path), _named(document, path, message)) for path, message in problems
-        ]
-        raise PolicyError(where, sorted(located, key=lambda p: (p.line, p.column)))
-    policy = _policy(table)
-    return policy._replace(digest=compiled.load(compiled.dump(policy), where).digest)
 
 
-def _decode(data: bytes, where: str) -> str:
+def schema() -> "dict[str, Any]":
+    """Return the JSON Schema (draft 2020-12) of policy files, as the models have it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **PolicyFile.model_json_schema()}
+
+
+def decode(data: bytes, where: str) -> str:
+    """Return the text of a TOML file. Raises PolicyError if it is too large or no text."""
     if len(data) > MAX_SIZE:
         raise PolicyError(where, [Problem((), 1, 1, "the file is larger than 1 MiB: this is no policy")])
     try:
@@ -337,7 +368,7 @@ def _explain(details: ErrorDetails) -> "list[tuple[places.Path, str]]":
         case "policy":
             return [((*path, *below), message) for below, message in context["problems"]]
         case "extra_forbidden":
-            return [(path, f"unknown key `{key}`{_near(key, _keys(path[:-1]))}")]
+            return [(path, f"unknown key `{key}`{near(key, _keys(path[:-1]))}")]
         case "missing":
             what = (
                 _NO_RULES
@@ -349,7 +380,7 @@ def _explain(details: ErrorDetails) -> "list[tuple[places.Path, str]]":
             if path == ("format",):
                 return [(path, f"{_show(value)} is not a format that this safemem reads; it reads {FORMAT}")]
             words = tuple(re.findall(r"'([^']*)'", context["expected"]))
-            return [(path, f"{_show(value)} is not one of {_list(words)}{_near(value, words)}")]
+            return [(path, f"{_show(value)} is not one of {_list(words)}{near(value, words)}")]
         case "too_short":
             return [(path, "the list is empty")]
         case "model_type" | "model_attributes_type" | "dict_type":
@@ -476,6 +507,7 @@ def _list(words: "tuple[str, ...]") -> str:
     return ", ".join(f"`{word}`" for word in words)
 
 
-def _near(word: object, known: "tuple[str, ...]") -> str:
-    near = difflib.get_close_matches(word, known, 1) if isinstance(word, str) else []
-    return f"; did you mean `{near[0]}`?" if near else ""
+def near(word: object, known: "tuple[str, ...]") -> str:
+    """Return a suggestion for a mistyped `word`, or nothing."""
+    close = difflib.get_close_matches(word, known, 1) if isinstance(word, str) else []
+    return f"; did you mean `{close[0]}`?" if close else ""

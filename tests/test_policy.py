@@ -47,7 +47,7 @@ def test_shipped(path: Path) -> None:
 
 def test_defaults() -> None:
     """What a short policy leaves out has the documented values."""
-    found = policy.parse(GOOD.encode(), "p.toml")
+    found = policy.parse(GOOD.encode(), "p.toml").policy
     assert found.sources == ("kho-scratch",)
     assert (found.allow_cmdline_override, found.open_luo) == (False, False)
     assert model.Failure("panic", "", 10) == found.on_failure
@@ -61,7 +61,7 @@ def test_defaults() -> None:
 def test_files_from_other_systems(mangle: object) -> None:
     """CRLF, a byte-order mark and a missing last newline change nothing."""
     assert callable(mangle)
-    assert policy.parse(GOOD.encode(), "p") == policy.parse(mangle(GOOD).encode(), "p")
+    assert policy.parse(GOOD.encode(), "p").policy == policy.parse(mangle(GOOD).encode(), "p").policy
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_files_from_other_systems(mangle: object) -> None:
 )
 def test_when(when: str, condition: Condition) -> None:
     """Each way to ask for a fact."""
-    found = policy.parse(GOOD.replace('handover = "none"', when).encode(), "p")
+    found = policy.parse(GOOD.replace('handover = "none"', when).encode(), "p").policy
     assert (condition,) == found.rules[0].when
     assert found == compiled.load(compiled.dump(found), "x")
 
@@ -93,7 +93,7 @@ def test_when(when: str, condition: Condition) -> None:
 def test_sources() -> None:
     """Ranges take their end in."""
     text = GOOD.replace("[[rule]]", '[safe_region]\nsources = ["cmdline", "0x1000-0x1fff"]\n[[rule]]', 1)
-    assert ("cmdline", Range(0x1000, 0x2000)) == policy.parse(text.encode(), "p").sources
+    assert ("cmdline", Range(0x1000, 0x2000)) == policy.parse(text.encode(), "p").policy.sources
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,13 @@ class InputError(click.ClickException):
 
 def load_policy(path: str) -> Policy:
     """Return the policy at `path`. Raises InputError."""
+    return load_authored(path).policy
+
+
+def load_authored(path: str) -> policy.Authored:
+    """Return the policy at `path` with the places of its rules. Raises InputError."""
     try:
-        return policy.read(Path(path))
+        return policy.load(Path(path))
     except policy.PolicyError as error:
         raise InputError(str(error)) from None
     except OSError as error:
