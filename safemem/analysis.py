@@ -284,6 +284,7 @@ CODES = {
     "unsafe-block": ("error", "online-safe never onlines a block that reaches outside the safe region."),
     "failure-loop": ("warning", "A failure that lasts does not reboot for ever."),
     "useless-region": ("warning", "A range of the safe region holds at least one whole memory block."),
+    "idle-acceptance": ("warning", "`accept_data_exposure` stands only where it is needed."),
     "same-as-next": ("warning", "A rule differs from the one after it."),
     "only-otherwise": ("note", "States that no rule asks for are decided by `otherwise`."),
 }
@@ -292,7 +293,7 @@ CODES = {
 def check(policy: Policy, outcomes: Outcomes) -> "list[Finding]":
     """Return everything that is wrong with `policy`, the invariants first."""
     return [
-        *_unreachable(policy, outcomes), *_exposes(outcomes), *_unknowns(outcomes), *_loops(outcomes),
+        *_unreachable(policy, outcomes), *_exposes(outcomes), *_idle(outcomes), *_unknowns(outcomes), *_loops(outcomes),
         *_blocks(policy), *_failure(policy), *_regions(policy), *_same(policy), *_otherwise(policy, outcomes),
     ]  # fmt: skip
 
@@ -341,6 +342,18 @@ def _exposes(outcomes: Outcomes) -> "Iterator[Finding]":
             "use online-safe or panic, or say `accept_data_exposure = true` if no guest's memory matters here",
             smallest(outcomes, states),
         )  # fmt: skip
+
+
+def _idle(outcomes: Outcomes) -> "Iterator[Finding]":
+    lost = ("rejected", "orphaned", "unsupported", UNKNOWN)
+    needed = {index for state, index in outcomes.of.items() if state[0] in lost}
+    for index, rule in enumerate(outcomes.rules):
+        if rule.accept_data_exposure and (rule.action != "online-all" or index not in needed):
+            yield _finding(
+                "idle-acceptance", rule.name, "accept_data_exposure",
+                "`accept_data_exposure` changes nothing here: no lost handover ends in online-all by this rule",
+                "remove it, so that it does not hide what a later edit does",
+            )  # fmt: skip
 
 
 def _unknowns(outcomes: Outcomes) -> "Iterator[Finding]":

@@ -2,6 +2,7 @@
 """Cases: what a policy is expected to decide, written beside it as NAME.cases.toml.
 
     policy = "live-update-host.toml"
+    on_failure = { action = "panic", deadline = 10 }    # likewise: sources, allow_cmdline_override, open_luo
 
     [[case]]
     name = "a lost handover never boots"
@@ -13,6 +14,7 @@
 A case holds if every state that it describes has the expected outcome, from the expected rule.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from safemem import engine, places, policy
 from safemem.analysis import Outcomes, Space, State, Value, smallest
 from safemem.model import FACTS, Condition, Fact, Policy, Rule
 
+_BESIDE = ("on_failure", "sources", "allow_cmdline_override", "open_luo")
 _EXPECTED = ("action", "rule", "message", "zone", "enter", "on_shortfall")
 
 
@@ -64,14 +67,30 @@ def run(path: Path) -> Result:
         policy.PolicyError: the file or its policy is not valid.
         OSError: one of them cannot be read.
     """
-    target, cases = _read(path)
+    target, fixed, cases = _read(path)
     space = Space(target, _asking(cases, target))
     outcomes = Outcomes(space, target)
-    verdicts = tuple(_verdict(case, outcomes) for case in cases)
+    verdicts = (*_beside(target, fixed), *(_verdict(case, outcomes) for case in cases))
     proved = {verdict.case.expected.get("rule") for verdict in verdicts if not verdict.trouble}
     rules = {rule.name: rule.name in proved for rule in outcomes.rules}
     covered = frozenset().union(*(verdict.states for verdict in verdicts))
     return Result(str(path), target, verdicts, rules, len(covered), len(outcomes.of))
+
+
+def _beside(target: Policy, fixed: "dict[str, tuple[object, int]]") -> "Iterator[Verdict]":
+    """Compare what stands outside the rules."""
+    made: dict[str, object] = {
+        "on_failure": target.on_failure._asdict(),
+        "sources": [str(source) for source in target.sources],
+        "allow_cmdline_override": target.allow_cmdline_override,
+        "open_luo": target.open_luo,
+    }
+    for key, (wanted, line) in fixed.items():
+        got = made[key]
+        if isinstance(got, dict) and isinstance(wanted, dict):
+            got = {name: value for name, value in got.items() if name in wanted}
+        trouble = "" if got == wanted else f"{key} is `{got}`, expected `{wanted}`"
+        yield Verdict(Case(key, (), {}, line), frozenset(), trouble, {})
 
 
 def _asking(cases: "list[Case]", target: Policy) -> Policy:
@@ -114,7 +133,7 @@ def _verdict(case: Case, outcomes: Outcomes) -> Verdict:
     return Verdict(case, states, "", {})
 
 
-def _read(path: Path) -> "tuple[Policy, list[Case]]":
+def _read(path: Path) -> "tuple[Policy, dict[str, tuple[object, int]], list[Case]]":
     with open(path, "rb") as file:
         text = policy.decode(file.read(policy.MAX_SIZE + 1), str(path))
     document = policy.toml(text, str(path))
@@ -126,8 +145,8 @@ def _read(path: Path) -> "tuple[Policy, list[Case]]":
 
     name, items = document.get("policy"), document.get("case")
     for key in document:
-        if key not in ("policy", "case"):
-            bad((key,), f"unknown key `{key}`{policy.near(key, ('policy', 'case'))}")
+        if key not in ("policy", "case", *_BESIDE):
+            bad((key,), f"unknown key `{key}`{policy.near(key, ('policy', 'case', *_BESIDE))}")
     if not isinstance(name, str):
         bad(("policy",), "`policy` is missing; add the file that the cases are about, relative to this one")
     if not isinstance(items, list) or not items:
@@ -139,7 +158,8 @@ def _read(path: Path) -> "tuple[Policy, list[Case]]":
             cases.append(case._replace(line=places.nearest(found, ("case", index, "name"))[0]))
     if problems:
         raise policy.PolicyError(str(path), sorted(problems, key=lambda p: (p.line, p.column)))
-    return policy.read(path.parent / str(name)), cases
+    fixed = {key: (document[key], places.nearest(found, (key,))[0]) for key in _BESIDE if key in document}
+    return policy.read(path.parent / str(name)), fixed, cases
 
 
 def _case(item: Any, at: places.Path, bad: Any) -> "Case | None":

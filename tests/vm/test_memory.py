@@ -31,7 +31,6 @@ def test_zone_decides_whether_the_next_live_update_survives(zone: str) -> None:
     decide
     report retrieved "$(luo retrieve guest 400)"
     """
-    fate = "timeout" if zone else "poweroff"
     result = harness.run(
         f"zone-{zone or 'default'}", initrd(script, text, next_kernel="current"),
         next_kernel="current", timeout=60
@@ -39,10 +38,12 @@ def test_zone_decides_whether_the_next_live_update_survives(zone: str) -> None:
 
     assert result.report["luo"] == "preserved"
     assert result.report["zones"] == ("Normal" if zone else "Movable")
-    assert result.fate == fate
     if zone:
+        # 7.3.4 hangs, 7.2 resets, both before a word of the next kernel.
+        assert result.fate in ("timeout", "reset")
         assert "next" not in result.report
     else:
+        assert result.fate == "poweroff"
         assert result.report["retrieved"] == str(400 * PAGES)
         assert simulated(result, text)["facts"]["handover"]["value"] == "accepted"
         assert result.seconds < 45, "too close to the other guest's timeout to tell a hang from a slow boot"

@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: MIT
+"""The analysis against the engine, against brute force, and against policies that are wrong on purpose."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import random
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from safemem import analysis, cases, engine, policy, probe
+from safemem.model import DERIVED, FACTS, UNKNOWN, Condition, Fact, Failure, Policy, Range, Rule, Snapshot, Term
+from tests.fakes import make_root
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = sorted(path for path in (ROOT / "policies").glob("*.toml") if ".cases." not in path.name)
+BAD = sorted((ROOT / "tests/bad").glob("*.toml"))
+#: `make draws` asks for 100,000.
+DRAWS = int(os.environ.get("SAFEMEM_DRAWS", "2000"))
+
+RELEASES = ("7.2", "7.2.13", "7.3", "7.3-rc2", "7.3.4", "6.19.8")
+GLOBS = ("7.*", "*-amd64", "7.3*", "7.?.4", "*")
+NAMES = ("LUO", "memblock", "iommu")
+
+
+def terms(kind: str) -> Any:
+    """Return what a policy may ask of a fact that is no closed set."""
+    unknown = st.just((Term("is", UNKNOWN),))
+    compare = st.sampled_from(["<", "<=", ">", ">="])
+    if kind == "number":
+        one = st.integers(0, 5)
+        return (
+            unknown
+            | one.map(lambda n: (Term("is", n),))
+            | st.lists(st.builds(Term, compare, one), min_size=1, max_size=2).map(lambda many: (*many,))
+        )
+    if kind == "names":
+        return unknown | st.sampled_from(NAMES).map(lambda name: (Term("has", name),))
+    texts = st.sampled_from(RELEASES).map(lambda t: (Term("is", t),)) | st.sampled_from(GLOBS).map(
+        lambda t: (Term("glob", t),)
+    )
+    if kind == "version":
+        texts |= st.lists(st.builds(Term, compare, st.sampled_from(RELEASES)), min_size=1, max_size=2).map(
+            lambda many: (*many,)
+        )
+    return unknown | texts
+
+
+def conditions(fact: str) -> st.SearchStrategy[Condition]:
+    """Return conditions on `fact`."""
+    kind, members = FACTS[fact]
+    group = st.sampled_from(members).map(lambda v: (Term("is", v),)) if kind == "set" else terms(kind)
+    return st.builds(Condition, st.just(fact), st.lists(group, min_size=1, max_size=3).map(tuple), st.booleans())
+
+
+ASKED = (
+    "handover",
+    "luo",
+    "kho",
+    "guard",
+    "safe_region",
+    "held_blocks",
+    "kernel",
+    "previous_kernel",
+    "kexec_count",
+    "nodes",
+    "virt",
+)
+WHEN = st.lists(st.sampled_from(ASKED), min_size=1, max_size=3, unique=True).flatmap(
+    lambda facts: st.tuples(*(conditions(fact) for fact in facts))
+)
+ACTION = st.sampled_from(["online-all", "online-safe", "panic", "reboot", "halt"])
+SOURCES = st.sampled_from([("kho-scratch",), ("cmdline",), ("none",), ("kho-scratch", "cmdline"), (Range(0, 1 << 30),)])
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    """Return a small policy over any facts."""
+    count = draw(st.integers(1, 4))
+    rules = tuple(Rule(f"r{index}", draw(ACTION), draw(WHEN)) for index in range(count))
+    return Policy("p", rules, Rule("otherwise", draw(ACTION)), Failure("panic"), draw(SOURCES))
+
+
+def values(fact: str) -> st.SearchStrategy[Any]:
+    """Return what a machine may show for `fact`, chosen without looking at any policy."""
+    kind, members = FACTS[fact]
+    if kind == "set":
+        return st.sampled_from(members)
+    if kind == "number":
+        return st.integers(0, 9) | st.just(UNKNOWN)
+    if kind == "names":
+        return st.lists(st.sampled_from((*NAMES, "other")), unique=True).map(
+            lambda names: tuple(sorted(names))
+        ) | st.just(UNKNOWN)
+    release = st.builds("{}.{}{}{}".format, st.integers(5, 8), st.integers(0, 20), st.sampled_from(["", ".0", ".4", ".13", ".99"]),
+                        st.sampled_from(["", "-rc1", "-amd64", "-cloud-amd64", "+"]))  # fmt: skip
+    return release | st.sampled_from(RELEASES) | st.text("7.3-amd64x", min_size=1, max_size=8) | st.just(UNKNOWN)
+
+
+FACT_VALUES = st.fixed_dictionaries({fact: values(fact) for fact in FACTS})
+
+
+@settings(max_examples=DRAWS, deadline=None, suppress_health_check=list(HealthCheck))
+@given(policies(), FACT_VALUES)
+def test_every_machine_falls_into_a_class_with_its_outcome(drawn: Policy, facts: dict[str, Any]) -> None:
+    """What the analysis says for the class of a machine is what the engine decides for the machine."""
+    space = analysis.Space(drawn)
+    known = {name: Fact(value, "") for name, value in facts.items()}
+    state = space.locate(known)
+    assume(space.possible(state))
+    outcomes = analysis.Outcomes(space, drawn)
+
+    decision = engine.decide(drawn, Snapshot(known, 128 << 20, (), (), "", ()))
+    assert decision.rule == outcomes.rule(state).name
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.builds(Rule, st.uuids().map(str), ACTION, st.lists(st.sampled_from(["handover", "luo"]), min_size=1, unique=True)
+        .flatmap(lambda facts: st.tuples(*(conditions(fact) for fact in facts))),
+        accept_data_exposure=st.booleans()), min_size=1, max_size=4, unique_by=lambda rule: rule.name),
+    ACTION,
+)  # fmt: skip
+def test_brute_force_finds_the_same(rules: list[Rule], action: str) -> None:
+    """Every state of two facts, one call of the engine each, and the invariants written out by hand."""
+    drawn = Policy("p", tuple(rules), Rule("otherwise", action), Failure("panic"), ("cmdline",))
+
+    def decide(handover: str, luo: str) -> Rule:
+        facts = {
+            name: Fact({"handover": handover, "luo": luo}.get(name, UNKNOWN), "")
+            for name in FACTS
+            if name not in DERIVED
+        }
+        name = engine.decide(drawn, Snapshot(facts, 128 << 20, (), (), "", ())).rule
+        return next(rule for rule in (*rules, drawn.otherwise) if rule.name == name)
+
+    dead = {("orphaned", luo) for luo in ("ready", "failed", "busy")} | {
+        ("unsupported", luo) for luo in ("ready", "failed", "busy")
+    }
+    states = [pair for pair in itertools.product(FACTS["handover"][1], FACTS["luo"][1]) if pair not in dead]
+    scale = {"online-all": 2, "online-safe": 1, "panic": 0, "reboot": 0, "halt": 0}
+    wrong = {("unreachable-rule", rule.name) for rule in rules} - {
+        ("unreachable-rule", decide(*pair).name) for pair in states
+    }
+    for handover, luo in states:
+        rule = decide(handover, luo)
+        if (
+            handover in ("rejected", "orphaned", "unsupported")
+            and rule.action == "online-all"
+            and not rule.accept_data_exposure
+        ):
+            wrong.add(("exposes-handover", rule.name))
+        others = [(h, luo) for h in FACTS["handover"][1] if handover == UNKNOWN] + [
+            (handover, v) for v in FACTS["luo"][1] if luo == UNKNOWN
+        ]
+        if any(scale[decide(*other).action] < scale[rule.action] for other in others if other in states):
+            wrong.add(("unknown-permissive", rule.name))
+        after = (UNKNOWN if handover == UNKNOWN else "none", luo)
+        if rule.action == "reboot" and decide(*after).action == "reboot":
+            wrong.add(("reboot-loop", rule.name))
+    space_policy = drawn._replace(rules=(*rules, Rule("both", "halt", tuple(
+        Condition(fact, ((Term("is", UNKNOWN),),)) for fact in ("handover", "luo")))))  # fmt: skip
+    outcomes = analysis.Outcomes(analysis.Space(drawn, space_policy), drawn)
+    errors = {(item.code, item.rule) for item in analysis.check(drawn, outcomes) if item.level == "error"}
+    assert errors == wrong
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_policies_are_proved_and_covered(path: Path) -> None:
+    """Every policy that we ship holds every invariant without a warning, and its cases cover all of it."""
+    target = policy.read(path)
+    found = analysis.check(target, analysis.Outcomes(analysis.Space(target), target))
+    result = cases.run(path.with_suffix(".cases.toml"))
+
+    assert [item for item in found if item.level != "note"] == []
+    assert [verdict for verdict in result.verdicts if verdict.trouble] == []
+    assert result.coverage == 1
+    assert path.read_text().startswith("# For ")
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_bad_policies_show_each_invariant_failing(path: Path) -> None:
+    """The first line of each bad policy says what is wrong with it; that is found, and its example is real."""
+    target = policy.read(path)
+    outcomes = analysis.Outcomes(analysis.Space(target), target)
+    found = [item for item in analysis.check(target, outcomes) if item.level != "note"]
+    expected = re.findall(r"[a-z]+-[a-z]+(?:-[a-z]+)?", path.read_text().splitlines()[0].split(".")[0])
+
+    assert sorted({item.code for item in found}) == sorted(expected)
+    for item in found:
+        if item.example:
+            facts = {name: Fact(item.example.get(name, UNKNOWN), "") for name in FACTS if name not in DERIVED}
+            assert engine.decide(target, Snapshot(facts, 128 << 20, (), (), "", ())).rule == item.rule
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"offered": True}, {"offered": True, "kho_in": True}, {"offered": True, "debugfs": False, "config": None},
+        {"offered": True, "kho_out": False, "luo": False, "cmdline": "kho=off"},
+        {"offered": True, "kho_out": False, "luo": False, "config": "CONFIG_X=y\n"},
+        {"offered": True, "cmdline": "kho=on safemem.guard=0x1000000-0x24ffffff", "crash": "01000000-24ffffff"},
+    ],
+)  # fmt: skip
+def test_the_probe_shows_nothing_that_is_called_impossible(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The constraints leave out only what the probe cannot return."""
+    snapshot = probe.read_snapshot(str(make_root(tmp_path, **options)))
+    facts = {name: fact.value for name, fact in snapshot.facts.items()}
+
+    assert [item.text for item in analysis.CONSTRAINTS if item.broken(facts)] == []
+
+
+# ---- mutation: a policy that was changed by accident is noticed
+
+
+def mutants(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the policy with each one value, action or order changed."""
+    found: list[tuple[str, dict[str, Any]]] = []
+
+    def add(what: str, change: Any) -> None:
+        other = copy.deepcopy(document)
+        change(other)
+        if other != document:
+            found.append((what, other))
+
+    tables = [(f"rule {index}", lambda doc, index=index: doc["rule"][index]) for index in range(len(document["rule"]))]
+    for name, table in [
+        *tables,
+        ("otherwise", lambda doc: doc["otherwise"]),
+        ("on_failure", lambda doc: doc["on_failure"]),
+    ]:
+        choices: dict[str, list[Any]] = {"action": ["panic", "reboot", "halt"], "message": ["changed"]}
+        if name == "on_failure":
+            choices["deadline"] = [11]
+        else:
+            choices["action"] += ["online-all", "online-safe"]
+            choices |= {"zone": ["movable", "kernel", "auto"], "enter": ["maintenance"], "accept_data_exposure": [True, False],
+                        "on_shortfall": ["panic", "reboot", "halt", "continue"]}  # fmt: skip
+        for key, options in choices.items():
+            for value in options:
+                add(f"{name}.{key} = {value}", lambda doc, t=table, k=key, v=value: t(doc).update({k: v}))
+            add(f"{name} without {key}", lambda doc, t=table, k=key: t(doc).pop(k, None))
+    for index, rule in enumerate(document["rule"]):
+        add(f"without rule {index}", lambda doc, i=index: doc["rule"].pop(i))
+        if index:
+            add(
+                f"rules {index - 1} and {index} swapped",
+                lambda doc, i=index: doc["rule"].insert(i - 1, doc["rule"].pop(i)),
+            )
+        for fact, wanted in rule["when"].items():
+            listed = wanted if isinstance(wanted, list) else [wanted]
+            for value in FACTS[fact][1]:
+                changed = [v for v in listed if v != value] if value in listed else [*listed, value]
+                add(
+                    f"rule {index} {fact} {value}",
+                    lambda doc, i=index, f=fact, c=changed: doc["rule"][i]["when"].update({f: c}),
+                )
+            add(f"rule {index} without {fact}", lambda doc, i=index, f=fact: doc["rule"][i]["when"].pop(f))
+            add(
+                f"rule {index} not {fact}",
+                lambda doc, i=index, f=fact, w=wanted: doc["rule"][i]["when"].update({f: {"not": w}}),
+            )
+    for sources in (["none"], ["cmdline"], ["kho-scratch"], ["cmdline", "kho-scratch"]):
+        add(f"sources {sources}", lambda doc, s=sources: doc.update(safe_region={"sources": s}))
+    for key in ("allow_cmdline_override", "open_luo"):
+        add(key, lambda doc, k=key: doc.update({k: True}))
+    return found
+
+
+def toml(document: dict[str, Any]) -> str:
+    """Return a policy as TOML."""
+
+    def value(item: Any) -> str:
+        if isinstance(item, dict):
+            return "{ " + ", ".join(f"{key} = {value(inner)}" for key, inner in item.items()) + " }"
+        if isinstance(item, list):
+            return f"[{', '.join(map(value, item))}]"
+        return (
+            {True: "true", False: "false"}[item]
+            if isinstance(item, bool)
+            else repr(item)
+            if isinstance(item, int)
+            else f'"{item}"'
+        )
+
+    lines = [f"{key} = {value(item)}" for key, item in document.items() if not isinstance(item, (dict, list))]
+    for key, item in document.items():
+        for table in item if isinstance(item, list) else [item] if isinstance(item, dict) else []:
+            lines += ["", f"[[{key}]]" if isinstance(item, list) else f"[{key}]"]
+            lines += [f"{name} = {value(inner)}" for name, inner in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_mutants_are_noticed(path: Path, tmp_path: Path) -> None:
+    """At least 95 % of all one-step changes fail to load, fail `check --strict`, or fail a case."""
+    document = tomllib.loads(path.read_text())
+    (tmp_path / "cases.toml").write_text(path.with_suffix(".cases.toml").read_text().replace(path.name, "mutant.toml"))
+    original, survivors, total = policy.read(path), [], 0
+    for what, mutant in mutants(document):
+        (tmp_path / "mutant.toml").write_text(toml(mutant))
+        try:
+            changed = policy.read(tmp_path / "mutant.toml")
+        except policy.PolicyError:
+            total += 1
+            continue
+        if changed._replace(digest="") == original._replace(digest=""):
+            continue  # a default written out: the same policy
+        space = analysis.Space(changed, original)
+        before, after = (analysis.Outcomes(space, item) for item in (original, changed))
+        if all(
+            before.rule(state) == after.rule(state)._replace(when=before.rule(state).when) for state in before.of
+        ) and (changed._replace(rules=(), digest="") == original._replace(rules=(), digest="")):
+            continue  # another way to write the same decisions, such as two rules that never meet swapped
+        total += 1
+        found = analysis.check(changed, analysis.Outcomes(analysis.Space(changed), changed))
+        result = cases.run(tmp_path / "cases.toml")
+        if not any(item.level != "note" for item in found) and all(not verdict.trouble for verdict in result.verdicts):
+            survivors.append(what)
+    print(f"{path.stem}: {total - len(survivors)} of {total} mutants noticed; survived: {survivors}")
+    assert total > 20
+    assert len(survivors) <= total * 0.05
+
+
+def test_many_rules(tmp_path: Path) -> None:
+    """200 rules with 30 different releases, and every state of them."""
+    source = random.Random(1)
+    releases = [f"{major}.{minor}" for major in (5, 6, 7) for minor in range(10)]
+    rules = "".join(
+        f'[[rule]]\nname = "r{index}"\nwhen = {{ handover = "{source.choice(["none", "accepted"])}", luo = "{source.choice(["ready", "off"])}",'
+        f' kernel = ">={source.choice(releases)}, <{source.choice(releases)}.{index}" }}\naction = "online-safe"\nmessage = "{index}"\n'
+        for index in range(200)
+    )
+    text = f'format = 1\nname = "many"\n{rules}[otherwise]\naction = "panic"\n[on_failure]\naction = "panic"\n'
+    target = policy.parse(text.encode(), "many").policy
+    space = analysis.Space(target)
+
+    assert len(space.classes[space.facts.index("kernel")]) > 60
+    assert len(analysis.Outcomes(space, target).of) > 4_000
+
+
+def test_too_much_to_look_at() -> None:
+    """A policy beyond any review is refused with the reason."""
+    names = tuple((Term("has", f"n{index}"),) for index in range(20))
+    wide = Policy(
+        "p",
+        (Rule("r", "panic", (Condition("nodes", names),)),),
+        Rule("otherwise", "panic"),
+        Failure("panic"),
+        ("none",),
+    )
+    with pytest.raises(analysis.TooLarge, match="`nodes`: 20 names are 1048576 combinations"):
+        analysis.Space(wide)
