@@ -55,6 +55,12 @@ def hold(root: str) -> "list[str]":
     return problems
 
 
+def unhold(root: str, value: str) -> None:
+    """Give `auto_online_blocks` the value back that it had before `hold`."""
+    if value in ("online", "online_movable", "online_kernel"):
+        _write(root, AUTO_ONLINE, value)
+
+
 def forbid_crash_kernel(root: str) -> "list[str]":
     """Forbid loading a crash kernel: it would be written into the guard (kernel.kexec_load_limit_panic, 6.3)."""
     trouble = _write(root, LOAD_LIMIT, "0")

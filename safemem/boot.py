@@ -55,6 +55,11 @@ def _boot(root: str) -> int:
         apply.say(root, _NOTICE, line)
     for text in (*problems, *snapshot.notes):
         apply.say(root, _WARNING, text)
+    if "dry-run" in snapshot.overrides and policy.allow_cmdline_override:
+        record.write(root, record.record_text(snapshot, decision, {"dry_run": True}))
+        apply.unhold(root, str(before.value))
+        apply.say(root, _WARNING, "safemem.dry_run on the command line: nothing of this is done")
+        return 0
     if decision.action in FINAL:
         return _end(root, decision.action, decision.message)
     result = apply.carry_out(decision, root, record.Progress(root).step)

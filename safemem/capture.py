@@ -3,7 +3,7 @@
 
 import json
 
-from safemem.model import FACTS, UNKNOWN, Blocks, Fact, Range, Snapshot, parse_range
+from safemem.model import DRIVERS, FACTS, UNKNOWN, Blocks, Fact, Range, Snapshot, parse_range
 from safemem.record import SCHEMA, capture_to_json
 
 _STATES = ("online", "offline", "going-offline", UNKNOWN)
@@ -101,11 +101,14 @@ def _snapshot(place: _Place) -> Snapshot:
             item.item("last").number(),
             item.item("state").text(),
             item.item("node").number(-1),
+            item.item("driver").text(),
         )
         if run.last < run.first:
             raise Invalid(f"{item.where}: `last` lies before `first`")
         if run.state not in _STATES:
             raise Invalid(f"{item.where}.state: `{run.state}` is not one of {', '.join(_STATES)}")
+        if run.driver not in DRIVERS:
+            raise Invalid(f"{item.where}.driver: `{run.driver}` is not one of {', '.join(DRIVERS)}")
         blocks.append(run)
     if blocks and not size:
         raise Invalid(f"{place.where}.block_size: 0, but there are blocks")
@@ -122,6 +125,7 @@ def _snapshot(place: _Place) -> Snapshot:
         cmdline=place.item("cmdline").text(),
         cmdline_safe=tuple(item.area() for item in place.item("cmdline_safe").items()),
         guard=None if guard.value is None else guard.area(),
+        overrides=tuple(item.text() for item in place.item("overrides").items()),
         notes=tuple(item.text() for item in place.item("notes").items()),
     )
 

@@ -129,6 +129,7 @@ def _plain(policy: model.Policy) -> "dict[str, object]":
         "on_failure": policy.on_failure._asdict(),
         "sources": [str(source) for source in policy.sources],
         "allow_cmdline_override": policy.allow_cmdline_override,
+        "memory": [{**item._asdict(), "range": str(item.range) if item.range else None} for item in policy.memory],
         "open_luo": policy.open_luo,
     }
 
@@ -147,7 +148,9 @@ def _plain_rule(rule: model.Rule) -> "dict[str, object]":
 
 def _policy(value: object) -> model.Policy:
     table = _keys(
-        value, ("allow_cmdline_override", "name", "on_failure", "open_luo", "otherwise", "rules", "sources"), "`policy`"
+        value,
+        ("allow_cmdline_override", "memory", "name", "on_failure", "open_luo", "otherwise", "rules", "sources"),
+        "`policy`",
     )
     rules = tuple(
         _rule(item, f"policy.rules[{index}]") for index, item in enumerate(_list(table["rules"], "policy.rules"))
@@ -171,8 +174,34 @@ def _policy(value: object) -> model.Policy:
         on_failure=_failure(table["on_failure"]),
         sources=_sources(table["sources"]),
         allow_cmdline_override=_bool(table["allow_cmdline_override"], "policy.allow_cmdline_override"),
+        memory=tuple(
+            _override(item, f"policy.memory[{index}]")
+            for index, item in enumerate(_list(table["memory"], "policy.memory", True))
+        ),
         open_luo=_bool(table["open_luo"], "policy.open_luo"),
     )
+
+
+def _override(value: object, at: str) -> model.Override:
+    table = _keys(value, model.Override._fields, f"`{at}`")
+    area = None if table["range"] is None else _range(_text(table["range"], f"{at}.range"), f"{at}.range")
+    node = _int(table["node"], -1, 1 << 16, f"{at}.node")
+    driver = _choice(table["driver"], ("", *model.DRIVERS), f"{at}.driver")
+    hold = _bool(table["hold"], f"{at}.hold")
+    zone = _choice(table["zone"], ("", *model.ZONES), f"{at}.zone")
+    if (area is not None) + (node >= 0) + bool(driver) != 1 or hold == bool(zone):
+        _fail(f"`{at}` is not one range, node or driver with hold or a zone")
+    return model.Override(area, node, driver, hold, zone)
+
+
+def _range(text: str, at: str) -> model.Range:
+    try:
+        found = model.parse_range(text)
+    except ValueError:
+        _fail(f"`{at}` is {_show(text)}, neither a source nor a range")
+    if str(found) != text:
+        _fail(f"`{at}` is {_show(text)}, which safemem writes as `{found}`")
+    return found
 
 
 def _failure(value: object) -> model.Failure:
@@ -193,13 +222,7 @@ def _sources(value: object) -> "tuple[str | model.Range, ...]":
         if text in SOURCES:
             sources.append(text)
             continue
-        try:
-            found = model.parse_range(text)
-        except ValueError:
-            _fail(f"`{at}[{index}]` is {_show(text)}, neither a source nor a range")
-        if str(found) != text:
-            _fail(f"`{at}[{index}]` is {_show(text)}, which safemem writes as `{found}`")
-        sources.append(found)
+        sources.append(_range(text, f"{at}[{index}]"))
     complaint = source_fault(sources)
     if complaint is not None:
         _fail(f"`{at}[{complaint[0]}]`: {complaint[1]}")

@@ -12,6 +12,7 @@ from safemem.model import (
     Decision,
     Fact,
     Miss,
+    Override,
     Policy,
     Range,
     Rule,
@@ -28,8 +29,15 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
     region, region_source = _safe_region(policy, snapshot)
     facts = _derive(snapshot, region, region_source)
     rule, misses = _first_match(policy, facts)
+    ignored = []
+    if "off" in snapshot.overrides:
+        if policy.allow_cmdline_override:
+            misses = (*misses, Miss(rule.name, "command line", "no safemem=off", "safemem=off", "command line"))
+            rule = Rule("command line", "online-all", message="safemem=off on the kernel command line")
+        else:
+            ignored.append("safemem=off on the command line is ignored: the policy does not allow it")
     zone = rule.zone or ("auto" if facts["kho"].value == "off" else "movable")
-    steps = (*_guard_steps(rule, snapshot), *_block_steps(rule, snapshot, region or (), zone))
+    steps = (*_guard_steps(rule, snapshot), *_block_steps(rule, snapshot, region or (), zone, policy.memory))
     return Decision(
         action=rule.action,
         rule=rule.name,
@@ -44,7 +52,7 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
         region_source=region_source,
         misses=misses,
         steps=steps,
-        warnings=tuple(_warnings(rule, snapshot, region, steps)),
+        warnings=(*ignored, *_warnings(rule, snapshot, region, steps)),
     )
 
 
@@ -197,18 +205,24 @@ def _guard_steps(rule: Rule, snapshot: Snapshot) -> "tuple[Step, ...]":
     return (Step("keep-guard", *snapshot.guard, why="reserved since the first instruction of this boot"),)
 
 
-def _block_steps(rule: Rule, snapshot: Snapshot, region: "tuple[Range, ...]", zone: str) -> "tuple[Step, ...]":
+def _block_steps(
+    rule: Rule, snapshot: Snapshot, region: "tuple[Range, ...]", zone: str, memory: "tuple[Override, ...]"
+) -> "tuple[Step, ...]":
     steps: "list[Step]" = []
     size = snapshot.block_size
-    for run in snapshot.blocks:
+    for run in _cut(snapshot.blocks, memory, size):
+        override = next((item for item in memory if _about(item, run, size)), None)
+        held = override is not None and override.hold
         pieces = _split(run, size, region) if rule.action == "online-safe" else ((run, rule.action == "online-all"),)
         for piece, wanted in pieces:
-            if piece.state == "offline" and wanted:
+            if piece.state == "offline" and wanted and held:
+                op, why = "hold", "[[memory]] says so"
+            elif piece.state == "offline" and wanted:
                 op, why = "online", "safe region" if rule.action == "online-safe" else ""
             elif piece.state == "offline":
                 op, why = "hold", "outside the safe region" if rule.action == "online-safe" else ""
             elif piece.state == "online":
-                op, why = "keep", "" if wanted else "was online before the decision"
+                op, why = "keep", "" if wanted and not held else "was online before the decision"
             else:
                 op, why = "hold", f"state is {piece.state}"
             step = Step(
@@ -217,11 +231,11 @@ def _block_steps(rule: Rule, snapshot: Snapshot, region: "tuple[Range, ...]", zo
                 (piece.last + 1) * size,
                 piece.first,
                 piece.last,
-                zone if op == "online" else "",
+                ((override.zone if override else "") or zone) if op == "online" else "",
                 why,
             )
             last = steps[-1] if steps else None
-            # Runs are split by node, a plan need not be.
+            # Runs are split by node and driver, a plan need not be.
             if (
                 last
                 and last.last + 1 == step.first
@@ -231,6 +245,41 @@ def _block_steps(rule: Rule, snapshot: Snapshot, region: "tuple[Range, ...]", zo
             else:
                 steps.append(step)
     return tuple(steps)
+
+
+def _reach(override: Override, size: int) -> "tuple[int, int]":
+    """Return the first and last block that an override's range is about.
+
+    INVARIANT: a block is held if the range touches it by one byte, and gets a zone only if it lies wholly inside.
+    """
+    area = override.range or Range(0, 0)
+    if override.hold:
+        return area.start // size, -(-area.end // size) - 1
+    return -(-area.start // size), area.end // size - 1
+
+
+def _about(override: Override, run: Blocks, size: int) -> bool:
+    """Return whether the override is about every block of `run`, which was cut at its edges."""
+    if override.range is not None:
+        first, last = _reach(override, size)
+        return first <= run.first and run.last <= last
+    return run.node == override.node if override.node >= 0 else run.driver == override.driver
+
+
+def _cut(blocks: "tuple[Blocks, ...]", memory: "tuple[Override, ...]", size: int) -> "list[Blocks]":
+    """Return the runs cut at the edges of the overrides' ranges."""
+    edges = sorted(
+        {edge for item in memory if item.range for edge in (_reach(item, size)[0], _reach(item, size)[1] + 1)}
+    )
+    runs = []
+    for run in blocks:
+        at = run.first
+        for edge in edges:
+            if at < edge <= run.last:
+                runs.append(run._replace(first=at, last=edge - 1))
+                at = edge
+        runs.append(run._replace(first=at))
+    return runs
 
 
 def _split(run: Blocks, size: int, region: "tuple[Range, ...]") -> "list[tuple[Blocks, bool]]":

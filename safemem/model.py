@@ -74,11 +74,16 @@ class Blocks(NamedTuple):
     last: int
     state: str  #: `online`, `offline`, `going-offline`, or `unknown`
     node: int = -1  #: NUMA node, -1 when it could not be read
+    driver: str = UNKNOWN  #: one of DRIVERS: who added it
 
     @property
     def number(self) -> int:
         """How many blocks these are."""
         return self.last - self.first + 1
+
+
+#: Who added a block, as /proc/iomem names it: `dimm` is plain System RAM, which boot memory is too.
+DRIVERS = ("dimm", "virtio-mem", "kmem", UNKNOWN)
 
 
 class Snapshot(NamedTuple):
@@ -91,6 +96,7 @@ class Snapshot(NamedTuple):
     cmdline: str
     cmdline_safe: "tuple[Range, ...]"  #: `safemem.safe=`
     guard: "Range | None" = None  #: boot memory reserved in this boot by our guard
+    overrides: "tuple[str, ...]" = ()  #: what the command line asks for: `off`, `dry-run`
     notes: "tuple[str, ...]" = ()  #: what could not be read, and why
 
 
@@ -122,6 +128,16 @@ class Rule(NamedTuple):
     accept_data_exposure: bool = False
 
 
+class Override(NamedTuple):
+    """What one range, node or driver's blocks get instead; exactly one of the three is given."""
+
+    range: "Range | None" = None
+    node: int = -1
+    driver: str = ""
+    hold: bool = False
+    zone: str = ""
+
+
 class Failure(NamedTuple):
     """What the boot path does when safemem itself cannot finish."""
 
@@ -139,6 +155,7 @@ class Policy(NamedTuple):
     on_failure: Failure
     sources: "tuple[str | Range, ...]"  #: of the safe region, in order: `kho-scratch`, `cmdline`, `none`, a range
     allow_cmdline_override: bool = False
+    memory: "tuple[Override, ...]" = ()  #: the first that is about a block counts
     open_luo: bool = False  #: open /dev/liveupdate to tell ready from failed
     digest: str = ""  #: of the compiled form; 64 hex digits
 

@@ -237,6 +237,34 @@ class SafeRegion(_Table):
     )
 
 
+def _area(value: object) -> model.Range:
+    if not isinstance(value, str):
+        _fail(((), f"expected a range such as `0x100000000-0x1ffffffff`, not {_show(value)}"))
+    try:
+        return model.parse_range(value)
+    except ValueError as error:
+        _fail(((), str(error)))
+
+
+class Memory(_Table):
+    """`[[memory]]`: blocks that get something else than the rule says. The first that is about a block counts.
+
+    One of `range`, `node` and `driver`, and one of `hold` and `zone`. It applies where a rule would
+    online the block; it never onlines one that a rule holds.
+    """
+
+    range: Annotated[Any, PlainValidator(_area), WithJsonSchema({"type": "string"})] = Field(
+        None,
+        description="Physical addresses, both ends included. Holds every block that it touches; gives a zone to those wholly inside.",
+    )
+    node: Annotated[int, Field(ge=0, le=1 << 16)] | None = Field(None, description="NUMA node.")
+    driver: Literal["dimm", "virtio-mem", "kmem", "unknown"] | None = Field(
+        None, description="Who added it: `dimm` is plain System RAM, `kmem` dax or CXL memory."
+    )
+    hold: Literal[True] | None = Field(None, description="Never online it.")
+    zone: Zone | None = Field(None, description="Online it in this zone.")
+
+
 def _rules(value: object) -> object:
     if value == []:
         _fail(((), _NO_RULES))
@@ -256,7 +284,10 @@ class PolicyFile(_Table):
     safe_region: SafeRegion = Field(
         SafeRegion(sources=["kho-scratch"]), description="Where `online-safe` may online memory."
     )
-    rule: Annotated[list[RuleTable], BeforeValidator(_rules)] = Field(description="In order.")
+    memory: list[Memory] = Field([], description="Exceptions for some of the memory.")
+    rule: Annotated[list[RuleTable], BeforeValidator(_rules)] = Field(
+        description="In order.", json_schema_extra={"minItems": 1}
+    )
     otherwise: Outcome = Field(description="Decides if no rule does.")
     on_failure: Failure = Field(description="Decides if safemem cannot.")
 
@@ -409,7 +440,7 @@ _TO_ADD = {
 def _keys(path: places.Path) -> "tuple[str, ...]":
     """Return the keys that the table at `path` may have."""
     tables: dict[places.Path, type[BaseModel]] = {
-        (): PolicyFile, ("rule",): RuleTable, ("rule", "when"): When,
+        (): PolicyFile, ("memory",): Memory, ("rule",): RuleTable, ("rule", "when"): When,
         ("otherwise",): Outcome, ("on_failure",): Failure, ("safe_region",): SafeRegion,
     }  # fmt: skip
     table = tables.get(tuple(part for part in path if isinstance(part, str)))
@@ -437,6 +468,22 @@ def _contradictions(table: PolicyFile) -> "list[tuple[places.Path, str]]":
             problems.append(
                 ((*path, "enter"), f"`enter` has no effect: after `{outcome.action}` the boot does not go on")
             )
+    for index, item in enumerate(table.memory):
+        about = [key for key in ("range", "node", "driver") if getattr(item, key) is not None]
+        if len(about) != 1:
+            problems.append(
+                (("memory", index), f"needs exactly one of `range`, `node` and `driver`, and has {len(about)}")
+            )
+        if (item.hold is None) == (item.zone is None):
+            problems.append((("memory", index), "needs `hold = true` or a `zone`, and not both"))
+        for earlier in table.memory[:index]:
+            if (
+                item.range
+                and earlier.range
+                and item.range.start < earlier.range.end
+                and earlier.range.start < item.range.end
+            ):
+                problems.append((("memory", index, "range"), f"range `{item.range}` overlaps `{earlier.range}`"))
     fault = compiled.source_fault(table.safe_region.sources)
     if fault is not None:
         problems.append((("safe_region", "sources", fault[0]), fault[1]))
@@ -456,6 +503,12 @@ def _policy(table: PolicyFile) -> model.Policy:
         on_failure=model.Failure(failure.action, failure.message, failure.deadline),
         sources=tuple(table.safe_region.sources),
         allow_cmdline_override=table.allow_cmdline_override,
+        memory=tuple(
+            model.Override(
+                item.range, -1 if item.node is None else item.node, item.driver or "", bool(item.hold), item.zone or ""
+            )
+            for item in table.memory
+        ),
         open_luo=table.open_luo,
     )
 
@@ -511,3 +564,71 @@ def near(word: object, known: "tuple[str, ...]") -> str:
     """Return a suggestion for a mistyped `word`, or nothing."""
     close = difflib.get_close_matches(word, known, 1) if isinstance(word, str) else []
     return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def reference() -> str:
+    """Return the reference of the policy language as Markdown, from the models and the facts themselves."""
+    lines = [
+        "# The policy language",
+        "",
+        "Generated by `safemem schema --reference`; a test keeps it in step. TOML 1.0, UTF-8. The first",
+        "`[[rule]]` whose every condition holds decides; if none does, `[otherwise]` decides.",
+    ]
+    tables: tuple[tuple[str, type[BaseModel]], ...] = (
+        ("Top level", PolicyFile), ("`[safe_region]`", SafeRegion), ("`[[rule]]`", RuleTable), ("`[otherwise]`", Outcome),
+        ("`[[memory]]`", Memory), ("`[on_failure]`", Failure),
+    )  # fmt: skip
+    for title, table in tables:
+        lines += ["", f"## {title}", ""]
+        if table is Memory:
+            lines += [*((Memory.__doc__ or "").replace("    ", "").strip().split("\n\n", 1)[1].splitlines()), ""]
+        lines += ["| key | values | default | meaning |", "| --- | --- | --- | --- |"]
+        schema = table.model_json_schema()
+        for key, field in table.model_fields.items():
+            if table is RuleTable and key in Outcome.model_fields:
+                continue
+            default = "required" if field.is_required() else _default(field.default)
+            lines.append(f"| `{key}` | {_values(schema['properties'][key])} | {default} | {field.description} |")
+        if table is RuleTable:
+            lines += ["", "and every key of `[otherwise]`."]
+    lines += ["", "## Facts", "", "What `when` may ask for. `unknown` matches only a condition that names it; `{ not = … }` never matches it.", "",
+              "| fact | values |", "| --- | --- |"]  # fmt: skip
+    lines += [
+        f"| `{fact}` | {', '.join(f'`{v}`' for v in members) or _FACT_KINDS[kind]} |"
+        for fact, (kind, members) in FACTS.items()
+    ]
+    lines += [
+        "",
+        "A condition is a value, a list of values of which one must hold, or `{ not = … }` around either.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_FACT_KINDS = {
+    "text": "text; `*` and `?` are wildcards",
+    "version": 'a release, with wildcards, or comparisons such as `">=7.2, <7.4"`',
+    "number": 'a whole number, or comparisons such as `">=1, <3"`',
+    "names": "a name that has to be among them",
+}
+
+
+def _default(value: object) -> str:
+    if isinstance(value, SafeRegion):
+        return "`kho-scratch`"
+    return "" if value in ("", None, []) else f"`{json.dumps(value)}`"
+
+
+def _values(schema: "dict[str, Any]") -> str:
+    options = schema.get("anyOf", [schema])
+    words = [word for option in options for word in option.get("enum", [option["const"]] if "const" in option else [])]
+    if words:
+        return ", ".join(f"`{word if isinstance(word, str) else json.dumps(word)}`" for word in words)
+    kind = next((option["type"] for option in options if option.get("type") not in (None, "null")), "object")
+    return {
+        "string": "text",
+        "integer": "whole number",
+        "boolean": "`true`, `false`",
+        "array": "list",
+        "object": "table",
+    }[kind]

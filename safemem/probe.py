@@ -66,6 +66,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         cmdline=cmdline or "",
         cmdline_safe=_cmdline_safe(cmdline, notes),
         guard=guard,
+        overrides=_overrides(cmdline),
         notes=tuple(notes),
     )
 
@@ -393,6 +394,12 @@ def _scratch(root: str, notes: "list[str]") -> "tuple[Range, ...]":
     return tuple(sorted(Range(start, start + size) for start, size in zip(starts, sizes, strict=True) if size > 0))
 
 
+def _overrides(cmdline: "str | None") -> "tuple[str, ...]":
+    """Return what the command line asks for that only some policies allow."""
+    found = ("off",) if argument(cmdline, "safemem") == "off" else ()
+    return (*found, "dry-run") if argument(cmdline, "safemem.dry_run") is not None else found
+
+
 def _cmdline_safe(cmdline: "str | None", notes: "list[str]") -> "tuple[Range, ...]":
     """Return `safemem.safe=START-END[,…][;crc32=HEX]`; nothing at all if any part of it is wrong."""
     text = argument(cmdline, "safemem.safe")
@@ -469,12 +476,52 @@ def _blocks(root: str, notes: "list[str]") -> "tuple[int, tuple[Blocks, ...]]":
     except ValueError:
         notes.append(f"memory blocks cannot be read: {MEMORY}/block_size_bytes is not a size")
         return 0, ()
-    node_of = _nodes(root)
+    node_of, added_by = _nodes(root), _drivers(root)
     folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return size, _runs(folder, names, node_of, notes)
+        runs = _runs(folder, names, node_of, notes)
     finally:
         os.close(folder)
+    return size, tuple(piece for run in runs for piece in _by_driver(run, size, added_by))
+
+
+def _drivers(root: str) -> "list[tuple[int, int, str]]":
+    """Return who added which memory, as first byte, end and driver, from the names in /proc/iomem.
+
+    A driver of its own writes `System RAM (virtio_mem)` or `System RAM (kmem)`; what firmware and
+    ACPI add is plain `System RAM`.
+    """
+    found = []
+    for line in (_text(root, IOMEM) or "").splitlines():
+        span, _, name = line.partition(" : ")
+        name = name.strip()
+        if not name.startswith("System RAM"):
+            continue
+        driver = {"": "dimm", "(virtio_mem)": "virtio-mem", "(kmem)": "kmem"}.get(name[10:].strip(), UNKNOWN)
+        try:
+            start, _, last = span.strip().partition("-")
+            found.append((int(start, 16), int(last, 16) + 1, driver))
+        except ValueError:
+            continue
+    # Whoever may not see addresses sees zeros.
+    return [item for item in sorted(found) if item[1] > 1]
+
+
+def _by_driver(run: Blocks, size: int, added_by: "list[tuple[int, int, str]]") -> "list[Blocks]":
+    """Return `run` cut by who added its blocks; a block that two added, or nobody known, is nobody's."""
+    pieces: "list[Blocks]" = []
+    at = run.first
+    for start, end, driver in added_by:
+        first, last = max(at, -(-start // size)), min(run.last, end // size - 1)
+        if first > last:
+            continue
+        if at < first:
+            pieces.append(run._replace(first=at, last=first - 1))
+        pieces.append(run._replace(first=first, last=last, driver=driver))
+        at = last + 1
+    if at <= run.last:
+        pieces.append(run._replace(first=at))
+    return pieces
 
 
 def _runs(folder: int, names: "list[str]", node_of: "dict[int, int]", notes: "list[str]") -> "tuple[Blocks, ...]":

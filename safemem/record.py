@@ -24,11 +24,12 @@ def snapshot_to_json(snapshot: Snapshot) -> "dict[str, object]":
             for name, fact in snapshot.facts.items()
         },
         "block_size": snapshot.block_size,
-        "blocks": [{"first": b.first, "last": b.last, "state": b.state, "node": b.node} for b in snapshot.blocks],
+        "blocks": [{"first": b.first, "last": b.last, "state": b.state, "node": b.node, "driver": b.driver} for b in snapshot.blocks],
         "scratch": [str(area) for area in snapshot.scratch],
         "cmdline": snapshot.cmdline,
         "cmdline_safe": [str(area) for area in snapshot.cmdline_safe],
         "guard": str(snapshot.guard) if snapshot.guard else None,
+        "overrides": list(snapshot.overrides),
         "notes": list(snapshot.notes),
     }  # fmt: skip
 

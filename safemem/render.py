@@ -6,8 +6,8 @@ from itertools import groupby
 
 import click
 
-from safemem import record
-from safemem.model import FINAL, UNKNOWN, Decision, Range, Snapshot, Step, size_text
+from safemem import engine, record
+from safemem.model import FINAL, UNKNOWN, Decision, Policy, Range, Snapshot, Step, size_text
 
 #: Exit code for each action (docs and design fix them): 0 onlines, 4 holds back, 5 ends the boot.
 EXIT = {"online-all": 0, "online-safe": 4, "panic": 5, "reboot": 5, "halt": 5}
@@ -77,6 +77,28 @@ def decision_text(decision: Decision, snapshot: Snapshot, *, where: str, width: 
         lines += ["", "not known"]
         lines += [f"  {', '.join(names)}: {why}" for why, names in unknown.items()]
         lines += [f"  {note}" for note in snapshot.notes]
+    return "\n".join(lines)
+
+
+def trace_text(policy: Policy, decision: Decision) -> str:
+    """Return every rule up to the one that decides, with each of its conditions, what it met and where that was read."""
+    lines = ["trace"]
+    for rule in (*policy.rules, policy.otherwise):
+        decides = rule.name == decision.rule
+        lines.append(f"  rule `{rule.name}`: {'decides' if decides else 'does not match'}")
+        for condition in rule.when:
+            fact = decision.facts[condition.fact]
+            held = engine.matches(condition, fact)
+            sign = click.style("holds", fg="green") if held else click.style("fails", fg="red")
+            because = f": {fact.reason}" if fact.reason else ""
+            lines.append(
+                f"    {sign}  {condition.fact} wants {engine.wanted_text(condition)};"
+                f" it is {engine.fact_text(fact.value)}  ({fact.source}{because})"
+            )
+        if not rule.when:
+            lines.append("    asks for nothing")
+        if decides:
+            break
     return "\n".join(lines)
 
 

@@ -8,6 +8,9 @@ import struct
 from pathlib import Path
 
 BLOCK = 128 << 20
+_POLICIES = Path(__file__).resolve().parent.parent / "policies"
+#: The policies that we ship; their cases lie beside them.
+SHIPPED = sorted(path for path in _POLICIES.glob("*.toml") if ".cases." not in path.name)
 CONFIG_KHO = "CONFIG_KEXEC_HANDOVER=y\nCONFIG_KEXEC_HANDOVER_DEBUGFS=y\n"
 
 

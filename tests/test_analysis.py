@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 from safemem import analysis, cases, engine, policy, probe
 from safemem.model import DERIVED, FACTS, UNKNOWN, Condition, Fact, Failure, Policy, Range, Rule, Snapshot, Term
-from tests.fakes import make_root
+from tests.fakes import SHIPPED, make_root
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = sorted(path for path in (ROOT / "policies").glob("*.toml") if ".cases." not in path.name)
 BAD = sorted((ROOT / "tests/bad").glob("*.toml"))
 #: `make draws` asks for 100,000.
 DRAWS = int(os.environ.get("SAFEMEM_DRAWS", "2000"))
@@ -33,25 +32,21 @@ NAMES = ("LUO", "memblock", "iommu")
 
 def terms(kind: str) -> Any:
     """Return what a policy may ask of a fact that is no closed set."""
+
+    def comparisons(bounds: Any) -> Any:
+        op = st.sampled_from(["<", "<=", ">", ">="])
+        return st.lists(st.builds(Term, op, bounds), min_size=1, max_size=2).map(tuple)
+
+    def single(op: str, strategy: Any) -> Any:
+        return strategy.map(lambda value: (Term(op, value),))
+
     unknown = st.just((Term("is", UNKNOWN),))
-    compare = st.sampled_from(["<", "<=", ">", ">="])
     if kind == "number":
-        one = st.integers(0, 5)
-        return (
-            unknown
-            | one.map(lambda n: (Term("is", n),))
-            | st.lists(st.builds(Term, compare, one), min_size=1, max_size=2).map(lambda many: (*many,))
-        )
+        return unknown | single("is", st.integers(0, 5)) | comparisons(st.integers(0, 5))
     if kind == "names":
-        return unknown | st.sampled_from(NAMES).map(lambda name: (Term("has", name),))
-    texts = st.sampled_from(RELEASES).map(lambda t: (Term("is", t),)) | st.sampled_from(GLOBS).map(
-        lambda t: (Term("glob", t),)
-    )
-    if kind == "version":
-        texts |= st.lists(st.builds(Term, compare, st.sampled_from(RELEASES)), min_size=1, max_size=2).map(
-            lambda many: (*many,)
-        )
-    return unknown | texts
+        return unknown | single("has", st.sampled_from(NAMES))
+    texts = unknown | single("is", st.sampled_from(RELEASES)) | single("glob", st.sampled_from(GLOBS))
+    return texts | comparisons(st.sampled_from(RELEASES)) if kind == "version" else texts
 
 
 def conditions(fact: str) -> st.SearchStrategy[Condition]:

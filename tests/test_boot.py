@@ -105,6 +105,28 @@ def test_writes_that_do_not_take_are_reported(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_dry_run_on_the_command_line(tmp_path: Path, allowed: bool) -> None:
+    """A dry run decides, records and does nothing else, if the policy allows it; otherwise it is not asked."""
+    root = make_root(tmp_path, offered=True, cmdline="kho=on safemem.dry_run")
+    (root / "sys/devices/system/memory/auto_online_blocks").write_text("online\n")
+    path = root / boot.POLICY
+    path.parent.mkdir(parents=True)
+    rule = Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),))
+    policy = Policy(
+        "t", (rule,), Rule("otherwise", "panic"), Failure("panic"), ("none",), allow_cmdline_override=allowed
+    )
+    path.write_bytes(compiled.dump(policy))
+
+    assert boot.main(["--root", str(root)]) == (0 if allowed else 1)
+    assert ((root / "proc/sysrq-trigger").read_text() == "") == allowed
+    # A plain file is not cut off at what is written, so the word's start counts.
+    text = (root / "sys/devices/system/memory/auto_online_blocks").read_text()
+    assert text.startswith("online" if allowed else "offline")
+    if allowed:
+        assert json.loads((root / record.RECORD).read_text())["result"] == {"dry_run": True}
+
+
 def test_shortfall_ends_the_boot_if_the_policy_says_so(tmp_path: Path) -> None:
     """A held block that somebody else onlines meanwhile is a shortfall."""
     root = make_root(tmp_path, offered=True)

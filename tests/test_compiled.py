@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safemem import compiled, policy
+from tests import fakes
 
-FOLDER = Path(__file__).resolve().parent.parent / "policies"
-POLICIES = sorted(path for path in FOLDER.glob("*.toml") if ".cases." not in path.name)
-SHIPPED = compiled.dump(policy.read(POLICIES[0]))
+SHIPPED = compiled.dump(policy.read(fakes.SHIPPED[0]))
 
 
 def repack(change: Any) -> bytes:
@@ -27,7 +26,7 @@ def repack(change: Any) -> bytes:
     return compiled._canonical(document) + b"\n"
 
 
-@pytest.mark.parametrize("path", POLICIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", fakes.SHIPPED, ids=lambda path: path.stem)
 def test_round_trip(path: Path) -> None:
     """Every shipped policy comes back as it was, with its digest, and is written the same way again."""
     authored = policy.read(path)

@@ -20,6 +20,7 @@ from safemem.model import (
     Decision,
     Fact,
     Failure,
+    Override,
     Policy,
     Range,
     Rule,
@@ -253,3 +254,68 @@ def test_decide_is_pure(blocks: tuple[Blocks, ...], action: str) -> None:
     chosen, state = policy(otherwise=action), snapshot(blocks)
 
     assert engine.decide(chosen, state) == engine.decide(chosen, state)
+
+
+# ---- [[memory]] and the command line
+
+
+def _planned(steps: Any) -> list[tuple[str, int, int, str]]:
+    return [(step.op, step.first, step.last, step.zone) for step in steps]
+
+
+OVERRIDES = [
+    # A hold is wide: the range touches one byte of block 33, so all of it stays off.
+    (Override(range=Range(33 * SIZE + 5, 33 * SIZE + 6), hold=True), [("online", 32, 32, "movable"), ("hold", 33, 33, ""), ("online", 34, 39, "movable")]),
+    # A zone is narrow: only blocks wholly inside get it.
+    (Override(range=Range(32 * SIZE + 1, 35 * SIZE), zone="kernel"), [("online", 32, 32, "movable"), ("online", 33, 34, "kernel"), ("online", 35, 39, "movable")]),
+    (Override(range=Range(0, 1 << 60), hold=True), [("hold", 32, 39, "")]),
+    (Override(node=1, hold=True), [("online", 32, 35, "movable"), ("hold", 36, 39, "")]),
+    (Override(driver="kmem", zone="kernel"), [("online", 32, 35, "movable"), ("online", 36, 39, "kernel")]),
+    (Override(driver="virtio-mem", hold=True), [("online", 32, 39, "movable")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "expected"), OVERRIDES)
+def test_memory_overrides(override: Override, expected: Any) -> None:
+    """What `[[memory]]` names gets something else, and nothing beside it does."""
+    blocks = (Blocks(32, 35, "offline", 0, "dimm"), Blocks(36, 39, "offline", 1, "kmem"))
+    snapshot = Snapshot({"handover": Fact("none", ""), "kho": Fact("on", "")}, SIZE, blocks, (), "", ())
+    policy = Policy("p", (), Rule("otherwise", "online-all"), Failure("panic"), ("none",), memory=(override,))
+
+    assert _planned(engine.decide(policy, snapshot).steps) == expected
+
+
+def test_an_override_never_onlines_what_a_rule_holds() -> None:
+    """A zone is for memory that comes online anyway."""
+    snapshot = Snapshot(
+        {"handover": Fact("rejected", ""), "kho": Fact("on", "")}, SIZE, (Blocks(32, 39, "offline"),), (), "", ()
+    )
+    policy = Policy(
+        "p",
+        (),
+        Rule("otherwise", "online-safe"),
+        Failure("panic"),
+        ("none",),
+        memory=(Override(range=Range(0, 1 << 60), zone="kernel"),),
+    )
+
+    assert _planned(engine.decide(policy, snapshot).steps) == [("hold", 32, 39, "")]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_safemem_off_on_the_command_line(allowed: bool) -> None:
+    """The command line loosens the outcome only if the policy allows it, and is never silently ignored."""
+    snapshot = Snapshot(
+        {"handover": Fact("rejected", ""), "kho": Fact("on", "")},
+        SIZE,
+        (Blocks(32, 39, "offline"),),
+        (),
+        "safemem=off",
+        (),
+        overrides=("off",),
+    )
+    policy = Policy("p", (), Rule("otherwise", "panic"), Failure("panic"), ("none",), allow_cmdline_override=allowed)
+    decision = engine.decide(policy, snapshot)
+
+    assert (decision.action, decision.rule) == (("online-all", "command line") if allowed else ("panic", "otherwise"))
+    assert ("safemem=off on the command line is ignored: the policy does not allow it" in decision.warnings) != allowed

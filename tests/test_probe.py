@@ -168,9 +168,10 @@ def test_blocks(tmp_path: Path) -> None:
     snapshot = probe.read_snapshot(str(make_root(tmp_path, online="0-3,5", offline="6,32-39")))
 
     assert (
-        Blocks(0, 3, "online", 0),
-        Blocks(5, 5, "online", 0),
-        Blocks(6, 6, "offline", 0),
+        Blocks(0, 0, "online", 0),
+        Blocks(1, 3, "online", 0, "dimm"),
+        Blocks(5, 5, "online", 0, "dimm"),
+        Blocks(6, 6, "offline", 0, "dimm"),
         Blocks(32, 39, "offline", 0),
     ) == snapshot.blocks
 
@@ -223,3 +224,26 @@ def test_arguments(cmdline: str, expected: list[tuple[str, str]]) -> None:
 def test_arguments_are_total(cmdline: str) -> None:
     """No command line makes the reader raise."""
     probe.arguments(cmdline)
+
+
+def test_drivers_come_from_the_names_in_iomem(tmp_path: Path) -> None:
+    """Whole blocks of one resource belong to its driver; a block that no resource fills is nobody's."""
+    root = make_root(tmp_path, online="", offline="32-40")
+    (root / "proc/iomem").write_text(
+        "100000000-10fffffff : System RAM\n"
+        "110000000-11fffffff : System RAM (virtio_mem)\n"
+        "120000000-14000ffff : dax0.0\n"
+        "  120000000-137ffffff : System RAM (kmem)\n"
+    )
+    blocks = probe.read_snapshot(str(root)).blocks
+    assert [(run.first, run.last, run.driver) for run in blocks] == [
+        (32, 33, "dimm"), (34, 35, "virtio-mem"), (36, 38, "kmem"), (39, 40, "unknown"),
+    ]  # fmt: skip
+
+
+def test_overrides_on_the_command_line(tmp_path: Path) -> None:
+    """The switches are read; whether they count is the policy's business."""
+    assert probe.read_snapshot(str(make_root(tmp_path, cmdline="safemem=off safemem.dry_run"))).overrides == (
+        "off",
+        "dry-run",
+    )

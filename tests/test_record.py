@@ -46,7 +46,9 @@ BAD: list[tuple[Any, str]] = [
     (_set("schema", "1"), "x: schema: `1` is not a schema number"),
     (_set("kind", "other"), "x: this is neither a capture nor a decision record of safemem"),
     (
-        lambda d: d["snapshot"]["blocks"].append({"first": 33, "last": 33, "state": "online", "node": 0}),
+        lambda d: d["snapshot"]["blocks"].append(
+            {"first": 33, "last": 33, "state": "online", "node": 0, "driver": "dimm"}
+        ),
         "x: snapshot.blocks: block 33 is there twice",
     ),
     (_set("snapshot", "blocks", 0, "first", 9), "x: snapshot.blocks[0]: `last` lies before `first`"),

@@ -23,9 +23,16 @@ VALUES = st.recursive(
 
 def test_named_tuple() -> None:
     """Fields by place, by name and by default; equal to, ordered and hashed as the plain tuple."""
-    assert Blocks(1, 2, "online") == (1, 2, "online", -1) == Blocks(last=2, first=1, state="online", node=-1)
+    assert Blocks(1, 2, "online") == Blocks(last=2, first=1, state="online", node=-1, driver="unknown")
+    assert tuple(Blocks(1, 2, "online")) == (1, 2, "online", -1, "unknown")
     assert Blocks(1, 2, "online")._replace(last=9).last == 9
-    assert Blocks(1, 2, "online")._asdict() == {"first": 1, "last": 2, "state": "online", "node": -1}
+    assert Blocks(1, 2, "online")._asdict() == {
+        "first": 1,
+        "last": 2,
+        "state": "online",
+        "node": -1,
+        "driver": "unknown",
+    }
     assert repr(Fact("a", "b")) == "Fact(value='a', source='b', reason='')"
     assert {Fact("a", "b"): 1}[Fact("a", "b", "")] == 1
     assert sorted([Blocks(2, 2, "x"), Blocks(1, 9, "x")])[0].first == 1
@@ -36,9 +43,9 @@ def test_named_tuple() -> None:
     ("values", "named", "message"),
     [
         ((1, 2), {}, "Blocks: `state` is missing"),
-        ((1, 2, "x", 0, 5), {}, "Blocks takes first, last, state, node"),
-        ((1, 2, "x"), {"nide": 3}, "Blocks takes first, last, state, node"),
-        ((1, 2, "x"), {"first": 3}, "Blocks takes first, last, state, node"),
+        ((1, 2, "x", 0, "kmem", 6), {}, "Blocks takes first, last, state, node, driver"),
+        ((1, 2, "x"), {"nide": 3}, "Blocks takes first, last, state, node, driver"),
+        ((1, 2, "x"), {"first": 3}, "Blocks takes first, last, state, node, driver"),
     ],
 )
 def test_named_tuple_with_wrong_arguments(values: Any, named: Any, message: str) -> None:

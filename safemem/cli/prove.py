@@ -103,6 +103,8 @@ def _beside_rules(old: Policy, new: Policy) -> "list[analysis.Change]":
     if old.allow_cmdline_override != new.allow_cmdline_override:
         change("looser" if new.allow_cmdline_override else "stricter", "allow_cmdline_override",
                *(f"the command line may {'' if p.allow_cmdline_override else 'not '}loosen the outcome" for p in (old, new)))  # fmt: skip
+    if old.memory != new.memory:
+        change("other", "memory", *(f"{len(p.memory)} [[memory]] tables" for p in (old, new)))
     if old.open_luo != new.open_luo:
         change("other", "open_luo", *(f"/dev/liveupdate is {'' if p.open_luo else 'not '}opened" for p in (old, new)))
     if old.on_failure != new.on_failure:
@@ -187,9 +189,10 @@ def _junit(results: "list[cases.Result]", threshold: "int | None") -> str:
 
 @click.command()
 @click.option("--output", "-o", metavar="FILE", help="File to write; without it, standard output.")
-def schema(output: "str | None") -> None:
+@click.option("--reference", is_flag=True, help="Write the reference page (Markdown) instead.")
+def schema(output: "str | None", reference: bool) -> None:
     """Write the JSON Schema of policy files, for editors that check TOML by one."""
-    text = json.dumps(policy.schema(), indent=1) + "\n"
+    text = policy.reference() if reference else json.dumps(policy.schema(), indent=1) + "\n"
     if output is None:
         click.echo(text, nl=False)
     else:

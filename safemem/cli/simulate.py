@@ -24,6 +24,11 @@ _IMAGINED = (Blocks(0, 7, "online", 0), Blocks(32, 39, "offline", 0))
 @click.option("--root", metavar="DIR", help="Use the /sys, /proc and /dev below DIR.")
 @click.option("--set", "changes", metavar="FACT=VALUE", multiple=True, help="Change a fact; may be repeated.")
 @click.option("--matrix", is_flag=True, help="Show the outcome of every handover state.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="For each rule, show which condition held, which failed, and where the fact was read.",
+)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.pass_context
 def simulate(
@@ -34,6 +39,7 @@ def simulate(
     root: "str | None",
     changes: "tuple[str, ...]",
     matrix: bool,
+    explain: bool,
     form: str,
 ) -> None:
     """Show what POLICY decides, without doing any of it.
@@ -49,6 +55,8 @@ def simulate(
     snapshot, where = _snapshot(policy, live, state, root)
     for change in changes:
         snapshot = _with_fact(snapshot, change)
+    if explain and (matrix or form == "json"):
+        raise click.UsageError("--explain is for the text of one decision; JSON has `not_matched`")
     if matrix:
         facts, rows = _matrix(policy, snapshot)
         click.echo(render.matrix_json(rows) if form == "json" else render.matrix_text(rows, facts))
@@ -58,6 +66,8 @@ def simulate(
         click.echo(render.decision_json(decision, snapshot))
     else:
         click.echo(render.decision_text(decision, snapshot, where=" ".join([where, *(f"{c}" for c in changes)])))
+        if explain:
+            click.echo("\n" + render.trace_text(policy, decision))
     context.exit(render.EXIT[decision.action])
 
 

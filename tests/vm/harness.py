@@ -166,6 +166,7 @@ def run(
     memory: Path | None = None,
     checkpoint: Callable[[dict[str, str]], None] | None = None,
     watch: Callable[[str], None] | None = None,
+    devices: tuple[str, ...] = (),
 ) -> Result:
     """Boot one guest and wait for its end.
 
@@ -174,6 +175,7 @@ def run(
         memory: a folder in which the guest's memory is kept as `boot` and `dimm`, to count pages from outside.
         checkpoint: called with what was reported so far and the guest's processors stopped, once it has said
             `report checkpoint 1`.
+        devices: more arguments for QEMU.
         watch: called with each new piece of the console.
         timeout: seconds, then the guest is killed and its fate is `timeout`.
     """
@@ -200,6 +202,7 @@ def run(
         if dimm_mib:
             command += ["-object", f"{backend},id=dimm,size={dimm_mib}M{place}{'dimm' if place else ''}"]
             command += ["-device", "pc-dimm,id=dimm0,memdev=dimm"]
+        command += devices
         if next_kernel:
             image_path = base / "kernel"
             data = kernel(next_kernel).read_bytes()

@@ -128,6 +128,26 @@ def test_safe_region_from_the_command_line() -> None:
     assert [step["range"] for step in decision["plan"] if step["op"] == "online"] == [span(33, 34)]
 
 
+def test_memory_by_driver() -> None:
+    """`[[memory]]` holds what virtio-mem plugged and lets the DIMM beside it come online."""
+    text = policy_text("panic") + '[[memory]]\ndriver = "virtio-mem"\nhold = true\n'
+    result = harness.run(
+        "virtio-mem",
+        initrd("decide; report plugged \"$(blocks 40 200)\"", text),
+        devices=(
+            "-object", "memory-backend-ram,id=plug,size=1G",
+            "-device", "virtio-mem-pci,id=vm0,memdev=plug,requested-size=512M,memaddr=0x140000000",
+        ),
+    )  # fmt: skip
+
+    assert result.fate == "poweroff"
+    assert result.report["dimm"].split() == [ALL_ONLINE]
+    assert result.report["plugged"].split() == ["offline*4"]
+    drivers = {block.driver: block.last - block.first + 1 for block in snapshot(result).blocks if block.first >= 32}
+    assert drivers == {"dimm": 8, "virtio-mem": 4}
+    simulated(result, text)
+
+
 def test_decided_record_is_complete() -> None:
     """The record says what was onlined, in bytes, and the log does too."""
     result = harness.run("record", initrd("decide", policy_text("panic")))
