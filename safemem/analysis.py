@@ -390,14 +390,14 @@ def _loops(outcomes: Outcomes) -> "Iterator[Finding]":
     space = outcomes.space
     bad: dict[int, list[State]] = {}
     for state, index in outcomes.of.items():
-        if outcomes.rules[index].action != "reboot" and outcomes.rules[index].on_shortfall != "reboot":
+        if not _reboots(outcomes.rules[index]):
             continue
         cleared = dict.fromkeys(FROM_THE_TREE, UNKNOWN) | {"handover": "none"}
         after = tuple(cleared.get(name, value) for name, value in zip(space.facts, state, strict=True))
         # Why the handover is unknown, nobody knows: the reset may find it unknown again.
         again = state if state[0] == UNKNOWN else after
         following = outcomes.of.get(again)
-        if following is not None and outcomes.rules[following].action == "reboot":
+        if following is not None and _reboots(outcomes.rules[following]):
             bad.setdefault(index, []).append(state)
     for index, states in sorted(bad.items()):
         yield _finding(
@@ -406,6 +406,10 @@ def _loops(outcomes: Outcomes) -> "Iterator[Finding]":
             "use panic or halt here; a reboot ends by itself only where a reset clears the handover: rejected, orphaned, unsupported",
             smallest(outcomes, states),
         )  # fmt: skip
+
+
+def _reboots(rule: Rule) -> bool:
+    return rule.action == "reboot" or (rule.action not in FINAL and rule.on_shortfall == "reboot")
 
 
 def _blocks(policy: Policy) -> "Iterator[Finding]":
@@ -451,7 +455,15 @@ def _failure(policy: Policy) -> "Iterator[Finding]":
 
 
 def _outcome(rule: Rule) -> "tuple[object, ...]":
-    return rule.action, rule.zone, rule.enter, rule.on_shortfall, rule.accept_data_exposure, rule.message
+    return (
+        rule.action,
+        rule.zone,
+        rule.enter,
+        rule.on_shortfall,
+        rule.boot_memory,
+        rule.accept_data_exposure,
+        rule.message,
+    )
 
 
 def _same(policy: Policy) -> "Iterator[Finding]":
@@ -512,7 +524,7 @@ def compare(old: Policy, new: Policy) -> "tuple[list[Change], int]":
     before, after = Outcomes(space, old), Outcomes(space, new)
     groups: dict[tuple[int, int], list[State]] = {}
     for state, index in before.of.items():
-        if _outcome(before.rules[index])[:4] != _outcome(after.rule(state))[:4] or _said(before.rules[index]) != _said(
+        if _outcome(before.rules[index])[:5] != _outcome(after.rule(state))[:5] or _said(before.rules[index]) != _said(
             after.rule(state)
         ):
             groups.setdefault((index, after.of[state]), []).append(state)
@@ -536,10 +548,10 @@ def _said(rule: Rule) -> "tuple[str, str]":
 
 
 def _direction(old: Rule, new: Rule) -> str:
-    if _outcome(old)[:4] == _outcome(new)[:4]:
+    if _outcome(old)[:5] == _outcome(new)[:5]:
         return "reason"
     # The action first; then whether the boot goes on as usual; then what a shortfall leads to.
     strict = [
-        (-PERMISSIVENESS[rule.action], bool(rule.enter), rule.on_shortfall in FINAL) for rule in (old, new)
+        (-PERMISSIVENESS[rule.action], rule.boot_memory == "offline", bool(rule.enter), rule.on_shortfall in FINAL) for rule in (old, new)
     ]  # fmt: skip
     return "other" if strict[0] == strict[1] else "stricter" if strict[1] > strict[0] else "looser"

@@ -7,6 +7,7 @@ stop the blocks after them.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` would bring `enum`
 import os
 
 from safemem.model import FINAL, Decision, Range, Step, size_text
@@ -25,6 +26,8 @@ KMSG = "dev/kmsg"
 #: Bytes of guard given back by one write. The kernel frees a range page by page: in one write, a guard
 #: of terabytes would look like a hang.
 _RELEASE = 256 << 20
+#: Bytes that have to be available beside the block that is taken offline, or a sixteenth of all memory.
+_FLOOR = 128 << 20
 _ONLINE_WORD = {"movable": "online_movable", "kernel": "online_kernel", "auto": "online"}
 #: What `valid_zones` of an online block shows for each zone asked for.
 _ZONES = {"movable": ("Movable",), "kernel": ("Normal", "DMA32", "DMA"), "auto": ("Normal", "Movable", "DMA32", "DMA")}
@@ -35,6 +38,7 @@ class Result(NamedTuple):
 
     onlined: int
     wanted: int
+    quarantined: int  #: was online before the decision and no longer is
     problems: "tuple[str, ...]"  #: what did not work, one sentence a range
     shortfall: bool  #: memory that should be off is on
 
@@ -71,14 +75,19 @@ def forbid_crash_kernel(root: str) -> "list[str]":
     )
 
 
-def carry_out(decision: Decision, root: str = "/", progress: Progress = lambda: None) -> Result:
+def carry_out(decision: Decision, root: str = "/", progress: Progress = lambda: None, patience: float = 5) -> Result:
     """Do what the plan says, then read back and compare. Panic, reboot and halt are `end`'s.
 
     `progress` is called as the work goes on: every write to the kernel may take its time, but
-    no 64 of them together take long enough to be mistaken for a hang.
+    no 64 of them together take long enough to be mistaken for a hang. `patience` is what one
+    block may take to go offline, in seconds.
     """
     problems: "list[str]" = []
     onlined = wanted = 0
+    quarantined, refused = _quarantine(
+        root, [step for step in decision.steps if step.op == "offline"], progress, patience
+    )
+    problems += refused
     for step in decision.steps:
         if step.op == "online":
             wanted += step.size
@@ -93,7 +102,7 @@ def carry_out(decision: Decision, root: str = "/", progress: Progress = lambda: 
         trouble_text = _write(root, AUTO_ONLINE, _ONLINE_WORD[decision.zone])
         if trouble_text and os.path.isdir(os.path.join(root, MEMORY)):
             problems.append(f"{AUTO_ONLINE} could not be set to {_ONLINE_WORD[decision.zone]}: {trouble_text}")
-    return Result(onlined, wanted, tuple(problems + held_problems), bool(held_problems))
+    return Result(onlined, wanted, quarantined, tuple(problems + held_problems), bool(held_problems or refused))
 
 
 def say(root: str, priority: int, text: str) -> None:
@@ -143,6 +152,65 @@ def _online(root: str, step: Step, progress: Progress) -> "tuple[int, list[str]]
             failed[number] = f"reads `{state or 'nothing'}` after it was written"
     good = (step.last - step.first + 1 - len(failed)) * block
     return good, [f"{span} could not be onlined in zone {step.zone}: {why}" for span, why in _spans(failed, block)]
+
+
+def _quarantine(root: str, steps: "list[Step]", progress: Progress, patience: float) -> "tuple[int, list[str]]":
+    """Take blocks offline, from the top down, and what refused once more; return the bytes, and the rest as ranges.
+
+    Offlining moves what is in use elsewhere, so it needs memory: below a floor the rest stays.
+    The kernel is low in memory, so the top is most likely to be free.
+    """
+    if not steps:
+        return 0, []
+    block = steps[0].size // (steps[0].last - steps[0].first + 1)
+    left = {number: "" for step in reversed(steps) for number in range(step.last, step.first - 1, -1)}
+    done = 0
+    for _ in range(2):
+        for number in list(left):
+            progress()
+            total, available = _meminfo(root)
+            if available - block < max(_FLOOR, total // 16):
+                left[number] = f"stays online: only {size_text(available)} of memory are available"
+                continue
+            left[number] = _take_off(root, number, patience)
+            if not left[number]:
+                del left[number]
+                done += block
+    return done, [f"{span} could not be taken offline: {why}" for span, why in _spans(left, block)]
+
+
+def _take_off(root: str, number: int, patience: float) -> str:
+    """Write `offline` to one block; return why it is still online, or nothing.
+
+    The kernel may try again for ever (memory-hotplug.rst); only a signal ends that.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(0, f"the kernel was still trying after {patience:g} s")
+
+    path = f"{MEMORY}/memory{number}/state"
+    previous = _signal.signal(_signal.SIGALRM, stop)
+    _signal.setitimer(_signal.ITIMER_REAL, patience)
+    try:
+        trouble = _write(root, path, "offline")
+    except TimeoutError as error:
+        trouble = error.strerror
+    finally:
+        _signal.setitimer(_signal.ITIMER_REAL, 0)
+        _signal.signal(_signal.SIGALRM, previous)
+    state = _read(root, path)
+    return "" if state == "offline" else trouble or f"reads `{state or 'nothing'}` after it was written"
+
+
+def _meminfo(root: str) -> "tuple[int, int]":
+    """Return MemTotal and MemAvailable in bytes; 0 if they cannot be read, which takes nothing off."""
+    found = {"MemTotal": 0, "MemAvailable": 0}
+    for line in _read(root, "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if name in found and words and words[0].isdecimal():
+            found[name] = int(words[0]) << 10
+    return found["MemTotal"], found["MemAvailable"]
 
 
 def _spans(failed: "dict[int, str]", block: int) -> "list[tuple[str, str]]":

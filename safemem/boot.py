@@ -62,7 +62,7 @@ def _boot(root: str) -> int:
         return 0
     if decision.action in FINAL:
         return _end(root, decision.action, decision.message)
-    result = apply.carry_out(decision, root, record.Progress(root).step)
+    result = apply.carry_out(decision, root, record.Progress(root).step, policy.on_failure.deadline / 2)
     record.write(
         root,
         record.record_text(
@@ -72,13 +72,15 @@ def _boot(root: str) -> int:
                 "complete": result.complete and not problems,
                 "bytes_onlined": result.onlined,
                 "bytes_wanted": result.wanted,
+                "bytes_quarantined": result.quarantined,
                 "problems": [*problems, *result.problems],
             },
         ),
     )
     for text in result.problems:
         apply.say(root, _WARNING, text)
-    apply.say(root, _NOTICE, f"done: {size_text(result.onlined)} of {size_text(result.wanted)} onlined")
+    quarantine = f", {size_text(result.quarantined)} taken offline" if result.quarantined else ""
+    apply.say(root, _NOTICE, f"done: {size_text(result.onlined)} of {size_text(result.wanted)} onlined{quarantine}")
     if result.shortfall and decision.on_shortfall != "continue":
         return _end(root, decision.on_shortfall, "memory that should be held is online")
     return 0

@@ -30,6 +30,7 @@ MAX_SIZE = 1 << 20
 #: What a rule may hold beside `name`, `action` and `when`: its closed set, or the type of its value.
 ON_SHORTFALL = ("continue", *model.FINAL)
 ENTER = ("", "maintenance")
+BOOT_MEMORY = ("leave", "offline")
 SOURCES = ("kho-scratch", "cmdline", "none")
 DEADLINE = (1, 600)
 OTHERWISE = "otherwise"
@@ -45,6 +46,7 @@ _OPS = {
 _RULE_KEYS = (
     "accept_data_exposure",
     "action",
+    "boot_memory",
     "enter",
     "message",
     "name",
@@ -267,6 +269,7 @@ def _rule(value: object, at: str) -> model.Rule:
         zone=_choice(table["zone"], ("", *model.ZONES), f"{at}.zone"),
         enter=enter,
         on_shortfall=_choice(table["on_shortfall"], ON_SHORTFALL, f"{at}.on_shortfall"),
+        boot_memory=_choice(table["boot_memory"], BOOT_MEMORY, f"{at}.boot_memory"),
         accept_data_exposure=_bool(table["accept_data_exposure"], f"{at}.accept_data_exposure"),
     )
 

@@ -221,6 +221,13 @@ def _block_steps(
                 op, why = "online", "safe region" if rule.action == "online-safe" else ""
             elif piece.state == "offline":
                 op, why = "hold", "outside the safe region" if rule.action == "online-safe" else ""
+            elif (
+                piece.state == "online"
+                and not wanted
+                and rule.boot_memory == "offline"
+                and not _guarded(piece, snapshot)
+            ):
+                op, why = "offline", "was online before the decision"
             elif piece.state == "online":
                 op, why = "keep", "" if wanted and not held else "was online before the decision"
             else:
@@ -245,6 +252,12 @@ def _block_steps(
             else:
                 steps.append(step)
     return tuple(steps)
+
+
+def _guarded(piece: Blocks, snapshot: Snapshot) -> bool:
+    """Return whether all of `piece` lies in the guard: it is online by name only, and reserved pages keep it so."""
+    size, guard = snapshot.block_size, snapshot.guard
+    return guard is not None and guard.start <= piece.first * size and (piece.last + 1) * size <= guard.end
 
 
 def _reach(override: Override, size: int) -> "tuple[int, int]":
@@ -311,7 +324,7 @@ def _warnings(
         odd = []
     else:
         odd = [] if region is not None else ["no safe region is known: no held block is onlined"]
-        late = [step for step in steps if step.op == "keep" and step.why]
+        late = [step for step in steps if step.op in ("keep", "offline") and step.why]
         if late:
             total = sum(step.size for step in late)
             spans = ", ".join(str(Range(step.start, step.end)) for step in late)
@@ -320,7 +333,12 @@ def _warnings(
                 if snapshot.guard
                 else ""
             )
-            odd.append(f"{size_text(total)} were online before the decision and are not protected{held}: {spans}")
+            fate = (
+                "are taken offline where the kernel can: what was used until then is lost"
+                if rule.boot_memory == "offline"
+                else "are not protected"
+            )
+            odd.append(f"{size_text(total)} were online before the decision and {fate}{held}: {spans}")
         odd += _cuts(snapshot, region or ())
     for run in snapshot.blocks:
         if run.state not in ("online", "offline"):

@@ -125,6 +125,7 @@ class Rule(NamedTuple):
     zone: str = ""  #: "" lets the engine choose: movable where KHO is on
     enter: str = ""  #: "" or `maintenance`
     on_shortfall: str = "continue"
+    boot_memory: str = "leave"  #: or `offline`: take what is online outside the safe region off again
     accept_data_exposure: bool = False
 
 
@@ -173,8 +174,8 @@ class Miss(NamedTuple):
 class Step(NamedTuple):
     """One thing to do to one range of memory.
 
-    `op` is `online`, `hold` (leave offline), `keep` (already online, left so), `release-guard`
-    or `keep-guard`.
+    `op` is `online`, `offline` (quarantine: it was in use until now), `hold` (leave offline), `keep`
+    (already online, left so), `release-guard` or `keep-guard`.
     """
 
     op: str

@@ -209,6 +209,10 @@ class Outcome(_Table):
     on_shortfall: Shortfall = Field(
         "continue", description="What if memory that should be held turns out to be online."
     )
+    boot_memory: Literal["leave", "offline"] = Field(
+        "leave",
+        description="With `online-safe`: take memory offline that was online before the decision, outside the safe region.",
+    )
     accept_data_exposure: bool = Field(
         False, description="This outcome may put guests' pages into the allocator; say so on purpose."
     )
@@ -464,6 +468,13 @@ def _contradictions(table: PolicyFile) -> "list[tuple[places.Path, str]]":
                 (("rule", index, "when"), "a rule without conditions always matches: that is what [otherwise] is for")
             )
     for path, outcome in outcomes:
+        if outcome.boot_memory != "leave" and outcome.action != "online-safe":
+            problems.append(
+                (
+                    (*path, "boot_memory"),
+                    f"`boot_memory` has no effect with `{outcome.action}`, only with `online-safe`",
+                )
+            )
         if outcome.enter and outcome.action in model.FINAL:
             problems.append(
                 ((*path, "enter"), f"`enter` has no effect: after `{outcome.action}` the boot does not go on")
@@ -522,6 +533,7 @@ def _rule(table: Outcome, name: str, when: "tuple[Condition, ...]") -> model.Rul
         zone=table.zone or "",
         enter=table.enter or "",
         on_shortfall=table.on_shortfall,
+        boot_memory=table.boot_memory,
         accept_data_exposure=table.accept_data_exposure,
     )
 

@@ -17,6 +17,7 @@ _SIGNS = {
     "online": ("+", "comes online", "green"),
     "keep": ("#", "online already", None),
     "hold": (".", "held", "yellow"),
+    "offline": ("q", "taken offline", "magenta"),
     "guard": ("G", "guarded", "cyan"),
     "gap": (" ", "no memory", None),
 }
@@ -24,6 +25,7 @@ _VERB = {
     "online": "online",
     "hold": "hold",
     "keep": "leave online",
+    "offline": "take offline",
     "release-guard": "give back guard",
     "keep-guard": "keep guard",
 }
@@ -121,7 +123,7 @@ def memory_map(decision: Decision, width: int = 64) -> "list[str]":
         return []
     low, high = min(s for s, _, _ in spans), max(e for _, e, _ in spans)
     cell = max(1, -(-(high - low) // width))
-    rank = {"guard": 3, "hold": 2, "online": 1, "keep": 0}
+    rank = {"guard": 3, "hold": 2, "online": 1, "keep": 0, "offline": 0}
     cells = []
     for start in range(low, high, cell):
         kinds = [kind for s, e, kind in spans if s < start + cell and start < e]

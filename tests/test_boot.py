@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,63 @@ def test_writes_that_do_not_take_are_reported(tmp_path: Path) -> None:
         "blocks 32-39 (0x100000000-0x13fffffff, 1 GiB) could not be onlined in zone movable: "
         "reads `online_movable` after it was written"
     ]
+
+
+def quarantine(root: Path) -> apply.Result:
+    """Carry out online-safe with `boot_memory = "offline"` on a fake root."""
+    rule = Rule("otherwise", "online-safe", boot_memory="offline")
+    decision = engine.decide(Policy("t", (), rule, Failure("panic"), ("none",)), probe.read_snapshot(str(root)))
+    return apply.carry_out(decision, str(root), patience=0.2)
+
+
+def memory_states(root: Path) -> list[str]:
+    """Return the states of blocks 0 to 7; a plain file is not cut off, so the first letters count."""
+    folder = root / "sys/devices/system/memory"
+    return [(folder / f"memory{number}/state").read_text()[:7].strip() for number in range(8)]
+
+
+def test_quarantine_goes_from_the_top_and_stops_at_the_floor(tmp_path: Path) -> None:
+    """What is online outside the region goes offline, as long as enough memory is available."""
+    root = make_root(tmp_path, offered=True)
+    (root / "proc/meminfo").write_text("MemTotal: 1000000 kB\nMemAvailable: 900000 kB\n")
+    for number in range(8):
+        (root / f"sys/devices/system/memory/memory{number}/state").write_text("online\n")
+    result = quarantine(root)
+    assert (result.quarantined, result.problems, result.shortfall) == (1 << 30, (), False)
+    assert memory_states(root) == ["offline"] * 8
+
+    (root / "proc/meminfo").write_text("MemTotal: 1000000 kB\nMemAvailable: 200000 kB\n")
+    for number in range(8):
+        (root / f"sys/devices/system/memory/memory{number}/state").write_text("online\n")
+    result = quarantine(root)
+    assert memory_states(root) == ["online"] * 8
+    assert result.shortfall and result.problems == (
+        "blocks 0-7 (0x0-0x3fffffff, 1 GiB) could not be taken offline: stays online: only 195.3 MiB of memory are available",
+    )
+
+
+def test_a_block_that_never_goes_offline_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that the kernel retries for ever is ended by a signal and reported; the others are done."""
+    root = make_root(tmp_path, offered=True)
+    (root / "proc/meminfo").write_text("MemTotal: 1000000 kB\nMemAvailable: 900000 kB\n")
+    for number in range(8):
+        (root / f"sys/devices/system/memory/memory{number}/state").write_text("online\n")
+    real, hung = os.write, os.stat(root / "sys/devices/system/memory/memory3/state").st_ino
+
+    def write(fd: int, data: bytes) -> int:
+        if os.fstat(fd).st_ino == hung:
+            time.sleep(30)
+        return real(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    started = time.monotonic()
+    result = quarantine(root)
+
+    assert time.monotonic() - started < 5
+    assert memory_states(root)[3] == "online" and memory_states(root).count("offline") == 7
+    assert result.problems == (
+        "blocks 3-3 (0x18000000-0x1fffffff, 128 MiB) could not be taken offline: the kernel was still trying after 0.2 s",
+    )
 
 
 @pytest.mark.parametrize("allowed", [True, False])

@@ -14,7 +14,7 @@ BOOT_PATH = {"safemem"} | {
     for name in ("apply", "boot", "compiled", "engine", "fdt", "model", "plainjson", "probe", "record", "tuples")
 }
 #: What those modules may name in an import statement.
-ALLOWED = {"__future__", "os", "sys", "_json", "struct", "binascii", "zlib", "_sha2", "_sha256", "hashlib"}
+ALLOWED = {"__future__", "os", "sys", "_json", "_signal", "struct", "binascii", "zlib", "_sha2", "_sha256", "hashlib"}
 
 _LIST_IMPORTS = """
 import builtins, json, sys

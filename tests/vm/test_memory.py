@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,31 @@ def test_guard_given_back() -> None:
             steps = [step["op"] for step in simulated(result, text)["plan"]]
             assert "release-guard" in steps
     assert totals[0] == pytest.approx(totals[1], abs=1024)
+
+
+def test_boot_memory_is_taken_offline() -> None:
+    """After a rejected handover boot memory goes offline where the kernel can; the record says what sysfs says."""
+    text = policy_text("online-safe", extra='boot_memory = "offline"')
+    script = f"""{START}
+    [ "$stage" = 2 ] || handover "$CMDLINE"
+    decide
+    report boot "$(blocks 0 7)"
+    report filled "$(fill 64)"
+    """
+    result = harness.run(
+        "boot-memory", initrd(script, text, next_kernel="current"), kernel_name="old-kho", next_kernel="current"
+    )
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    simulated(result, text)
+    outcome = json.loads(result.report["record"])["result"]
+    offline = sum(int(run.split("*")[1]) for run in result.report["boot"].split() if run.startswith("offline"))
+    assert offline >= 1
+    assert outcome["bytes_quarantined"] == offline << 27
+    assert any("could not be taken offline" in text for text in outcome["problems"])
+    assert result.report["dimm"].split() == [HELD]
+    assert int(result.report["filled"]) == 64
+    print(f"{offline} of 8 boot blocks taken offline: {outcome['problems']}")
 
 
 def test_a_foreign_crash_kernel_is_left_alone() -> None:
