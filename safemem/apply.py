@@ -125,31 +125,38 @@ def end(action: str, reason: str, root: str = "/") -> None:
 def _online(root: str, step: Step, progress: Progress) -> "tuple[int, list[str]]":
     """Online the step's blocks; return the bytes that are online afterwards, and the problems as ranges."""
     word = _ONLINE_WORD[step.zone].encode()
-    base = os.path.join(root, MEMORY)
     block = step.size // (step.last - step.first + 1)
     failed: "dict[int, str]" = {}
-    for number in range(step.first, step.last + 1):
-        path = f"{base}/memory{number}/state"
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        folder = os.open(os.path.join(root, MEMORY), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        why = (error.strerror or "cannot be read").lower()
+        return 0, [f"{Range(step.start, step.end)} ({size_text(step.size)}) could not be onlined: {MEMORY}: {why}"]
+    try:
+        for number in range(step.first, step.last + 1):
             try:
-                os.write(fd, word)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            failed[number] = (error.strerror or "cannot be written").lower()
-        if number % 64 == 0:
-            progress()
-    for number in range(step.first, step.last + 1):
-        state = _read(root, f"{MEMORY}/memory{number}/state")
-        if state == "online":
-            # EBUSY because another agent was faster is no failure; the zone below may be.
-            failed.pop(number, None)
-            zones = _read(root, f"{MEMORY}/memory{number}/valid_zones").split()
-            if zones and zones[0] not in _ZONES[step.zone]:
-                failed[number] = f"is online in zone {zones[0]} instead of {step.zone}"
-        elif number not in failed:
-            failed[number] = f"reads `{state or 'nothing'}` after it was written"
+                fd = os.open(f"memory{number}/state", os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+                try:
+                    os.write(fd, word)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                failed[number] = (error.strerror or "cannot be written").lower()
+            if number % 64 == 0:
+                progress()
+        for number in range(step.first, step.last + 1):
+            state = _line(folder, f"memory{number}/state")
+            if state != "online":
+                failed.setdefault(number, f"reads `{state or 'nothing'}` after it was written")
+            elif number in failed or number in (step.first, step.last):
+                # EBUSY because another agent was faster is no failure; its zone may be. Where our own
+                # write succeeded the zone is the one written, so the edges stand for the rest.
+                failed.pop(number, None)
+                zones = _line(folder, f"memory{number}/valid_zones").split()
+                if zones and zones[0] not in _ZONES[step.zone]:
+                    failed[number] = f"is online in zone {zones[0]} instead of {step.zone}"
+    finally:
+        os.close(folder)
     good = (step.last - step.first + 1 - len(failed)) * block
     return good, [f"{span} could not be onlined in zone {step.zone}: {why}" for span, why in _spans(failed, block)]
 
@@ -269,8 +276,12 @@ def _write(root: str, path: str, text: str) -> "str | None":
 
 
 def _read(root: str, path: str) -> str:
+    return _line(None, os.path.join(root, path))
+
+
+def _line(folder: "int | None", path: str) -> str:
     try:
-        fd = os.open(os.path.join(root, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
         try:
             return os.read(fd, 4096).decode("utf-8", "replace").strip()
         finally:
