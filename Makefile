@@ -9,7 +9,7 @@ RUN_PACKAGES := python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-system-x86 busybox-static kexec-tools udev util-linux \
 	zstd cpio gcc libc6-dev binutils dash shellcheck
 
-.PHONY: run test test-fast bench vm-demo kernels lint clean
+.PHONY: run test test-fast draws bench vm-demo kernels lint clean
 
 run: $(VENV)/.run
 	@echo "== dry run of the default policy against this machine (read-only)"
@@ -26,6 +26,10 @@ test: $(VENV)/.test
 
 test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest -n $$(nproc) -m "not vm"
+
+# Takes most of an hour: the analysis against the engine, 100,000 times.
+draws: $(VENV)/.test
+	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py -k every_machine
 
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.vm.bench

@@ -10,7 +10,7 @@ from safemem.cli.common import InputError, load_policy, write_whole
 from safemem.model import size_text
 
 
-@click.command("compile")
+@click.command("compile", short_help="Write the form that the boot path reads.")
 @click.argument("policy_file", metavar="POLICY")
 @click.option("--output", "-o", metavar="FILE", required=True, help="File to write.")
 def compile_policy(policy_file: str, output: str) -> None:

@@ -16,7 +16,7 @@ from safemem.model import Policy, Range, Rule
 _DIFF_EXIT = {"equal": 0, "stricter": 4, "different": 4, "looser": 5, "both": 5}
 
 
-@click.command()
+@click.command(short_help="Prove a policy in every state.")
 @click.argument("policy_files", metavar="POLICY...", nargs=-1, required=True)
 @click.option(
     "--format", "form", type=click.Choice(["text", "json", "sarif", "junit"]), default="text", show_default=True
@@ -62,7 +62,7 @@ def _check(path: str) -> reports.Checked:
     return reports.Checked(path, authored.policy.name, len(outcomes.of), time.monotonic() - started, tuple(found))
 
 
-@click.command()
+@click.command(short_help="Compare two policies in every state.")
 @click.argument("old_file", metavar="OLD")
 @click.argument("new_file", metavar="NEW")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -116,7 +116,7 @@ def _beside_rules(old: Policy, new: Policy) -> "list[analysis.Change]":
     return found
 
 
-@click.command("test")
+@click.command("test", short_help="Run *.cases.toml against their policies.")
 @click.argument("case_files", metavar="CASES...", nargs=-1, required=True)
 @click.option("--coverage", is_flag=True, help="Say which rules and how many states the cases cover.")
 @click.option(
@@ -187,7 +187,7 @@ def _junit(results: "list[cases.Result]", threshold: "int | None") -> str:
     return reports.junit("safemem test", items)
 
 
-@click.command()
+@click.command(short_help="Write the JSON Schema or the reference.")
 @click.option("--output", "-o", metavar="FILE", help="File to write; without it, standard output.")
 @click.option("--reference", is_flag=True, help="Write the reference page (Markdown) instead.")
 def schema(output: "str | None", reference: bool) -> None:

@@ -17,7 +17,7 @@ from safemem.model import DERIVED, FACTS, UNKNOWN, Blocks, Decision, Fact, Polic
 _IMAGINED = (Blocks(0, 7, "online", 0), Blocks(32, 39, "offline", 0))
 
 
-@click.command()
+@click.command(short_help="Show what a policy decides, and do nothing.")
 @click.argument("policy_file", metavar="POLICY")
 @click.option("--live", is_flag=True, help="Use the state of this machine, read-only.")
 @click.option("--state", metavar="FILE", help="Use a capture, or the record of a boot.")
@@ -71,7 +71,7 @@ def simulate(
     context.exit(render.EXIT[decision.action])
 
 
-@click.command()
+@click.command(short_help="Write the state of this machine to a file.")
 @click.option("--output", "-o", metavar="FILE", required=True, help="File to write; - for standard output.")
 @click.option("--root", metavar="DIR", default="/", help="Read the /sys, /proc and /dev below DIR.")
 def capture(output: str, root: str) -> None:
