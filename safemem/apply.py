@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 LOAD_LIMIT = "proc/sys/kernel/kexec_load_limit_panic"
 SYSRQ = "proc/sysrq-trigger"
 KMSG = "dev/kmsg"
+UDEV_RUN = "run/udev/rules.d"
 #: Bytes of guard given back by one write. The kernel frees a range page by page: in one write, a guard
 #: of terabytes would look like a hang.
 _RELEASE = 256 << 20
 #: Bytes that have to be available beside the block that is taken offline, or a sixteenth of all memory.
 _FLOOR = 128 << 20
-_ONLINE_WORD = {"movable": "online_movable", "kernel": "online_kernel", "auto": "online"}
+ONLINE_WORD = {"movable": "online_movable", "kernel": "online_kernel", "auto": "online"}
 #: What `valid_zones` of an online block shows for each zone asked for.
 _ZONES = {"movable": ("Movable",), "kernel": ("Normal", "DMA32", "DMA"), "auto": ("Normal", "Movable", "DMA32", "DMA")}
 
@@ -56,6 +57,24 @@ def hold(root: str) -> "list[str]":
     trouble = _write(root, AUTO_ONLINE, "offline")
     if trouble and os.path.isdir(os.path.join(root, MEMORY)):
         problems.append(f"{AUTO_ONLINE} could not be set to offline: {trouble}")
+    return problems
+
+
+def mask(root: str, names: "list[str]") -> "list[str]":
+    """Hide udev rules files that online memory, in this initramfs and in the real root: /run outlives switch-root.
+
+    Returns what could not be hidden, one sentence each.
+    """
+    problems = []
+    for name in names:
+        link = os.path.join(root, UDEV_RUN, name)
+        try:
+            os.makedirs(os.path.dirname(link), exist_ok=True)
+            if not os.path.islink(link):
+                os.symlink("/dev/null", link)
+        except OSError as error:
+            why = (error.strerror or "cannot be made").lower()
+            problems.append(f"udev rules file {name} could not be masked, so it may online held memory: {why}")
     return problems
 
 
@@ -97,11 +116,12 @@ def carry_out(decision: Decision, root: str = "/", progress: Progress = lambda: 
         elif step.op == "release-guard":
             problems += _release_guard(root, step, progress)
     held_problems = [text for step in decision.steps if step.op == "hold" for text in _still_held(root, step)]
-    if decision.action == "online-all" and not problems:
+    if decision.arrivals and not problems:
         # What is plugged in later is to come online as well, in the same zone, by the kernel itself.
-        trouble_text = _write(root, AUTO_ONLINE, _ONLINE_WORD[decision.zone])
+        word = ONLINE_WORD[decision.arrivals]
+        trouble_text = _write(root, AUTO_ONLINE, word)
         if trouble_text and os.path.isdir(os.path.join(root, MEMORY)):
-            problems.append(f"{AUTO_ONLINE} could not be set to {_ONLINE_WORD[decision.zone]}: {trouble_text}")
+            problems.append(f"{AUTO_ONLINE} could not be set to {word}: {trouble_text}")
     return Result(onlined, wanted, quarantined, tuple(problems + held_problems), bool(held_problems or refused))
 
 
@@ -124,7 +144,7 @@ def end(action: str, reason: str, root: str = "/") -> None:
 
 def _online(root: str, step: Step, progress: Progress) -> "tuple[int, list[str]]":
     """Online the step's blocks; return the bytes that are online afterwards, and the problems as ranges."""
-    word = _ONLINE_WORD[step.zone].encode()
+    word = ONLINE_WORD[step.zone].encode()
     block = step.size // (step.last - step.first + 1)
     failed: "dict[int, str]" = {}
     try:

@@ -13,6 +13,8 @@ from safemem import apply, compiled, engine, plainjson, probe, record
 from safemem.model import FINAL, size_text
 
 POLICY = "usr/lib/safemem/policy.json"
+#: Names of udev rules files that online memory, one a line; found when the archive was built.
+MASKS = "usr/lib/safemem/masks"
 _NOTICE, _WARNING, _EMERGENCY = 5, 4, 0
 
 
@@ -62,6 +64,10 @@ def _boot(root: str) -> int:
         return 0
     if decision.action in FINAL:
         return _end(root, decision.action, decision.message)
+    word = apply.ONLINE_WORD[decision.arrivals] if decision.arrivals else "hold"
+    record.write(root, record.arrivals_text(decision, word), record.ARRIVALS)
+    if not decision.arrivals:
+        problems += apply.mask(root, _read(os.path.join(root, MASKS)).decode().split())
     result = apply.carry_out(decision, root, record.Progress(root).step, policy.on_failure.deadline / 2)
     record.write(
         root,

@@ -52,6 +52,8 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
         region_source=region_source,
         misses=misses,
         steps=steps,
+        # The kernel and udev cannot tell one block that arrives from another: an exception holds all of them.
+        arrivals=zone if rule.action == "online-all" and not policy.memory else "",
         warnings=(*ignored, *_warnings(rule, snapshot, region, steps)),
     )
 

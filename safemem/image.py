@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem import compiled, model
+from safemem import compiled, model, udevrules
 from safemem.cpio import Archive
 
 PREFIX = "usr/lib/safemem"
@@ -98,7 +98,13 @@ def _collect(scratch: Path, python: str, policy: bytes, checked: model.Policy) -
     """Return every file of the archive: interpreter, libraries, modules, policy, wrapper."""
     listing = _listing(scratch, python, policy)
     home = f"{PREFIX}/lib/{listing['version']}"
-    items = {f"{PREFIX}/policy.json": _Item(policy, 0o644), f"{PREFIX}/boot": _Item(_wrapper(checked), 0o755)}
+    items = {
+        f"{PREFIX}/policy.json": _Item(policy, 0o644),
+        f"{PREFIX}/boot": _Item(_wrapper(checked), 0o755),
+        f"{PREFIX}/masks": _Item("".join(f"{name}\n" for name in udevrules.masks("/")).encode(), 0o644),
+        # Where an initrd has udev, the rule works there too; the real root's own copy takes over.
+        "usr/lib/udev/rules.d/60-safemem.rules": _Item(_shipped("udev/60-safemem.rules"), 0o644),
+    }
     binaries = {f"{PREFIX}/bin/python3": python}
     sources: "list[tuple[str, str, str, int]]" = []
     for name, file in sorted(listing["files"].items()):
@@ -132,6 +138,7 @@ def _listing(scratch: Path, python: str, policy: bytes) -> "dict[str, dict[str, 
     full, empty = scratch / "full", scratch / "empty"
     files = {
         f"{PREFIX}/policy.json": policy,
+        f"{PREFIX}/masks": b"x.rules\n",
         "proc/cmdline": b"kho=on safemem.safe=0-0xfff;crc32=0 safemem.guard=0-0xfff\n",
         "proc/config.gz": _gzip(b"CONFIG_KEXEC_HANDOVER=y\nCONFIG_KEXEC_HANDOVER_DEBUGFS=y\n"),
         "sys/kernel/boot_params/setup_data/0/type": b"0xa\n",
@@ -159,12 +166,15 @@ def _gzip(data: bytes) -> bytes:
 
 def _wrapper(policy: model.Policy) -> bytes:
     """Return boot.sh with the policy's `on_failure` written into it."""
-    for folder in (_PACKAGE / "initramfs", _PACKAGE.parent / "initramfs"):
-        if (folder / "boot.sh").is_file():
-            return wrapper(policy.on_failure, (folder / "boot.sh").read_text("utf-8"))
-    raise BuildError(
-        f"boot.sh is neither in {_PACKAGE / 'initramfs'} nor beside the package: the installation is not complete"
-    )
+    return wrapper(policy.on_failure, _shipped("initramfs/boot.sh").decode())
+
+
+def _shipped(name: str) -> bytes:
+    """Return a file that is installed in the package, or lies beside it in a checkout."""
+    for folder in (_PACKAGE, _PACKAGE.parent):
+        if (folder / name).is_file():
+            return (folder / name).read_bytes()
+    raise BuildError(f"{name} is neither in {_PACKAGE} nor beside it: the installation is not complete")
 
 
 def wrapper(failure: model.Failure, template: str, root: str = "") -> bytes:

@@ -208,6 +208,7 @@ class Decision(NamedTuple):
     misses: "tuple[Miss, ...]"
     steps: "tuple[Step, ...]"
     warnings: "tuple[str, ...]"
+    arrivals: str = ""  #: zone for blocks that are plugged in later; "" keeps them offline
 
 
 def size_text(size: int) -> str:

@@ -12,6 +12,7 @@ from safemem.model import UNKNOWN, Decision, Fact, Range, Snapshot, size_text
 
 SCHEMA = 1
 RECORD = "run/safemem/decision.json"
+ARRIVALS = "run/safemem/arrivals"
 PROGRESS = "run/safemem/progress"
 
 
@@ -60,6 +61,7 @@ def decision_to_json(decision: Decision) -> "dict[str, object]":
              "zone": step.zone or None, "why": step.why or None}
             for step in decision.steps
         ],
+        "arrivals": decision.arrivals or None,
         "warnings": list(decision.warnings),
     }  # fmt: skip
 
@@ -85,9 +87,16 @@ def record_text(snapshot: Snapshot, decision: Decision, result: "dict[str, objec
     )
 
 
-def write(root: str, text: str) -> None:
-    """Put the record in place at once, mode 0644. Raises OSError."""
-    path = os.path.join(root, RECORD)
+def arrivals_text(decision: Decision, word: str) -> str:
+    """Return what udev/60-safemem.rules imports: what becomes of blocks that arrive later, and why."""
+    why = f"{decision.action} by rule {decision.rule}, policy {decision.policy}"
+    plain = "".join(" " if char in "\"'\\$" else char for char in why)
+    return f"SAFEMEM_ARRIVALS={word}\nSAFEMEM_WHY={plain}\n"
+
+
+def write(root: str, text: str, name: str = RECORD) -> None:
+    """Put a file below `root` in place at once, mode 0644: the record, if no other is named. Raises OSError."""
+    path = os.path.join(root, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     draft = f"{path}.new"
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)

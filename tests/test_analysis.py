@@ -121,7 +121,7 @@ def test_every_machine_falls_into_a_class_with_its_outcome(drawn: Policy, facts:
 @given(
     st.lists(st.builds(Rule, st.uuids().map(str), ACTION, st.lists(st.sampled_from(["handover", "luo"]), min_size=1, unique=True)
         .flatmap(lambda facts: st.tuples(*(conditions(fact) for fact in facts))),
-        accept_data_exposure=st.booleans()), min_size=1, max_size=4, unique_by=lambda rule: rule.name),
+        on_shortfall=st.sampled_from(["continue", "reboot", "halt"]), accept_data_exposure=st.booleans()), min_size=1, max_size=4, unique_by=lambda rule: rule.name),
     ACTION,
 )  # fmt: skip
 def test_brute_force_finds_the_same(rules: list[Rule], action: str) -> None:
@@ -136,6 +136,11 @@ def test_brute_force_finds_the_same(rules: list[Rule], action: str) -> None:
         }
         name = engine.decide(drawn, Snapshot(facts, 128 << 20, (), (), "", ())).rule
         return next(rule for rule in (*rules, drawn.otherwise) if rule.name == name)
+
+    def reboots(rule: Rule) -> bool:
+        return rule.action == "reboot" or (
+            rule.action in ("online-all", "online-safe") and rule.on_shortfall == "reboot"
+        )
 
     dead = {("orphaned", luo) for luo in ("ready", "failed", "busy")} | {
         ("unsupported", luo) for luo in ("ready", "failed", "busy")
@@ -159,7 +164,7 @@ def test_brute_force_finds_the_same(rules: list[Rule], action: str) -> None:
         if any(scale[decide(*other).action] < scale[rule.action] for other in others if other in states):
             wrong.add(("unknown-permissive", rule.name))
         after = (UNKNOWN if handover == UNKNOWN else "none", luo)
-        if rule.action == "reboot" and decide(*after).action == "reboot":
+        if reboots(rule) and reboots(decide(*after)):
             wrong.add(("reboot-loop", rule.name))
     space_policy = drawn._replace(rules=(*rules, Rule("both", "halt", tuple(
         Condition(fact, ((Term("is", UNKNOWN),),)) for fact in ("handover", "luo")))))  # fmt: skip

@@ -21,6 +21,7 @@ def install(root: Path, *rules: Rule, otherwise: Rule) -> None:
     rules = rules or (Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),)),)
     path = root / boot.POLICY
     path.parent.mkdir(parents=True)
+    (root / boot.MASKS).write_text("40-vendor.rules\n")
     path.write_bytes(compiled.dump(Policy("test", rules, otherwise, Failure("panic"), ("kho-scratch", "cmdline"))))
 
 
@@ -43,6 +44,21 @@ def test_online_safe_holds_and_records(tmp_path: Path) -> None:
     assert document["snapshot"]["facts"]["auto_online"]["value"] == "online"
     assert (root / "sys/devices/system/memory/auto_online_blocks").read_text().startswith("offline")
     assert {"offline\n"} == {(root / f"sys/devices/system/memory/memory{n}/state").read_text() for n in range(32, 40)}
+    # What udev needs to keep it so: the standing decision, and no vendor's rule.
+    assert (root / record.ARRIVALS).read_text() == (
+        "SAFEMEM_ARRIVALS=hold\nSAFEMEM_WHY=online-safe by rule otherwise, policy test\n"
+    )
+    assert (root / "run/udev/rules.d/40-vendor.rules").readlink() == Path("/dev/null")
+
+
+def test_online_all_leaves_udev_alone(tmp_path: Path) -> None:
+    """With nothing to hold no file is masked, and arrivals get the same zone."""
+    root = make_root(tmp_path)
+    install(root, otherwise=Rule("o", "online-all")._replace(name="otherwise"))
+    boot.main(["--root", str(root)])
+
+    assert (root / record.ARRIVALS).read_text().startswith("SAFEMEM_ARRIVALS=online_movable\n")
+    assert not (root / "run/udev").exists()
 
 
 @pytest.mark.parametrize(("action", "key", "status"), [("panic", "b", 1), ("reboot", "c", 1), ("halt", "", 5)])

@@ -32,5 +32,5 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
 
-    assert {"safemem/initramfs/boot.sh", "safemem/boot.py"} <= names
+    assert {"safemem/initramfs/boot.sh", "safemem/udev/60-safemem.rules", "safemem/boot.py"} <= names
     assert {f"safemem/policies/{path.name}" for path in (ROOT / "policies").glob("*.toml")} <= names
