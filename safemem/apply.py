@@ -78,6 +78,17 @@ def mask(root: str, names: "list[str]") -> "list[str]":
     return problems
 
 
+def unmask(root: str, names: "list[str]") -> None:
+    """Take back what `mask` did; a file that is not our link stays."""
+    for name in names:
+        link = os.path.join(root, UDEV_RUN, name)
+        try:
+            if os.readlink(link) == "/dev/null":
+                os.unlink(link)
+        except OSError:
+            pass  # gone already
+
+
 def unhold(root: str, value: str) -> None:
     """Give `auto_online_blocks` the value back that it had before `hold`."""
     if value in ("online", "online_movable", "online_kernel"):

@@ -66,8 +66,8 @@ def _boot(root: str) -> int:
         return _end(root, decision.action, decision.message)
     word = apply.ONLINE_WORD[decision.arrivals] if decision.arrivals else "hold"
     record.write(root, record.arrivals_text(decision, word), record.ARRIVALS)
-    if not decision.arrivals:
-        problems += apply.mask(root, _read(os.path.join(root, MASKS)).decode().split())
+    masked = [] if decision.arrivals else _read(os.path.join(root, MASKS)).decode().split()
+    problems += apply.mask(root, masked)
     result = apply.carry_out(decision, root, record.Progress(root).step, policy.on_failure.deadline / 2)
     record.write(
         root,
@@ -79,6 +79,7 @@ def _boot(root: str) -> int:
                 "bytes_onlined": result.onlined,
                 "bytes_wanted": result.wanted,
                 "bytes_quarantined": result.quarantined,
+                "masked": masked,
                 "problems": [*problems, *result.problems],
             },
         ),

@@ -45,10 +45,14 @@ def decision_json(decision: Decision, snapshot: Snapshot) -> str:
     )
 
 
+def action_text(action: str) -> str:
+    """Return an action in its colour."""
+    return click.style(action, fg=_COLOUR[action], bold=True)
+
+
 def decision_text(decision: Decision, snapshot: Snapshot, *, where: str, width: int = 64) -> str:
     """Return the outcome, then why, then the plan, then what is not protected or not known."""
-    head = click.style(decision.action, fg=_COLOUR[decision.action], bold=True)
-    lines = [f"{head}  {decision.message}", ""]
+    lines = [f"{action_text(decision.action)}  {decision.message}", ""]
     lines += [f"policy  {decision.policy}  {decision.digest[:12]}", f"state   {where}", f"rule    {decision.rule}"]
     if decision.enter:
         lines.append(f"enter   {decision.enter}")

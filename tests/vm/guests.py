@@ -95,9 +95,9 @@ def archive(text: str) -> bytes:
         return (Path(folder) / "archive").read_bytes()
 
 
-def initrd(script: str, text: str, *, next_kernel: str | None = None) -> bytes:
+def initrd(script: str, text: str, *, next_kernel: str | None = None, files: dict[str, bytes] | None = None) -> bytes:
     """Return an initrd with safemem and the policy `text`, whose init runs `script`."""
-    return harness.image(SHELL + script, archive=archive(text), next_kernel=next_kernel)
+    return harness.image(SHELL + script, archive=archive(text), next_kernel=next_kernel, files=files)
 
 
 def decided(result: Result) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safemem.cpio import Archive
 
@@ -122,6 +122,15 @@ sleep 1000
 """
 
 
+def closure(name: str, target: str) -> dict[str, bytes]:
+    """Return the program `name` as the file `target`, with every library that it loads."""
+    program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin") or name
+    libraries = re.findall(
+        r"(/\S+)", subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
+    )
+    return {target: Path(program).read_bytes(), **{path: Path(path).read_bytes() for path in libraries}}
+
+
 def image(
     script: str, *, archive: bytes = b"", next_kernel: str | None = None, files: dict[str, bytes] | None = None
 ) -> bytes:
@@ -138,17 +147,13 @@ def image(
             cpio.symlink(f"bin/{applet}", "busybox")
     for name in ("luo", "fill", "online"):
         cpio.file(f"bin/{name}", program(name).read_bytes(), 0o755)
-    kexec = shutil.which("kexec", path=f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin") or "kexec"
-    libraries = re.findall(r"(/\S+)", subprocess.run(["ldd", kexec], check=True, capture_output=True, text=True).stdout)
-    for path in (kexec, *libraries):
-        target = "/usr/sbin/kexec" if path == kexec else path
-        cpio.file(target, Path(path).read_bytes(), 0o755)
+    kexec = closure("kexec", "/usr/sbin/kexec")
+    for path, data in {**kexec, **(files or {})}.items():
+        cpio.file(path, data, 0o755)
     cpio.file("init", _INIT.encode(), 0o755)
     cpio.file("script", script.encode())
     if next_kernel:
         cpio.file("next_size", f"{kernel(next_kernel).stat().st_size}\n".encode())
-    for path, data in (files or {}).items():
-        cpio.file(path, data, 0o755)
     cpio.close()
     return out.getvalue() + archive
 
@@ -164,7 +169,7 @@ def run(
     dimm_mib: int = GIB,
     timeout: float = 120,
     memory: Path | None = None,
-    checkpoint: Callable[[dict[str, str]], None] | None = None,
+    checkpoint: Callable[[dict[str, str]], Any] | None = None,
     watch: Callable[[str], None] | None = None,
     devices: tuple[str, ...] = (),
 ) -> Result:
@@ -174,7 +179,7 @@ def run(
         name: of the log in tests/vm/logs.
         memory: a folder in which the guest's memory is kept as `boot` and `dimm`, to count pages from outside.
         checkpoint: called with what was reported so far and the guest's processors stopped, once it has said
-            `report checkpoint 1`.
+            `report checkpoint 1`; may return commands for the machine protocol (QMP), such as to plug memory.
         devices: more arguments for QEMU.
         watch: called with each new piece of the console.
         timeout: seconds, then the guest is killed and its fate is `timeout`.
@@ -231,7 +236,7 @@ def _wait(
     process: subprocess.Popen[bytes],
     base: Path,
     deadline: float,
-    checkpoint: Callable[[dict[str, str]], None] | None,
+    checkpoint: Callable[[dict[str, str]], Any] | None,
     watch: Callable[[str], None] | None,
 ) -> str:
     """Return why QEMU stopped: the reason of its SHUTDOWN event, `halted`, `timeout` or `lost`."""
@@ -255,13 +260,17 @@ def _wait(
             *lines, buffer = buffer.split(b"\n")
             for line in lines:
                 event = json.loads(line)
+                if "error" in event:
+                    return f"QEMU refused: {event['error']}"
                 if event.get("event") == "SHUTDOWN":
                     reason = str(event["data"]["reason"])
             report = _report((base / "report").read_text("utf-8", "replace")) if checkpoint else {}
             if checkpoint and "checkpoint" in report:
                 monitor.sendall(b'{"execute": "stop"}\n')
-                checkpoint(report)
+                more = checkpoint(report) or ()
                 checkpoint = None
+                for command in more:
+                    monitor.sendall(json.dumps(command).encode() + b"\n")
                 monitor.sendall(b'{"execute": "cont"}\n')
             serial = (base / "serial").read_bytes()
             if watch and len(serial) > seen:

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""The decision that stands in this boot: read back, compared with the machine, ended by hand."""
+
+import json
+import os
+from typing import Any, NamedTuple
+
+from safemem import apply, capture, probe, record
+from safemem.apply import ONLINE_WORD
+from safemem.model import Blocks, Decision, Range, Snapshot, Step, parse_range
+
+RELEASES = "run/safemem/releases.json"
+
+
+class NoDecision(Exception):
+    """This boot has no decision to speak of; the message says why."""
+
+
+class Standing(NamedTuple):
+    """What was decided, what came of it, and what the machine shows now."""
+
+    decision: "dict[str, Any]"
+    result: "dict[str, Any] | None"
+    then: Snapshot
+    now: Snapshot
+    releases: "list[dict[str, Any]]"
+
+    @property
+    def held(self) -> "tuple[Blocks, ...]":
+        """Blocks that are offline now."""
+        return tuple(run for run in self.now.blocks if run.state == "offline")
+
+    @property
+    def loose(self) -> "list[Range]":
+        """Held by the decision, online now, and not released by hand."""
+        size = self.now.block_size
+        free = [parse_range(text) for item in self.releases for text in item["ranges"]]
+        found = []
+        for step in self.decision["plan"]:
+            for run in self.now.blocks if step["op"] == "hold" else ():
+                first, last = max(step["blocks"][0], run.first), min(step["blocks"][1], run.last)
+                area = Range(first * size, (last + 1) * size)
+                if (
+                    run.state == "online"
+                    and first <= last
+                    and not any(r.start <= area.start and area.end <= r.end for r in free)
+                ):
+                    found.append(area)
+        return found
+
+    @property
+    def exit_code(self) -> int:
+        """The design's: 64 partly applied, 4 memory is held back, 0 everything may be used."""
+        if self.result is None or not self.result.get("complete", True) or self.loose:
+            return 64
+        return 4 if self.held or self.now.guard else 0
+
+
+def read(root: str) -> Standing:
+    """Return the decision that stands on the machine below `root`.
+
+    Raises:
+        NoDecision: there is no record, or it cannot be understood.
+    """
+    path = os.path.join(root, record.RECORD)
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError:
+        raise NoDecision(
+            f"{path}: no decision was recorded in this boot: safemem did not run in the initramfs"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise NoDecision(f"{path}: {getattr(error, 'strerror', None) or 'not text'}".lower()) from None
+    try:
+        then = capture.snapshot_from_text(text, path)
+        document = json.loads(text)
+        decision, result = document["decision"], document["result"]
+        for key in ("action", "rule", "message", "plan", "zone", "policy"):
+            decision[key]
+    except capture.Invalid as error:
+        raise NoDecision(str(error)) from None
+    except (KeyError, TypeError):
+        raise NoDecision(f"{path}: this is a capture, not the record of a decision") from None
+    return Standing(decision, result, then, probe.read_snapshot(root), _releases(root))
+
+
+def _releases(root: str) -> "list[dict[str, Any]]":
+    try:
+        with open(os.path.join(root, RELEASES), encoding="utf-8") as file:
+            found: list[dict[str, Any]] = json.load(file)
+            return found
+    except (OSError, ValueError):
+        return []
+
+
+class Release(NamedTuple):
+    """What `release` is about to do."""
+
+    decision: Decision
+    ranges: "tuple[Range, ...]"  #: empty: everything
+    blocks: int
+
+
+def plan(standing: Standing, ranges: "tuple[Range, ...]", zone: str) -> Release:
+    """Return the steps that end the hold on `ranges`, or on everything, guard included, if there are none."""
+    size, steps = standing.now.block_size, []
+    for run in standing.held:
+        for area in ranges or (Range(0, 1 << 64),):
+            first, last = max(run.first, -(-area.start // size)), min(run.last, area.end // size - 1)
+            if first <= last:
+                steps.append(Step("online", first * size, (last + 1) * size, first, last, zone))
+    blocks = sum(step.last - step.first + 1 for step in steps)
+    if not ranges and standing.now.guard:
+        steps.insert(0, Step("release-guard", *standing.now.guard))
+    old = standing.decision
+    decision = Decision(
+        "online-all", "release", "released by hand", zone, "", "continue", old["policy"]["name"], old["policy"]["digest"],
+        {}, (), "", (), tuple(steps), (), arrivals="" if ranges else zone,
+    )  # fmt: skip
+    return Release(decision, ranges, blocks)
+
+
+def release(
+    root: str, standing: Standing, what: Release, reason: str, now: float, progress: "apply.Progress"
+) -> apply.Result:
+    """Carry `what` out and leave a record of it. Blocks that are online already are no error: a second run resumes."""
+    decision = what.decision
+    spans = [str(area) for area in what.ranges] or [str(Range(0, 1 << 64))]
+    entry = {"time": int(now), "reason": reason, "ranges": spans}
+    # Before the first block: what is being released is never mistaken for somebody else's doing.
+    record.write(root, json.dumps([*standing.releases, entry]) + "\n", RELEASES)
+    if decision.arrivals:
+        record.write(root, record.arrivals_text(decision, ONLINE_WORD[decision.arrivals]), record.ARRIVALS)
+        apply.unmask(root, (standing.result or {}).get("masked", []))
+    result = apply.carry_out(decision, root, progress)
+    apply.say(root, 5, f"released {', '.join(spans)}: {reason}")
+    return result

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""A real udevd with rules that online memory: coldplug, and memory that is plugged in later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.vm import harness
+from tests.vm.guests import ALL_ONLINE, HELD, SHELL, decided, initrd, policy_text
+
+pytestmark = pytest.mark.vm
+
+#: Files of the names that are known, each with one way to online memory, in our words.
+VENDOR = {
+    "40-redhat.rules": 'SUBSYSTEM=="memory", ACTION=="add", ATTR{state}=="offline", ATTR{state}="online"\n',
+    "40-vm-hotadd.rules": 'SUBSYSTEM=="memory", ACTION=="add", DEVPATH=="/devices/system/memory/memory[0-9]*", ATTR{state}="online"\n',
+    "80-hotplug-cpu-mem.rules": 'SUBSYSTEM=="memory", ACTION=="add", RUN+="/bin/sh -c \'echo online > /sys$devpath/state\'"\n',
+}
+UDEV = r"""
+mkdir -p /run/udev /lib/systemd /etc
+ln -sf /bin/udevadm /lib/systemd/systemd-udevd
+coldplug() {
+    /lib/systemd/systemd-udevd --daemon
+    udevadm trigger --type=subsystems --action=add
+    udevadm trigger --type=devices --action=add
+    udevadm settle
+}
+# Plugged after the checkpoint; the boot DIMM has blocks 32 to 39.
+plugged() {
+    report checkpoint 1
+    n=0
+    until [ -e /sys/devices/system/memory/memory47 ] || [ $n = 100 ]; do sleep 0.1; n=$((n + 1)); done
+    udevadm settle
+    sleep 1
+    report later "$(blocks 40 47)"
+}
+"""
+PLUG: list[dict[str, Any]] = [
+    {"execute": "object-add", "arguments": {"qom-type": "memory-backend-ram", "id": "more", "size": 1 << 30}},
+    {"execute": "device_add", "arguments": {"driver": "pc-dimm", "id": "dimm1", "memdev": "more"}},
+]
+
+
+def files() -> dict[str, bytes]:
+    """Return udev and the vendors' rules for an initrd."""
+    rules = {f"usr/lib/udev/rules.d/{name}": text.encode() for name, text in VENDOR.items()}
+    return {**harness.closure("udevadm", "/bin/udevadm"), **rules}
+
+
+def test_vendor_rules_online_everything_without_safemem() -> None:
+    """The same guest without safemem: the test can fail."""
+    image = harness.image(SHELL + UDEV + "coldplug; state; plugged", files=files())
+    result = harness.run("udev-without", image, checkpoint=lambda _: PLUG)
+
+    assert result.fate == "poweroff"
+    assert result.report["dimm"].split() == [ALL_ONLINE]
+    assert result.report["later"].split() == [ALL_ONLINE]
+
+
+def test_held_memory_stays_held() -> None:
+    """After online-safe neither coldplug nor a DIMM that is plugged in later brings memory online, and udev says why."""
+    script = f"""{UDEV}
+    [ "$stage" = 2 ] || handover '{harness.CMDLINE}'
+    decide
+    coldplug
+    report coldplug "$(blocks 32 39)"
+    plugged
+    udevadm info /sys/devices/system/memory/memory33 >/tmp/info
+    report_file info /tmp/info
+    """
+    text = policy_text("online-safe")
+    result = harness.run(
+        "udev-held", initrd(script, text, next_kernel="current", files=files()),
+        kernel_name="old-kho", next_kernel="current", checkpoint=lambda _: PLUG,
+    )  # fmt: skip
+
+    assert result.fate == "poweroff"
+    assert decided(result)["action"] == "online-safe"
+    assert result.report["coldplug"].split() == [HELD]
+    assert result.report["later"].split() == [HELD]
+    assert "SAFEMEM_HELD=online-safe by rule otherwise, policy vm" in result.report["info"]
+    assert "safemem-held" in result.report["info"]
+
+
+def test_before_the_decision_nothing_comes_online() -> None:
+    """A udevd that runs too early finds our rule and the held memory, and leaves it."""
+    early = {path: data for path, data in files().items() if "rules.d" not in path}
+    script = f"""{UDEV}
+    coldplug
+    report early "$(blocks 32 39)"
+    udevadm info /sys/devices/system/memory/memory33 >/tmp/info
+    report_file info /tmp/info
+    decide
+    """
+    result = harness.run("udev-early", initrd(script, policy_text("panic"), files=early))
+
+    assert result.fate == "poweroff"
+    assert result.report["early"].split() == [HELD]
+    assert "SAFEMEM_HELD=safemem has not decided" in result.report["info"]
+    assert result.report["dimm"].split() == [ALL_ONLINE]
+
+
+def test_after_online_all_arrivals_come_online_in_the_zone() -> None:
+    """A DIMM that is plugged in after online-all is onlined in the decision's zone."""
+    script = f"{UDEV}decide; coldplug; plugged; report zone \"$(cut -d' ' -f1 /sys/devices/system/memory/memory45/valid_zones)\""
+    clean = {path: data for path, data in files().items() if "rules.d" not in path}
+    result = harness.run("udev-online", initrd(script, policy_text("panic"), files=clean), checkpoint=lambda _: PLUG)
+
+    assert result.fate == "poweroff"
+    assert result.report["later"].split() == [ALL_ONLINE]
+    assert result.report["zone"] == "Movable"
