@@ -27,6 +27,8 @@ UDEV_RUN = "run/udev/rules.d"
 #: Bytes of guard given back by one write. The kernel frees a range page by page: in one write, a guard
 #: of terabytes would look like a hang.
 _RELEASE = 256 << 20
+#: Blocks between two signs of progress: 2 GiB blocks of a slow machine still count often enough.
+PROGRESS_EVERY = 8
 #: Bytes that have to be available beside the block that is taken offline, or a sixteenth of all memory.
 _FLOOR = 128 << 20
 ONLINE_WORD = {"movable": "online_movable", "kernel": "online_kernel", "auto": "online"}
@@ -109,7 +111,7 @@ def carry_out(decision: Decision, root: str = "/", progress: Progress = lambda: 
     """Do what the plan says, then read back and compare. Panic, reboot and halt are `end`'s.
 
     `progress` is called as the work goes on: every write to the kernel may take its time, but
-    no 64 of them together take long enough to be mistaken for a hang. `patience` is what one
+    no few of them together take long enough to be mistaken for a hang. `patience` is what one
     block may take to go offline, in seconds.
     """
     problems: "list[str]" = []
@@ -173,7 +175,7 @@ def _online(root: str, step: Step, progress: Progress) -> "tuple[int, list[str]]
                     os.close(fd)
             except OSError as error:
                 failed[number] = (error.strerror or "cannot be written").lower()
-            if number % 64 == 0:
+            if number % PROGRESS_EVERY == 0:
                 progress()
         for number in range(step.first, step.last + 1):
             state = _line(folder, f"memory{number}/state")

@@ -274,11 +274,16 @@ def _reach(override: Override, size: int) -> "tuple[int, int]":
 
 
 def _about(override: Override, run: Blocks, size: int) -> bool:
-    """Return whether the override is about every block of `run`, which was cut at its edges."""
+    """Return whether the override is about every block of `run`, which was cut at its edges.
+
+    INVARIANT: a block whose node or driver is not known is held by every override that holds one.
+    """
     if override.range is not None:
         first, last = _reach(override, size)
         return first <= run.first and run.last <= last
-    return run.node == override.node if override.node >= 0 else run.driver == override.driver
+    if override.node >= 0:
+        return run.node == override.node or (override.hold and run.node < 0)
+    return run.driver == override.driver or (override.hold and run.driver == UNKNOWN)
 
 
 def _cut(blocks: "tuple[Blocks, ...]", memory: "tuple[Override, ...]", size: int) -> "list[Blocks]":

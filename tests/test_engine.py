@@ -285,6 +285,17 @@ def test_memory_overrides(override: Override, expected: Any) -> None:
     assert _planned(engine.decide(policy, snapshot).steps) == expected
 
 
+@pytest.mark.parametrize("override", [Override(node=1, hold=True), Override(driver="virtio-mem", hold=True)])
+def test_an_unknown_block_is_held_by_every_hold(override: Override) -> None:
+    """What cannot be told from a held block is held as well."""
+    snapshot = Snapshot(
+        {"handover": Fact("none", ""), "kho": Fact("on", "")}, SIZE, (Blocks(32, 39, "offline"),), (), "", ()
+    )
+    policy = Policy("p", (), Rule("otherwise", "online-all"), Failure("panic"), ("none",), memory=(override,))
+
+    assert _planned(engine.decide(policy, snapshot).steps) == [("hold", 32, 39, "")]
+
+
 def test_an_override_never_onlines_what_a_rule_holds() -> None:
     """A zone is for memory that comes online anyway."""
     snapshot = Snapshot(

@@ -114,7 +114,7 @@ def release(context: click.Context, ranges: "tuple[str, ...]", reason: str, zone
         length=what.blocks, label="onlining", file=sys.stderr, hidden=not sys.stderr.isatty()
     ) as bar:
         try:
-            result = standing.release(root, found, what, reason, time.time(), lambda: bar.update(64))
+            result = standing.release(root, found, what, reason, time.time(), lambda: bar.update(apply.PROGRESS_EVERY))
         except OSError as error:
             raise click.ClickException(f"{error.filename}: {(error.strerror or 'cannot be written').lower()}") from None
     click.echo(f"released {size_text(result.onlined)} of {size_text(result.wanted)}" + _guard(what, result))
