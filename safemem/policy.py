@@ -254,7 +254,8 @@ class Memory(_Table):
     """`[[memory]]`: blocks that get something else than the rule says. The first that is about a block counts.
 
     One of `range`, `node` and `driver`, and one of `hold` and `zone`. It applies where a rule would
-    online the block; it never onlines one that a rule holds.
+    online the block; it never onlines one that a rule holds. A block whose node or driver is not
+    known is held by every exception that holds one.
     """
 
     range: Annotated[Any, PlainValidator(_area), WithJsonSchema({"type": "string"})] = Field(

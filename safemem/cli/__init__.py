@@ -3,7 +3,7 @@
 
 import click
 
-from safemem.cli.hold import release, status
+from safemem.cli.hold import doctor_command, release, status
 from safemem.cli.image import compile_policy, initramfs
 from safemem.cli.prove import check, diff, schema, test_cases
 from safemem.cli.simulate import capture, simulate
@@ -15,5 +15,17 @@ def main() -> None:
     """Decide which memory a live-update host may use after a kernel handover."""
 
 
-for command in (status, release, simulate, check, diff, test_cases, schema, capture, compile_policy, initramfs):
+for command in (
+    status,
+    release,
+    doctor_command,
+    simulate,
+    check,
+    diff,
+    test_cases,
+    schema,
+    capture,
+    compile_policy,
+    initramfs,
+):
     main.add_command(command)

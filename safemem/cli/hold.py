@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`safemem status` and `safemem release`: the decision that stands in this boot."""
+"""`safemem status`, `release` and `doctor`: the decision that stands in this boot, and what stands against it."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ import time
 
 import click
 
-from safemem import apply, render, standing
+from safemem import apply, doctor, render, standing
 from safemem.cli.common import InputError
 from safemem.model import ZONES, Range, parse_range, size_text
 
@@ -126,3 +126,37 @@ def release(context: click.Context, ranges: "tuple[str, ...]", reason: str, zone
 def _guard(what: standing.Release, result: apply.Result) -> str:
     sizes = [step.size for step in what.decision.steps if step.op == "release-guard"]
     return f" and the guard, {size_text(sizes[0])}" if sizes and result.complete else ""
+
+
+_SEVERITY_COLOUR = {"severe": "red", "warning": "yellow", "note": "cyan"}
+
+
+@click.command("doctor", short_help="Find what would defeat the policy on this machine.")
+@_ROOT
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.pass_context
+def doctor_command(context: click.Context, root: str, form: str) -> None:
+    """Find everything on this machine that would defeat or weaken the policy. Changes nothing.
+
+    Exit code: 0 nothing severe, 1 something severe.
+    """
+    found = doctor.examine(root)
+    severe = sum(finding.severity == "severe" for finding in found)
+    if form == "json":
+        click.echo(
+            json.dumps({"schema": 1, "kind": "doctor", "findings": [finding._asdict() for finding in found]}, indent=1)
+        )
+    else:
+        for finding in found:
+            click.echo(
+                f"{click.style(finding.severity, fg=_SEVERITY_COLOUR[finding.severity], bold=True)}: {finding.message} [{finding.code}]"
+            )
+            click.echo(f"    seen: {finding.evidence}")
+            if finding.remedy:
+                click.echo(f"    help: {finding.remedy}")
+        click.echo(
+            f"{len(found)} finding{'s' * (len(found) != 1)}, {severe} severe"
+            if found
+            else "nothing stands in the policy's way"
+        )
+    context.exit(1 if severe else 0)
