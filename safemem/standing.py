@@ -31,10 +31,15 @@ class Standing(NamedTuple):
         return tuple(run for run in self.now.blocks if run.state == "offline")
 
     @property
+    def released(self) -> "list[Range]":
+        """What was released by hand."""
+        return [parse_range(text) for item in self.releases for text in item["ranges"]]
+
+    @property
     def loose(self) -> "list[Range]":
         """Held by the decision, online now, and not released by hand."""
         size = self.now.block_size
-        free = [parse_range(text) for item in self.releases for text in item["ranges"]]
+        free = self.released
         found = []
         for step in self.decision["plan"]:
             for run in self.now.blocks if step["op"] == "hold" else ():

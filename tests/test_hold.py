@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from safemem import apply, boot, standing
+from safemem import apply, boot, standing, watch
 from safemem.cli import main
-from safemem.model import Rule
+from safemem.model import Failure, Policy, Range, Rule
 from tests.fakes import make_root
 from tests.test_boot import install
 
@@ -116,3 +116,28 @@ def test_bad_releases(root: Path, words: list[str], code: int, says: str) -> Non
 
     assert (result.exit_code, says in result.stderr) == (code, True)
     assert not (root / standing.RELEASES).exists()
+
+
+def test_watch_refuses_another_policy(root: Path) -> None:
+    """The daemon applies the decision of this boot, so it wants the policy that made it."""
+    other = Path(__file__).resolve().parent.parent / "policies/maintenance.toml"
+    result = run(root, "watch", "--policy", str(other))
+
+    assert result.exit_code == 3
+    assert "but this boot was decided by" in result.stderr
+
+
+def test_watch_applies_the_same_engine_to_what_arrives(root: Path) -> None:
+    """A block inside the safe region comes online, its neighbour does not, and what somebody onlined is named."""
+    target = Policy("test", (), Rule("otherwise", "online-safe"), Failure("panic"), (Range(40 << 27, 41 << 27),))
+    memory = root / "sys/devices/system/memory"
+    for number in (40, 41):
+        (memory / f"memory{number}").mkdir()
+        (memory / f"memory{number}/state").write_text("offline\n")
+    (memory / "memory35/state").write_text("online\n")
+    decision, batch = watch.look(str(root), target)
+
+    assert (memory / "memory40/state").read_text().startswith("online_movable")
+    assert (memory / "memory41/state").read_text() == "offline\n"
+    assert batch.loose == batch.left == (Range(35 << 27, 36 << 27),)
+    assert decision.action == "online-safe"

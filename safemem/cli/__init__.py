@@ -3,7 +3,7 @@
 
 import click
 
-from safemem.cli.hold import doctor_command, release, status
+from safemem.cli.hold import doctor_command, release, status, watch_command
 from safemem.cli.image import compile_policy, initramfs
 from safemem.cli.prove import check, diff, schema, test_cases
 from safemem.cli.simulate import capture, simulate
@@ -19,6 +19,7 @@ for command in (
     status,
     release,
     doctor_command,
+    watch_command,
     simulate,
     check,
     diff,

@@ -8,7 +8,7 @@ import time
 import click
 
 from safemem import apply, doctor, render, standing
-from safemem.cli.common import InputError
+from safemem.cli.common import InputError, load_policy
 from safemem.model import ZONES, Range, parse_range, size_text
 
 _ROOT = click.option("--root", metavar="DIR", default="/", help="Look at the /sys, /proc and /run below DIR.")
@@ -160,3 +160,31 @@ def doctor_command(context: click.Context, root: str, form: str) -> None:
             else "nothing stands in the policy's way"
         )
     context.exit(1 if severe else 0)
+
+
+@click.command("watch", short_help="Apply the standing decision to memory that arrives later.")
+@click.option("--policy", "policy_file", metavar="POLICY", required=True, help="The policy of this boot, as a file.")
+@_ROOT
+@click.pass_context
+def watch_command(context: click.Context, policy_file: str, root: str) -> None:
+    """Watch for memory blocks that arrive, and apply the decision of this boot to them.
+
+    Runs until it is told to stop; meant for the unit safemem-watch.service. Refuses a policy that is
+    not the one that decided.
+    """
+    from safemem import logs, watch  # pyudev and structlog: for this command only
+
+    policy = load_policy(policy_file)
+    found = _read(context, root)
+    decided = found.decision["policy"]["digest"]
+    if policy.digest != decided:
+        raise InputError(
+            f"{policy_file}: digest {policy.digest[:12]}, but this boot was decided by {decided[:12]}: give the same policy"
+        )
+    logs.configure()
+    try:
+        watch.run(root, policy, found)
+    except OSError as error:
+        raise click.ClickException(f"the kernel's events cannot be had: {error.strerror or error}") from None
+    except standing.NoDecision as error:
+        raise click.ClickException(str(error)) from None

@@ -11,6 +11,7 @@ import pytest
 
 from tests.vm import harness
 from tests.vm.guests import HELD, initrd, policy_text
+from tests.vm.test_udev import PLUG
 
 pytestmark = pytest.mark.vm
 
@@ -22,6 +23,43 @@ mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose host /h
 for folder in proc sys run dev; do mount --bind /$folder /host/$folder; done
 safemem() {{ PYTHONDONTWRITEBYTECODE=1 chroot /host {Path(sys.executable).parent}/safemem "$@" >/tmp/out 2>&1; code=$?; }}
 """
+
+
+def test_watch() -> None:
+    """Memory that arrives after the decision gets what `[[memory]]` says; what somebody onlines is taken off again."""
+    text = policy_text("online-safe", extra='boot_memory = "offline"', sources='"0x140000000-0x15fffffff"')
+    script = f"""
+    mount -t debugfs d /sys/kernel/debug
+    [ "$stage" = 2 ] || handover '{harness.CMDLINE}'
+    decide
+    {COMMAND}
+    mkdir -p /run/etc; cp /policy.toml /run/etc/vm.toml
+    PYTHONDONTWRITEBYTECODE=1 chroot /host {Path(sys.executable).parent}/safemem watch --policy /run/etc/vm.toml >/tmp/watch 2>&1 &
+    until grep -q watching /tmp/watch; do sleep 0.2; done
+    report checkpoint 1
+    until [ -e /sys/devices/system/memory/memory47/state ]; do sleep 0.1; done
+    until grep -q '"onlined": "512 MiB"' /tmp/watch; do sleep 0.2; done
+    report later "$(blocks 40 47)"
+    echo online_movable >/sys/devices/system/memory/memory35/state
+    report byhand "$(blocks 35 35)"
+    until grep -q '"taken_offline": "128 MiB"' /tmp/watch; do sleep 0.2; done
+    kill %1 2>/dev/null; kill $(pidof safemem python3) 2>/dev/null; sleep 1
+    state
+    report_file log /tmp/watch
+    """
+    result = harness.run(
+        "watch",
+        initrd(script, text, next_kernel="current", files={"policy.toml": text.encode()}),
+        kernel_name="old-kho", next_kernel="current", devices=SHARE, timeout=120, checkpoint=lambda _: PLUG,
+    )  # fmt: skip
+    report = result.report
+
+    assert result.fate == "poweroff", result.serial[-2000:]
+    # The safe region of this policy covers the first half of what was plugged.
+    assert report["later"].split() == ["online*4", "offline*4"]
+    assert report["byhand"].split() == ["online*1"]
+    assert report["dimm"].split() == [HELD]
+    assert '"event": "held memory was onlined"' in report["log"]
 
 
 def test_release_in_part_then_whole() -> None:
