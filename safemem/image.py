@@ -49,6 +49,8 @@ sys.path.insert(0, sys.argv[1])
 from safemem.boot import main
 for words in (["--root", sys.argv[2]], ["--root", sys.argv[2], "capture"], ["--root", sys.argv[3]]):
     main(words)
+from safemem import handover
+handover.main(["--root", sys.argv[2]])
 import json
 files = {}
 for name, module in list(sys.modules.items()):
@@ -99,6 +101,7 @@ def _collect(scratch: Path, python: str, policy: bytes, checked: model.Policy) -
     listing = _listing(scratch, python, policy)
     home = f"{PREFIX}/lib/{listing['version']}"
     items = {
+        f"{PREFIX}/handover-args": _Item(_shipped("initramfs/handover-args.sh"), 0o755),
         f"{PREFIX}/policy.json": _Item(policy, 0o644),
         f"{PREFIX}/boot": _Item(_wrapper(checked), 0o755),
         f"{PREFIX}/masks": _Item("".join(f"{name}\n" for name in udevrules.masks("/")).encode(), 0o644),

@@ -378,6 +378,11 @@ def _incoming(root: str, handover: Fact) -> "dict[str, Fact]":
     return {"nodes": nodes, "previous_kernel": Fact(release, path), "kexec_count": Fact(count, path)}
 
 
+def scratch_now(root: str) -> "tuple[Range, ...]":
+    """Return this kernel's own scratch areas: what the next kernel may use, and no safe region of this one."""
+    return _scratch(root, [])
+
+
 def _scratch(root: str, notes: "list[str]") -> "tuple[Range, ...]":
     columns = []
     for names in (SCRATCH_PHYS, SCRATCH_LEN):

@@ -51,6 +51,7 @@ def test_only_what_the_boot_needs(built: tuple[Path, image.Cost, Path]) -> None:
         "compiled",
         "engine",
         "fdt",
+        "handover",
         "model",
         "plainjson",
         "probe",

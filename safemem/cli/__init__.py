@@ -3,7 +3,7 @@
 
 import click
 
-from safemem.cli.hold import doctor_command, release, status, watch_command
+from safemem.cli.hold import doctor_command, handover_args, release, status, watch_command
 from safemem.cli.image import compile_policy, initramfs
 from safemem.cli.prove import check, diff, schema, test_cases
 from safemem.cli.simulate import capture, simulate
@@ -20,6 +20,7 @@ for command in (
     release,
     doctor_command,
     watch_command,
+    handover_args,
     simulate,
     check,
     diff,

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""The guard that `handover-args` prints: it holds after a rejection, and does no harm after an acceptance."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.vm import harness
+from tests.vm.guests import HELD, initrd, policy_text, simulated
+
+pytestmark = pytest.mark.vm
+
+#: Scratch moves at each cold boot, so once is not enough; nightly runs ask for 50.
+TIMES = range(int(os.environ.get("SAFEMEM_BOOTS", "5")))
+SCRIPT = f"""
+mount -t debugfs d /sys/kernel/debug
+if [ "$stage" = 1 ]; then
+    preserve 256
+    arguments="$(/usr/lib/safemem/handover-args)" || report arguments failed
+    report arguments "$arguments"
+    report checkpoint 1
+    handover "{harness.CMDLINE} $arguments"
+fi
+decide
+"""
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_it_holds_after_a_rejection(tmp_path: Path, time: int) -> None:
+    """The guard is in force, and every preserved page inside it survives a program that fills what is free."""
+    text = policy_text("online-safe")
+    script = f'{SCRIPT}\nreport filled "$(fill 600)"\n'
+    before: list[int] = []
+    place: list[int] = []
+
+    def count(report: dict[str, str]) -> None:
+        place[:] = [int(word, 16) for word in report["arguments"].split()[1].partition("=")[2].split("-")]
+        before.append(harness.count_pattern(tmp_path / "boot", 256, place[0], place[1] + 1))
+
+    result = harness.run(
+        f"guard-computed-{time}", initrd(script, text, next_kernel="current"),
+        kernel_name="old-kho", next_kernel="current", memory=tmp_path, checkpoint=count,
+    )  # fmt: skip
+
+    assert result.fate == "poweroff" and result.report["dimm"].split() == [HELD]
+    decision = simulated(result, text)
+    assert (decision["facts"]["handover"]["value"], decision["facts"]["guard"]["value"]) == ("rejected", "held")
+    assert decision["safe_region"]["source"] == "cmdline"
+    assert result.report["guard"] == str(place[1] + 1 - place[0])
+    after = harness.count_pattern(tmp_path / "boot", 256, place[0], place[1] + 1)
+    print(f"{after} of {before[0]} pages in {result.report['arguments']}")
+    assert before[0] > 10_000 and after == before[0]
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_it_does_no_harm_after_an_acceptance(time: int) -> None:
+    """Accepted with the same arguments: no guard, all memory, and every page back through LUO."""
+    text = policy_text("panic")
+    script = f'{SCRIPT}\nreport retrieved "$(luo retrieve guest 256)"\n'
+    result = harness.run(
+        f"guard-harmless-{time}", initrd(script, text, next_kernel="current"), next_kernel="current"
+    )  # fmt: skip
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    decision = simulated(result, text)
+    assert (decision["facts"]["handover"]["value"], decision["facts"]["guard"]["value"]) == ("accepted", "void")
+    assert result.report["retrieved"] == str(256 * 256)
