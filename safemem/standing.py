@@ -91,12 +91,24 @@ def read(root: str) -> Standing:
 
 
 def _releases(root: str) -> "list[dict[str, Any]]":
+    path = os.path.join(root, RELEASES)
     try:
-        with open(os.path.join(root, RELEASES), encoding="utf-8") as file:
-            found: list[dict[str, Any]] = json.load(file)
-            return found
-    except (OSError, ValueError):
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        return [
+            {
+                "time": int(item["time"]),
+                "reason": str(item["reason"]),
+                "ranges": [str(parse_range(text)) for text in item["ranges"]],
+            }
+            for item in found
+        ]
+    except FileNotFoundError:
         return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise NoDecision(
+            f"{path}: what was released by hand cannot be read: move the file away and release anew"
+        ) from None
 
 
 class Release(NamedTuple):

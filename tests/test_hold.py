@@ -76,6 +76,15 @@ def test_no_decision(root: Path, text: str | None, says: str) -> None:
     assert (root / "sys/devices/system/memory/memory32/state").read_text() == "offline\n"
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"time": 1, "reason": "x", "ranges": ["y"]}]', '{"a": 1}'])
+def test_a_damaged_list_of_releases(root: Path, text: str) -> None:
+    """Not knowing what was released is no reason to guess in either direction."""
+    (root / standing.RELEASES).write_text(text)
+    result = run(root, "status")
+
+    assert (result.exit_code, "released by hand cannot be read" in result.stderr) == (6, True)
+
+
 def test_release_in_part_then_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranges are rounded inwards, the reason is recorded, and only the whole release lets udev go."""
     carry_out = apply.carry_out
