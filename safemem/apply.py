@@ -72,8 +72,11 @@ def mask(root: str, names: "list[str]") -> "list[str]":
         link = os.path.join(root, UDEV_RUN, name)
         try:
             os.makedirs(os.path.dirname(link), exist_ok=True)
-            if not os.path.islink(link):
+            try:
                 os.symlink("/dev/null", link)
+            except FileExistsError:
+                if os.readlink(link) != "/dev/null":  # a link elsewhere hides nothing; a plain file is OSError
+                    raise
         except OSError as error:
             why = (error.strerror or "cannot be made").lower()
             problems.append(f"udev rules file {name} could not be masked, so it may online held memory: {why}")

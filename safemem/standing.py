@@ -55,8 +55,8 @@ class Standing(NamedTuple):
 
     @property
     def exit_code(self) -> int:
-        """The design's: 64 partly applied, 4 memory is held back, 0 everything may be used."""
-        if self.result is None or not self.result.get("complete", True) or self.loose:
+        """The design's: 64 partly applied, or not at all in a dry run, 4 memory is held back, 0 everything may be used."""
+        if self.result is None or not self.result.get("complete") or self.loose:
             return 64
         return 4 if self.held or self.now.guard else 0
 

@@ -51,6 +51,21 @@ def test_online_safe_holds_and_records(tmp_path: Path) -> None:
     assert (root / "run/udev/rules.d/40-vendor.rules").readlink() == Path("/dev/null")
 
 
+@pytest.mark.parametrize("link", [True, False])
+def test_a_rules_file_that_cannot_be_masked_is_reported(tmp_path: Path, link: bool) -> None:
+    """What stands where the mask should be, and is none, is a problem in the record, not a mask."""
+    root = make_root(tmp_path, offered=True)
+    install(root, otherwise=Rule("otherwise", "online-safe"))
+    place = root / "run/udev/rules.d/40-vendor.rules"
+    place.parent.mkdir(parents=True)
+    place.symlink_to("/usr/lib/udev/rules.d/other.rules") if link else place.touch()
+    assert boot.main(["--root", str(root)]) == 0
+
+    result = json.loads((root / record.RECORD).read_text())["result"]
+    assert result["complete"] is False
+    assert "40-vendor.rules could not be masked" in result["problems"][0]
+
+
 def test_online_all_leaves_udev_alone(tmp_path: Path) -> None:
     """With nothing to hold no file is masked, and arrivals get the same zone."""
     root = make_root(tmp_path)

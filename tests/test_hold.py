@@ -49,6 +49,16 @@ def test_status_of_a_hold(root: Path) -> None:
     assert (document["exit_code"], document["held"][0]["bytes"]) == (4, 1 << 30)
 
 
+def test_status_of_a_dry_run(root: Path) -> None:
+    """A decision that was not carried out is not in force, and the exit code does not say that it is."""
+    path = root / "run/safemem/decision.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "result": {"dry_run": True}}))
+    result = run(root, "status")
+
+    assert (result.exit_code, "nothing: this was a dry run" in result.stdout) == (64, True)
+
+
 def test_status_notices_somebody_else(root: Path) -> None:
     """A held block that is online without a release is a change, and the decision is only partly in force."""
     (root / "sys/devices/system/memory/memory35/state").write_text("online\n")
