@@ -36,6 +36,7 @@ def make_root(
         "proc/cmdline": cmdline + "\n",
         "proc/sys/kernel/arch": "x86_64\n",
         "proc/sys/kernel/osrelease": "7.3.4\n",
+        "proc/sys/kernel/random/boot_id": "6f2c61c1-09d4-4b3c-a4a1-1b0d0f0a7c55\n",
         "proc/sys/kernel/kexec_load_limit_panic": "-1\n",
         "proc/sysrq-trigger": "",
         "proc/iomem": "00001000-0009fbff : System RAM\n00100000-3ffdefff : System RAM\n"
