@@ -3,10 +3,14 @@
 
 import click
 
-from safemem.cli.hold import doctor_command, handover_args, release, status, watch_command
+from safemem.cli.doctor import doctor_command
 from safemem.cli.image import compile_policy, initramfs
+from safemem.cli.outgoing import handover_args
 from safemem.cli.prove import check, diff, schema, test_cases
+from safemem.cli.release import release
 from safemem.cli.simulate import capture, simulate
+from safemem.cli.status import status
+from safemem.cli.watch import watch_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

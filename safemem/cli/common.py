@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
-from safemem import policy
+from safemem import policy, standing
 from safemem.model import Policy
+
+ROOT = click.option("--root", metavar="DIR", default="/", help="Look at the /sys, /proc and /run below DIR.")
 
 
 class InputError(click.ClickException):
@@ -54,3 +56,12 @@ def write_whole(path: str, data: bytes) -> None:
             raise
     except OSError as error:
         raise click.ClickException(f"{path}: {(error.strerror or 'cannot be written').lower()}") from None
+
+
+def read_standing(context: click.Context, root: str) -> standing.Standing:
+    """Return the decision that stands below `root`, or say that there is none and end with 6."""
+    try:
+        return standing.read(root)
+    except standing.NoDecision as error:
+        click.echo(f"safemem: {error}", err=True)
+        context.exit(6)

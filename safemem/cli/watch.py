@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+"""`safemem watch`: the daemon for memory that arrives later."""
+
+import click
+
+from safemem import standing
+from safemem.cli.common import ROOT, InputError, load_policy, read_standing
+
+
+@click.command("watch", short_help="Apply the standing decision to memory that arrives later.")
+@click.option("--policy", "policy_file", metavar="POLICY", required=True, help="The policy of this boot, as a file.")
+@ROOT
+@click.pass_context
+def watch_command(context: click.Context, policy_file: str, root: str) -> None:
+    """Watch for memory blocks that arrive, and apply the decision of this boot to them.
+
+    Runs until it is told to stop; meant for the unit safemem-watch.service. Refuses a policy that is
+    not the one that decided.
+    """
+    from safemem import logs, watch  # pyudev and structlog: for this command only
+
+    policy = load_policy(policy_file)
+    found = read_standing(context, root)
+    decided = found.decision["policy"]["digest"]
+    if policy.digest != decided:
+        raise InputError(
+            f"{policy_file}: digest {policy.digest[:12]}, but this boot was decided by {decided[:12]}: give the same policy"
+        )
+    logs.configure()
+    try:
+        watch.run(root, policy, found)
+    except OSError as error:
+        raise click.ClickException(f"the kernel's events cannot be had: {error.strerror or error}") from None
+    except standing.NoDecision as error:
+        raise click.ClickException(str(error)) from None
