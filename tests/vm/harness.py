@@ -85,16 +85,8 @@ def count_pattern(memory: Path, mib: int, start: int = 0, end: int | None = None
     return int(out.stdout)
 
 
-_INIT = r"""#!/bin/sh
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs dev /dev
-stage=1
-for word in $(cat /proc/cmdline); do
-    case $word in stage=*) stage=${word#stage=} ;; esac
-done
-until [ -e /dev/vport0p1 ]; do sleep 0.1; done
+#: Shell functions for both the initrd and what it may switch to.
+FUNCTIONS = r"""
 report() { printf '%s=%s\n' "$1" "$2" > /dev/vport0p1; }
 report_file() { printf '%s:=%s\n' "$1" "$(base64 -w0 "$2")" > /dev/vport0p1; }
 # blocks FIRST LAST: the states of these blocks as runs, such as `online*8`.
@@ -105,16 +97,35 @@ blocks() {
         n=$((n + 1))
     done | uniq -c | while read -r count state; do printf '%s*%s ' "$state" "$count"; done
 }
+"""
+_INIT = rf"""#!/bin/sh
+export PATH=/bin:/sbin:/usr/bin:/usr/sbin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+stage=1
+for word in $(cat /proc/cmdline); do
+    case $word in stage=*) stage=${{word#stage=}} ;; esac
+done
+until [ -e /dev/vport0p1 ]; do sleep 0.1; done
+{FUNCTIONS}
+# disk SERIAL: the device of a disk that the test attached, or nothing.
+disk() {{
+    for serial in $(grep -lx "$1" /sys/block/vd*/serial); do
+        serial=${{serial%/serial}}
+        echo "/dev/${{serial##*/}}"
+    done
+}}
 # handover ARGUMENTS: kexec into the next kernel with the same initrd; does not return.
-handover() {
-    head -c "$(cat /next_size)" /dev/vda > /next
-    cat /dev/vdb > /initrd
-    kexec -s -l /next --initrd=/initrd --command-line="$1 stage=2" || { report kexec failed; poweroff -f; }
+handover() {{
+    head -c "$(cat /next_size)" "$(disk kernel)" > /next
+    cat "$(disk initrd)" > /initrd
+    kexec -s -l /next --initrd=/initrd --command-line="$1 stage=2" || {{ report kexec failed; poweroff -f; }}
     rm /next /initrd
     kexec -e
     report kexec returned
     poweroff -f
-}
+}}
 . /script
 report done "$stage"
 poweroff -f
@@ -156,6 +167,15 @@ def image(
         cpio.file("next_size", f"{kernel(next_kernel).stat().st_size}\n".encode())
     cpio.close()
     return out.getvalue() + archive
+
+
+def disk(serial: str, path: Path, *, writable: bool = False) -> tuple[str, ...]:
+    """Return QEMU's arguments for a disk; in the guest, `disk SERIAL` prints its device."""
+    mode = "cache=writethrough" if writable else "readonly=on"
+    return (
+        "-drive", f"if=none,id={serial},file={path},format=raw,{mode}",
+        "-device", f"virtio-blk-pci,drive={serial},serial={serial}",
+    )  # fmt: skip
 
 
 def run(
@@ -212,8 +232,7 @@ def run(
             image_path = base / "kernel"
             data = kernel(next_kernel).read_bytes()
             image_path.write_bytes(data + bytes(-len(data) % 512))
-            for disk in (image_path, base / "initrd"):
-                command += ["-drive", f"file={disk},if=virtio,format=raw,readonly=on"]
+            command += [*disk("kernel", image_path), *disk("initrd", base / "initrd")]
         with (base / "output").open("wb") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
