@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What boots leave behind: one folder a boot in /var/lib/safemem/history, bounded in number and bytes."""
 
+import calendar
 import contextlib
 import errno
 import fcntl
@@ -48,6 +49,11 @@ def previous(root: str) -> "str | None":
     """Return the path of the newest folder of another boot, or None. Raises OSError."""
     mine = boot_id(root)
     return next((path for path in reversed(boots(root)) if not path.endswith(mine)), None)
+
+
+def started(folder: str) -> float:
+    """Return when the first thing was written there, in seconds since 1970."""
+    return float(calendar.timegm(time.strptime(os.path.basename(folder)[:16], "%Y%m%dT%H%M%SZ")))
 
 
 def write(root: str, name: str, text: str) -> str:

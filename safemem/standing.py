@@ -24,6 +24,7 @@ class Standing(NamedTuple):
     then: Snapshot
     now: Snapshot
     releases: "list[dict[str, Any]]"
+    account: "list[dict[str, Any]]" = []  # noqa: RUF012  (of memory, when it was decided; nobody changes it)
 
     @property
     def held(self) -> "tuple[Blocks, ...]":
@@ -54,6 +55,20 @@ class Standing(NamedTuple):
         return found
 
     @property
+    def arrived(self) -> "list[tuple[Range, str]]":
+        """Blocks that did not exist when it was decided, as ranges with their state."""
+        size, found = self.now.block_size, []
+        for run in self.now.blocks:
+            first = run.first
+            for old in sorted(b for b in self.then.blocks if b.first <= run.last and run.first <= b.last):
+                if first < old.first:
+                    found.append((Range(first * size, old.first * size), run.state))
+                first = max(first, old.last + 1)
+            if first <= run.last:
+                found.append((Range(first * size, (run.last + 1) * size), run.state))
+        return found
+
+    @property
     def exit_code(self) -> int:
         """The design's: 64 partly applied, or not at all in a dry run, 4 memory is held back, 0 everything may be used."""
         if self.result is None or not self.result.get("complete") or self.loose:
@@ -77,38 +92,56 @@ def read(root: str) -> Standing:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise NoDecision(f"{path}: {getattr(error, 'strerror', None) or 'not text'}".lower()) from None
+    document = parse_record(text, path)
+    then = capture.snapshot_from_text(text, path)
+    return Standing(
+        document["decision"], document["result"], then, probe.read_snapshot(root), _releases(root), document["account"]
+    )
+
+
+def parse_record(text: str, path: str) -> "dict[str, Any]":
+    """Return the record of a decision, with what every reader of it relies on. Raises NoDecision."""
     try:
-        then = capture.snapshot_from_text(text, path)
-        document = json.loads(text)
-        decision, result = document["decision"], document["result"]
-        for key in ("action", "rule", "message", "plan", "zone", "policy"):
+        capture.snapshot_from_text(text, path)
+        document: dict[str, Any] = json.loads(text)
+        decision = document["decision"]
+        document["result"]
+        for key in ("action", "rule", "message", "plan", "zone", "policy", "facts", "warnings"):
             decision[key]
+        document["account"] = [
+            {**item, "kind": str(item["kind"]), "range": str(parse_range(item["range"])), "bytes": int(item["bytes"])}
+            for item in document.get("account", [])
+        ]
     except capture.Invalid as error:
         raise NoDecision(str(error)) from None
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise NoDecision(f"{path}: this is a capture, not the record of a decision") from None
-    return Standing(decision, result, then, probe.read_snapshot(root), _releases(root))
+    return document
 
 
 def _releases(root: str) -> "list[dict[str, Any]]":
     path = os.path.join(root, RELEASES)
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        return [
-            {
-                "time": int(item["time"]),
-                "reason": str(item["reason"]),
-                "ranges": [str(parse_range(text)) for text in item["ranges"]],
-            }
-            for item in found
-        ]
+            return parse_releases(json.load(file))
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise NoDecision(
             f"{path}: what was released by hand cannot be read: move the file away and release anew"
         ) from None
+
+
+def parse_releases(found: Any) -> "list[dict[str, Any]]":
+    """Return what was released by hand. Raises ValueError, KeyError, TypeError or AttributeError."""
+    return [
+        {
+            "time": int(item["time"]),
+            "reason": str(item["reason"]),
+            "ranges": [str(parse_range(text)) for text in item["ranges"]],
+        }
+        for item in found
+    ]
 
 
 class Release(NamedTuple):

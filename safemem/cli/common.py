@@ -39,7 +39,7 @@ def load_authored(path: str) -> policy.Authored:
         raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
 
 
-def write_whole(path: str, data: bytes) -> None:
+def write_whole(path: str, data: bytes, mode: "int | None" = None) -> None:
     """Put `data` at `path` in one step, or raise ClickException and leave what was there."""
     folder = os.path.dirname(path) or "."
     try:
@@ -47,9 +47,11 @@ def write_whole(path: str, data: bytes) -> None:
         try:
             with open(fd, "wb") as out:
                 out.write(data)
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(draft, 0o666 & ~mask)
+            if mode is None:
+                mask = os.umask(0)
+                os.umask(mask)
+                mode = 0o666 & ~mask
+            os.chmod(draft, mode)
             os.rename(draft, path)
         except BaseException:
             os.unlink(draft)

@@ -1,32 +1,70 @@
 # SPDX-License-Identifier: MIT
-"""`safemem status`: the decision that stands in this boot."""
+"""`safemem status`: the decision that stands in this boot, and what is left of the boot before it."""
 
 import json
+import os
 import time
+from typing import Any
 
 import click
 
-from safemem import render, standing
-from safemem.cli.common import ROOT, read_standing
+from safemem import evidence, history, journal, metrics, record, render, standing
+from safemem.cli.common import ROOT, write_whole
 from safemem.model import Range, size_text
 
 
 @click.command(short_help="Show what was decided in this boot, and what is held.")
 @ROOT
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--previous", is_flag=True, help="Show the boot before this one instead: its record, or its last words.")
+@click.option("--prometheus", metavar="FILE", help="Write the metrics to FILE for node_exporter, and print nothing.")
+@click.option("--keep", is_flag=True, help="Keep the record in the history of boots and the journal; print nothing.")
 @click.pass_context
-def status(context: click.Context, root: str, form: str) -> None:
+def status(context: click.Context, root: str, form: str, previous: bool, prometheus: "str | None", keep: bool) -> None:
     """Show what was decided in this boot and why, what is held, and what has changed since.
 
-    Exit code: 0 all memory may be used, 4 memory is held back, 64 the decision is only partly in
-    force, 6 there is no decision.
+    Exit code: 0 all memory may be used, 4 memory is held back, 5 the boot ended in panic, reboot or
+    halt, 64 the decision is only partly in force, 6 there is no decision.
     """
-    found = read_standing(context, root)
-    if form == "json":
-        click.echo(json.dumps(_json(found), indent=1))
-    else:
-        click.echo("\n".join(_text(found)))
+    if previous:
+        if prometheus or keep:
+            raise click.UsageError("--previous cannot be combined with --prometheus or --keep")
+        _previous(context, root, form)
+    if keep:
+        _keep(root)
+    try:
+        found = standing.read(root)
+    except standing.NoDecision as error:
+        if prometheus:
+            _write(prometheus, metrics.text(None))
+        click.echo(f"safemem: {error}", err=True)
+        context.exit(6)
+    if prometheus:
+        _write(prometheus, metrics.text(found))
+    if keep:
+        journal.send(root, journal.fields(found))
+    if not (prometheus or keep):
+        click.echo(json.dumps(_json(found), indent=1) if form == "json" else "\n".join(_text(found)))
     context.exit(found.exit_code)
+
+
+def _keep(root: str) -> None:
+    """Carry the record as it is, also one that cannot be understood: it is evidence."""
+    path = os.path.join(root, record.RECORD)
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            history.write(root, os.path.basename(path), file.read())
+    except FileNotFoundError:
+        if os.path.exists(path):
+            raise
+    except OSError as error:
+        raise click.ClickException(
+            f"{error.filename or path}: the record is not kept: {(error.strerror or 'cannot be written').lower()}"
+        ) from None
+
+
+def _write(path: str, text: str) -> None:
+    write_whole(path, text.encode(), 0o644)  # node_exporter runs as a user of its own
 
 
 def _json(found: standing.Standing) -> "dict[str, object]":
@@ -35,6 +73,9 @@ def _json(found: standing.Standing) -> "dict[str, object]":
         "schema": 1, "kind": "status", "exit_code": found.exit_code, "decision": found.decision, "result": found.result,
         "held": [{"range": str(Range(run.first * size, (run.last + 1) * size)), "bytes": run.number * size} for run in found.held],
         "guard": str(found.now.guard) if found.now.guard else None,
+        "account": found.account,
+        "overrides": list(found.then.overrides),
+        "arrived": [{"range": str(area), "state": state} for area, state in found.arrived],
         "onlined_by_others": [str(area) for area in found.loose],
         "releases": found.releases,
     }  # fmt: skip
@@ -42,16 +83,10 @@ def _json(found: standing.Standing) -> "dict[str, object]":
 
 def _text(found: standing.Standing) -> "list[str]":
     decision, size = found.decision, found.now.block_size
-    handover = found.then.facts["handover"]
-    lines = [
-        f"{render.action_text(decision['action'])}  {decision['message']}",
-        "",
-        f"policy    {decision['policy']['name']}  {decision['policy']['digest'][:12]}",
-        f"rule      {decision['rule']}",
-        f"handover  {handover.value}: {handover.reason or handover.source}",
-    ]
-    if decision.get("enter"):
-        lines.append(f"enter     {decision['enter']}")
+    lines = _why(decision)
+    lines += [f"cmdline   {text}" for text in found.then.overrides]
+    if found.then.cmdline_safe:
+        lines.append(f"cmdline   safe {', '.join(map(str, found.then.cmdline_safe))}")
     for run in found.held:
         area = Range(run.first * size, (run.last + 1) * size)
         lines.append(
@@ -60,17 +95,83 @@ def _text(found: standing.Standing) -> "list[str]":
     if found.now.guard:
         guard = found.now.guard
         lines.append(f"guarded   {guard}  {size_text(guard.end - guard.start)}: never used in this boot")
-    result = found.result
-    if result is None:
-        lines.append("applied   not finished: the boot program did not complete its record")
-    elif result.get("dry_run"):
-        lines.append("applied   nothing: this was a dry run")
-    else:
-        lines.append(f"applied   {size_text(result['bytes_onlined'])} of {size_text(result['bytes_wanted'])} onlined")
-        lines += [f"problem   {text}" for text in result["problems"]]
+    for kind, what in (("quarantined", "was in use, then taken offline"), ("exposed", "was in use, and still may be")):
+        for item in found.account:
+            if item["kind"] == kind:
+                lines.append(f"{kind:<9} {item['range']}  {size_text(item['bytes'])}: {item.get('why') or what}")
+    lines += _applied(found.result)
     lines += [f"warning   {text}" for text in decision["warnings"]]
+    lines += [f"arrived   {area}  {size_text(area.end - area.start)}, {state}" for area, state in found.arrived]
     lines += [f"changed   {area} was held and is online now: somebody else did that" for area in found.loose]
-    for item in found.releases:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(item["time"]))
-        lines.append(f"released  {', '.join(item['ranges'])} at {when} UTC: {item['reason']}")
+    return lines + _released(found.releases)
+
+
+def _why(decision: "dict[str, Any]") -> "list[str]":
+    handover = decision["facts"].get("handover", {})
+    lines = [
+        f"{render.action_text(decision['action'])}  {decision['message']}",
+        "",
+        f"policy    {decision['policy']['name']}  {decision['policy']['digest'][:12]}",
+        f"rule      {decision['rule']}",
+        f"handover  {handover.get('value', 'unknown')}: {handover.get('reason') or handover.get('source') or 'not recorded'}",
+    ]
+    return lines + ([f"enter     {decision['enter']}"] if decision.get("enter") else [])
+
+
+def _applied(result: "dict[str, Any] | None") -> "list[str]":
+    if result is None:
+        return ["applied   not finished: the boot program did not complete its record"]
+    if result.get("dry_run"):
+        return ["applied   nothing: this was a dry run"]
+    done, wanted = (size_text(result.get(key, 0)) for key in ("bytes_onlined", "bytes_wanted"))
+    return [f"applied   {done} of {wanted} onlined"] + [f"problem   {text}" for text in result.get("problems", [])]
+
+
+def _released(releases: "list[dict[str, Any]]") -> "list[str]":
+    return [f"released  {', '.join(item['ranges'])} at {_utc(item['time'])}: {item['reason']}" for item in releases]
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def _previous(context: click.Context, root: str, form: str) -> None:
+    try:
+        found = evidence.previous(root)
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: {(error.strerror or 'cannot be read').lower()}") from None
+    if form == "json":
+        click.echo(
+            json.dumps(
+                {
+                    "schema": 1, "kind": "previous", "exit_code": found.exit_code,
+                    "ending": found.ending._asdict() if found.ending else None,
+                    "record": found.kept._asdict() if found.kept else None,
+                },
+                indent=1,
+            )
+        )  # fmt: skip
+    elif found.ending or found.kept:
+        click.echo("\n".join(_ending_text(found)))
+    else:
+        click.echo(
+            f"safemem: nothing is known of an earlier boot: none is in {history.FOLDER}, and pstore has no last words of one",
+            err=True,
+        )
+    context.exit(found.exit_code)
+
+
+def _ending_text(found: evidence.Previous) -> "list[str]":
+    lines = []
+    if found.ending:
+        end = found.ending
+        lines = [f"{render.action_text(end.action)}  {end.reason}", "", f"found     {end.file}, {_utc(end.time)}"]
+        lines += [f"said      {line}" for line in end.lines]
+    if found.kept:
+        kept = found.kept
+        lines += ["", "the last boot on record, which may be the same one or one before it:", ""] if lines else []
+        if kept.decision:
+            lines += [*_why(kept.decision), *_applied(kept.result), *_released(kept.releases)]
+        lines += [f"problem   {kept.problem}"] if kept.problem else []
+        lines.append(f"kept      {kept.folder}")
     return lines

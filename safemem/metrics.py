@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""The decision that stands as a text file for node_exporter, in the exposition format of Prometheus 0.0.4."""
+
+from safemem.standing import Standing
+
+#: Every kind of memory that the record's account knows, so that a series never comes and goes.
+KINDS = ("safe", "guarded", "held", "quarantined", "exposed")
+
+
+def text(found: "Standing | None") -> str:
+    """Return the metrics; None is a boot without a decision, which has to be told from a machine without safemem."""
+    lines = _metric(
+        "safemem_decision_recorded", "Whether this boot has a decision on record.", {"": int(found is not None)}
+    )
+    if found is None:
+        return "".join(lines)
+    decision = found.decision
+    info = {
+        "action": decision["action"], "rule": decision["rule"], "policy": decision["policy"]["name"],
+        "digest": decision["policy"]["digest"], "handover": str(found.then.facts["handover"].value),
+    }  # fmt: skip
+    size = found.now.block_size
+    memory = dict.fromkeys(KINDS, 0)
+    for item in found.account:
+        if item["kind"] in memory:
+            memory[item["kind"]] += item["bytes"]
+    # What may have changed since is counted now.
+    memory["held"] = sum(run.number * size for run in found.held)
+    memory["guarded"] = found.now.guard.end - found.now.guard.start if found.now.guard else 0
+    lines += _metric("safemem_decision_info", "What was decided in this boot.", {_labels(info): 1})
+    lines += _metric(
+        "safemem_decision_in_force",
+        "Whether the decision was carried out whole and nobody has undone it since.",
+        {"": int(found.exit_code in (0, 4))},
+    )
+    lines += _metric(
+        "safemem_memory_bytes",
+        "Memory by what became of it; only held and guarded memory was never used in this boot.",
+        {_labels({"state": kind}): amount for kind, amount in memory.items()},
+    )
+    lines += _metric(
+        "safemem_onlined_by_others_bytes",
+        "Held memory that is online although nobody released it.",
+        {"": sum(area.end - area.start for area in found.loose)},
+    )
+    lines += _metric(
+        "safemem_releases", "Times that memory was released by hand in this boot.", {"": len(found.releases)}
+    )
+    lines += _metric(
+        "safemem_problems",
+        "Parts of the decision that could not be carried out.",
+        {"": len((found.result or {}).get("problems", []))},
+    )
+    return "".join(lines)
+
+
+def _metric(name: str, about: str, samples: "dict[str, int]") -> "list[str]":
+    head = [f"# HELP {name} {about}\n", f"# TYPE {name} gauge\n"]
+    return head + [f"{name}{labels} {value}\n" for labels, value in samples.items()]
+
+
+def _labels(pairs: "dict[str, str]") -> str:
+    escaped = {
+        name: value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"') for name, value in pairs.items()
+    }
+    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped.items()) + "}"
