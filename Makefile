@@ -9,7 +9,7 @@ RUN_PACKAGES := python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-system-x86 busybox-static kexec-tools udev util-linux \
 	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck mmdebstrap squashfs-tools e2fsprogs fakeroot uidmap
 
-.PHONY: run test test-fast draws bench vm-demo kernels lint clean
+.PHONY: run test test-fast draws bench vm-demo kernels deb lint clean
 
 run: $(VENV)/.run
 	@echo "== dry run of the default policy against this machine (read-only)"
@@ -39,6 +39,11 @@ vm-demo: $(VENV)/.test
 
 kernels: $(VENV)/.test
 	$(BIN)/python tests/vm/build_kernels.py
+
+# For Debian 12 and 13, into build/.
+deb: $(VENV)/.test
+	$(BIN)/python debian/build.py bookworm
+	$(BIN)/python debian/build.py trixie
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy safemem tests
