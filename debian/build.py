@@ -29,10 +29,10 @@ VENDOR = "usr/lib/safemem/vendor"
 PACKAGES = "usr/lib/python3/dist-packages"
 #: Source below the tree, target folder, mode.
 FILES = (
-    ("initramfs/*.service", "lib/systemd/system", 0o644),
-    ("initramfs/*.timer", "lib/systemd/system", 0o644),
-    ("udev/*.service", "lib/systemd/system", 0o644),
-    ("udev/*.rules", "lib/udev/rules.d", 0o644),
+    ("initramfs/*.service", "usr/lib/systemd/system", 0o644),
+    ("initramfs/*.timer", "usr/lib/systemd/system", 0o644),
+    ("udev/*.service", "usr/lib/systemd/system", 0o644),
+    ("udev/*.rules", "usr/lib/udev/rules.d", 0o644),
     ("policies/*.toml", "usr/share/safemem/policies", 0o644),
     ("README.md", "usr/share/doc/safemem", 0o644),
     ("debian/copyright", "usr/share/doc/safemem", 0o644),

@@ -52,8 +52,8 @@ def test_contents(package: Path, tmp_path: Path) -> None:
     python = "3.11" if "deb12" in package.name else "3.13"
 
     assert {
-        "etc/safemem/policy.toml", "usr/bin/safemem", "lib/systemd/system/safemem-record.service",
-        "lib/systemd/system/safemem-metrics.timer", "lib/udev/rules.d/60-safemem.rules",
+        "etc/safemem/policy.toml", "usr/bin/safemem", "usr/lib/systemd/system/safemem-record.service",
+        "usr/lib/systemd/system/safemem-metrics.timer", "usr/lib/udev/rules.d/60-safemem.rules",
         "usr/share/safemem/policies/maintenance.toml", "usr/share/man/man1/safemem.1.gz",
         "usr/share/man/man5/safemem-policy.5.gz", "usr/lib/python3/dist-packages/safemem/boot.py",
         "usr/lib/safemem/vendor/pydantic/main.py",

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""The package in real Debian userspaces: installed, upgraded, removed; its units in two boots of a guest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.test_package import RELEASES, build, contents
+from tests.vm import debian, harness
+from tests.vm.guests import policy_text
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_install_upgrade_remove(release: str, tmp_path: Path) -> None:
+    """In a root of the release: it runs, keeps an operator's policy over an upgrade, and leaves nothing behind."""
+    if os.geteuid():
+        pytest.fail("this test calls chroot: run it as root")
+    package = build(release, tmp_path)
+    tree = tmp_path / "tree"
+    subprocess.run(["unsquashfs", "-q", "-n", "-d", tree, debian.root(release)], check=True, capture_output=True)
+    (tree / "safemem.deb").write_bytes(package.read_bytes())
+
+    def run(command: str, code: int = 0) -> str:
+        result = subprocess.run(["chroot", tree, "sh", "-c", command], capture_output=True, text=True)
+        assert result.returncode == code, f"{command}: {result.stdout}{result.stderr}"
+        return result.stdout + result.stderr
+
+    run("dpkg -i /safemem.deb")
+    assert "version 0.1.0" in run("cd / && safemem --version")
+    assert "all invariants hold" in run("safemem check /etc/safemem/policy.toml")
+    assert "no decision was recorded" in run("safemem status", 6)
+    # No zstd and no kernel here: the archive is made all the same.
+    assert "files" in run("safemem initramfs cpio --policy /etc/safemem/policy.toml -o /tmp/safemem.cpio")
+    enabled = run("ls /etc/systemd/system/sysinit.target.wants /etc/systemd/system/timers.target.wants")
+    assert "safemem-record.service" in enabled and "safemem-metrics.timer" in enabled
+    assert "pydantic" not in run("find /usr/lib/python3/dist-packages -name '*pydantic*'")
+
+    run("echo '# mine' >>/etc/safemem/policy.toml; dpkg --force-confdef -i /safemem.deb")
+    assert run("tail -1 /etc/safemem/policy.toml") == "# mine\n"
+    run("safemem check /etc/safemem/policy.toml")
+    run("dpkg -r safemem")
+    assert run("ls /etc/safemem") == "policy.toml\n"
+    assert run("find / -xdev -path /tmp -prune -o -path /var/lib/dpkg -prune -o -name '*safemem*' -print "
+               "| grep -v -e ^/etc/safemem -e ^/safemem.deb -e ^/etc/systemd -e ^/var/lib/systemd/deb-systemd-helper "
+               "|| :") == ""  # fmt: skip
+    run("mkdir -p /var/lib/safemem/history; dpkg -P safemem")
+    left = run("find / -xdev -path /tmp -prune -o -name '*safemem*' -print")
+    assert left.split() == ["/safemem.deb"], left
+
+
+def test_units_in_two_boots(tmp_path: Path) -> None:
+    """The unit keeps the decision on the disk and in the journal; the next boot shows it as the previous one."""
+    files = contents(build("bookworm", tmp_path), tmp_path)
+    files["etc/systemd/system/sysinit.target.d/safemem.conf"] = b"[Unit]\nWants=safemem-record.service\n"
+    script = """
+    until [ "$(systemctl show -p ActiveState --value safemem-record.service)" != activating ]; do sleep 1; done
+    report unit "$(systemctl show -p ActiveState,Result,ExecMainStatus safemem-record.service | tr '\\n' ' ')"
+    systemctl status --no-pager safemem-record.service >/tmp/unit; report_file log /tmp/unit
+    report kept "$(ls /var/lib/safemem/history/*/decision.json | wc -l)"
+    journalctl -o export MESSAGE_ID=5ac2c1e3bb1b4cd0a0c1ee0f8f5be0ae >/tmp/entry; report_file entry /tmp/entry
+    safemem status >/tmp/now; report now $?; report_file now_text /tmp/now
+    safemem status --previous >/tmp/previous 2>&1; report previous $?; report_file previous_text /tmp/previous
+    mkdir -p /var/lib/prometheus/node-exporter; systemctl start safemem-metrics.service; report metrics $?
+    report_file prom /var/lib/prometheus/node-exporter/safemem.prom
+    """
+    upper = debian.blank(tmp_path / "upper")
+    results = []
+    for boot, kernel in ((1, "old-kho"), (2, "current")):
+        # The first boot goes through a handover that is rejected, the second is cold.
+        early = f"""
+        if [ "$stage" = 1 ] && [ {boot} = 1 ]; then handover '{harness.CMDLINE} systemd.firstboot=off'; fi
+        decide
+        """
+        image = debian.initrd(early, script, policy=policy_text(), files=files, next_kernel="current")
+        results.append(
+            debian.run(
+                f"package-{boot}",
+                "bookworm",
+                image,
+                upper=upper,
+                kernel_name=kernel,
+                next_kernel="current",
+                timeout=600,
+            )
+        )
+    for result in results:
+        assert result.fate == "poweroff", result.serial[-3000:]
+        assert "ActiveState=active" in result.report["unit"], result.report["log"]
+        assert result.report["metrics"] == "0"
+        assert "safemem_decision_recorded 1" in result.report["prom"].splitlines()
+    first, second = (result.report for result in results)
+    assert (first["now"], first["previous"], first["kept"]) == ("4", "6", "1")
+    assert {"SAFEMEM_ACTION=online-safe", "SAFEMEM_HANDOVER=rejected", "PRIORITY=4"} <= set(first["entry"].splitlines())
+    assert (second["now"], second["previous"], second["kept"]) == ("0", "4", "2")
+    assert second["previous_text"].startswith("online-safe  handover lost, says the test")
