@@ -101,6 +101,7 @@ def write(root: str, text: str, name: str = RECORD) -> None:
     draft = f"{path}.new"
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     with open(fd, "w", encoding="utf-8") as out:
+        os.fchmod(fd, 0o644)  # whatever the umask of the initramfs
         out.write(text)
     os.rename(draft, path)
 

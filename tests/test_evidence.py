@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from prometheus_client.parser import text_string_to_metric_families
 
-from safemem import boot, evidence, history, journal, metrics, standing
+from safemem import boot, evidence, history, journal, metrics, record, standing
 from safemem.cli import main
 from safemem.model import Rule
 from tests.fakes import make_root
@@ -108,6 +108,15 @@ def test_what_the_command_line_asked_for_is_said(root: Path) -> None:
     lines = status(root).stdout.splitlines()
 
     assert "cmdline   dry-run" in lines and "cmdline   safe 0x0-0xfffffff" in lines
+
+
+def test_everybody_may_read_the_record(tmp_path: Path) -> None:
+    """The record says nothing secret, and whoever looks after the machine need not be root."""
+    before = os.umask(0o077)
+    record.write(str(tmp_path), "{}")
+    os.umask(before)
+
+    assert stat.S_IMODE((tmp_path / record.RECORD).stat().st_mode) == 0o644
 
 
 def test_the_record_is_kept_for_the_next_boot(root: Path) -> None:
@@ -240,9 +249,9 @@ def test_metrics(root: Path, tmp_path: Path) -> None:
     account(root)
     (root / "sys/devices/system/memory/memory35/state").write_text("online\n")
     file = tmp_path / "safemem.prom"
-    os.umask(0o077)
+    before = os.umask(0o077)
     result = status(root, "--prometheus", str(file))
-    os.umask(0o022)
+    os.umask(before)
     families = {family.name: family for family in text_string_to_metric_families(file.read_text())}
 
     assert (result.exit_code, result.stdout) == (64, "")

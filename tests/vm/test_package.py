@@ -11,7 +11,8 @@ import pytest
 
 from tests.test_package import RELEASES, build, contents
 from tests.vm import debian, harness
-from tests.vm.guests import policy_text
+from tests.vm.guests import initrd, policy_text
+from tests.vm.test_evidence import RAMOOPS
 
 pytestmark = pytest.mark.vm
 
@@ -55,7 +56,7 @@ def test_install_upgrade_remove(release: str, tmp_path: Path) -> None:
 
 
 def test_units_in_two_boots(tmp_path: Path) -> None:
-    """The unit keeps the decision on the disk and in the journal; the next boot shows it as the previous one."""
+    """The unit keeps the decision on the disk and in the journal; a boot that panics next is found in systemd's archive."""
     files = contents(build("bookworm", tmp_path), tmp_path)
     files["etc/systemd/system/sysinit.target.d/safemem.conf"] = b"[Unit]\nWants=safemem-record.service\n"
     script = """
@@ -65,30 +66,30 @@ def test_units_in_two_boots(tmp_path: Path) -> None:
     report kept "$(ls /var/lib/safemem/history/*/decision.json | wc -l)"
     journalctl -o export MESSAGE_ID=5ac2c1e3bb1b4cd0a0c1ee0f8f5be0ae >/tmp/entry; report_file entry /tmp/entry
     safemem status >/tmp/now; report now $?; report_file now_text /tmp/now
+    report archive "$(ls -d /var/lib/systemd/pstore/dmesg* | tr '\\n' ' ')"
     safemem status --previous >/tmp/previous 2>&1; report previous $?; report_file previous_text /tmp/previous
     mkdir -p /var/lib/prometheus/node-exporter; systemctl start safemem-metrics.service; report metrics $?
     report_file prom /var/lib/prometheus/node-exporter/safemem.prom
     """
     upper = debian.blank(tmp_path / "upper")
-    results = []
-    for boot, kernel in ((1, "old-kho"), (2, "current")):
-        # The first boot goes through a handover that is rejected, the second is cold.
-        early = f"""
-        if [ "$stage" = 1 ] && [ {boot} = 1 ]; then handover '{harness.CMDLINE} systemd.firstboot=off'; fi
-        decide
-        """
-        image = debian.initrd(early, script, policy=policy_text(), files=files, next_kernel="current")
-        results.append(
-            debian.run(
-                f"package-{boot}",
-                "bookworm",
-                image,
-                upper=upper,
-                kernel_name=kernel,
-                next_kernel="current",
-                timeout=600,
-            )
-        )
+    lost = f"""
+    if [ "$stage" = 1 ]; then handover '{harness.CMDLINE} {RAMOOPS} systemd.firstboot=off'; fi
+    decide
+    """
+    image = debian.initrd(lost, script, policy=policy_text(), files=files, next_kernel="current")
+    first_boot = debian.run(
+        "package-1", "bookworm", image, upper=upper, kernel_name="old-kho", next_kernel="current", timeout=600
+    )
+    crashed = harness.run(
+        "package-2", initrd(f"mount -t debugfs d /sys/kernel/debug\n{lost}", policy_text("panic"), next_kernel="current"),
+        cmdline=RAMOOPS, kernel_name="old-kho", next_kernel="current", memory=tmp_path, timeout=300, dimm_mib=0,
+    )  # fmt: skip
+    assert crashed.fate == "panic", crashed.serial[-3000:]
+    cold = debian.initrd("decide\n", script, policy=policy_text(), files=files)
+    last_boot = debian.run(
+        "package-3", "bookworm", cold, upper=upper, cmdline=RAMOOPS, memory=tmp_path, timeout=600, dimm_mib=0
+    )
+    results = [first_boot, last_boot]
     for result in results:
         assert result.fate == "poweroff", result.serial[-3000:]
         assert "ActiveState=active" in result.report["unit"], result.report["log"]
@@ -97,5 +98,10 @@ def test_units_in_two_boots(tmp_path: Path) -> None:
     first, second = (result.report for result in results)
     assert (first["now"], first["previous"], first["kept"]) == ("4", "6", "1")
     assert {"SAFEMEM_ACTION=online-safe", "SAFEMEM_HANDOVER=rejected", "PRIORITY=4"} <= set(first["entry"].splitlines())
-    assert (second["now"], second["previous"], second["kept"]) == ("0", "4", "2")
-    assert second["previous_text"].startswith("online-safe  handover lost, says the test")
+    assert (second["now"], second["previous"], second["kept"]) == ("0", "5", "2"), second["previous_text"]
+    lines = second["previous_text"].splitlines()
+    assert lines[0] == "panic  handover lost, says the test"
+    # systemd-pstore has been there: the dump is where it puts it.
+    assert second["archive"].startswith("/var/lib/systemd/pstore/dmesg-ramoops-0")
+    assert lines[2].split(", ")[0].split()[1] in second["archive"].split()
+    assert "online-safe  handover lost, says the test" in lines
