@@ -92,6 +92,10 @@ def unmask(root: str, names: "list[str]") -> None:
                 os.unlink(link)
         except OSError:
             pass  # gone already
+    from safemem import realroot  # never at boot
+
+    for text in realroot.release(root):
+        say(root, 4, text)
 
 
 def unhold(root: str, value: str) -> None:

@@ -49,6 +49,7 @@ def _boot(root: str) -> int:
     policy = compiled.load(_read(os.path.join(root, POLICY)), POLICY)
     snapshot = probe.read_snapshot(root, open_luo=policy.open_luo)
     snapshot = snapshot._replace(facts={**snapshot.facts, "auto_online": before})
+    snapshot = snapshot._replace(notes=(*snapshot.notes, *probe.onlined_early(root, snapshot)))
     if snapshot.guard:
         problems += apply.forbid_crash_kernel(root)
     decision = engine.decide(policy, snapshot)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem import probe, standing, udevrules
+from safemem import probe, realroot, standing, udevrules
 from safemem.model import UNKNOWN, Range, Snapshot, size_text
 
 SEVERITIES = ("severe", "warning", "note")
@@ -88,6 +88,12 @@ def _decision(machine: Machine) -> "Iterator[Finding]":
             "too-late", "warning", text, "run/safemem/decision.json",
             "boot with memhp_default_state=offline, and with a guard for boot memory",
         )  # fmt: skip
+    for text in machine.standing.then.notes:
+        if "before safemem ran" in text:
+            yield Finding(
+                "onlined-before-us", "warning" if machine.standing.decision.get("arrivals") else "severe", text,
+                "run/safemem/decision.json", "boot with memhp_default_state=offline; what was in that memory may be lost",
+            )  # fmt: skip
 
 
 def _default_onlining(machine: Machine) -> "Iterator[Finding]":
@@ -115,6 +121,12 @@ def _udev(machine: Machine) -> "Iterator[Finding]":
         yield Finding(
             "udev-rule", "severe", f"a udev rule onlines memory: {rule.what}", f"{rule.file}:{rule.line}",
             f"mask it: ln -s /dev/null /etc/udev/rules.d/{os.path.basename(rule.file)}",
+        )  # fmt: skip
+    held = machine.standing is not None and not machine.standing.decision.get("arrivals")
+    if held and not (Path(machine.root) / realroot.MASKED).exists():
+        yield Finding(
+            "real-root-not-masked", "warning", "this system's own udev rules were not looked at before udev started",
+            f"{realroot.MASKED} does not exist", "install and enable safemem-hold.service",
         )  # fmt: skip
     ours = any((Path(machine.root) / folder / udevrules.OURS).exists() for folder in udevrules.FOLDERS)
     if not ours:

@@ -10,20 +10,16 @@ has to be computed anew each time.
 
 from __future__ import annotations
 
-import os
 import sys
 
 from safemem import probe
-from safemem.model import Range, merge_ranges, size_text
+from safemem.model import Range, size_text
 from safemem.tuples import NamedTuple
 
 #: crashkernel= on x86 wants start and size in these steps (bytes).
 ALIGN = 16 << 20
 #: Bytes that have to stay outside the guard, beside the map of all memory (1/64): kernel, initrd, a shell.
 ROOM = 192 << 20
-BOOT_PARAMS = "sys/kernel/boot_params/data"
-#: Offsets in the x86 zero page (Documentation/arch/x86/zero-page.rst): entries, table; 20 bytes each.
-_E820_COUNT, _E820_TABLE, _E820_RAM = 0x1E8, 0x2D0, 1
 
 
 class CannotSay(Exception):
@@ -102,25 +98,15 @@ def best_guard(ram: tuple[Range, ...], scratch: tuple[Range, ...]) -> Range:
 
 
 def _firmware_memory(root: str) -> tuple[Range, ...]:
-    """Return the memory that the next kernel will find at boot: what was hot-added is not in it."""
+    """Return the memory that the next kernel will find at boot."""
     try:
-        with open(os.path.join(root, BOOT_PARAMS), "rb") as file:
-            data = file.read(4096)
+        return probe.firmware_memory(root)
     except OSError as error:
         raise CannotSay(
-            f"{BOOT_PARAMS}: {(error.strerror or 'cannot be read').lower()}: which memory firmware gave is not known"
+            f"{probe.BOOT_PARAMS}: {(error.strerror or 'cannot be read').lower()}: which memory firmware gave is not known"
         ) from None
-    found = []
-    for index in range(data[_E820_COUNT] if len(data) == 4096 else 0):
-        at = _E820_TABLE + 20 * index
-        start, size, kind = (
-            int.from_bytes(data[at + low : at + high], "little") for low, high in ((0, 8), (8, 16), (16, 20))
-        )
-        if kind == _E820_RAM and size:
-            found.append(Range(start, start + size))
-    if not found:
-        raise CannotSay(f"{BOOT_PARAMS} holds no memory map")
-    return merge_ranges(tuple(found))
+    except ValueError as error:
+        raise CannotSay(str(error)) from None
 
 
 def main(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ no evidence (older kernels print `disabling KHO revival` after a harmless kexec)
 import os
 
 from safemem.fdt import FdtError, parse
-from safemem.model import UNKNOWN, Blocks, Fact, Range, Snapshot, parse_range
+from safemem.model import UNKNOWN, Blocks, Fact, Range, Snapshot, merge_ranges, parse_range, size_text
 
 # KHO is announced to move from debugfs to sysfs and "scratch" to become "bootmem" (Linux 7.4);
 # each name is listed oldest last, the first that exists counts.
@@ -18,6 +18,9 @@ SCRATCH_PHYS = ("bootmem_phys", "scratch_phys")
 SCRATCH_LEN = ("bootmem_len", "scratch_len")
 DEBUGFS = "sys/kernel/debug"
 SETUP_DATA = "sys/kernel/boot_params/setup_data"
+BOOT_PARAMS = "sys/kernel/boot_params/data"
+#: Offsets in the x86 zero page (Documentation/arch/x86/zero-page.rst): entries, table; 20 bytes each.
+_E820_COUNT, _E820_TABLE, _E820_RAM = 0x1E8, 0x2D0, 1
 SETUP_KEXEC_KHO = 10  # arch/x86/include/uapi/asm/setup_data.h
 CHOSEN = "proc/device-tree/chosen"
 MEMORY = "sys/devices/system/memory"
@@ -376,6 +379,54 @@ def _incoming(root: str, handover: Fact) -> "dict[str, Fact]":
         return {"nodes": nodes, "previous_kernel": absent, "kexec_count": absent}
     count = int.from_bytes(data[69:73], "little")
     return {"nodes": nodes, "previous_kernel": Fact(release, path), "kexec_count": Fact(count, path)}
+
+
+def firmware_memory(root: str) -> "tuple[Range, ...]":
+    """Return the memory that firmware gave at boot, from the x86 zero page: what was hot-added is not in it.
+
+    Raises:
+        OSError: it cannot be read, as on everything that is not x86.
+        ValueError: it holds no memory map.
+    """
+    data = _bytes(_path(root, BOOT_PARAMS))
+    found = []
+    for index in range(data[_E820_COUNT] if len(data) == 4096 else 0):
+        at = _E820_TABLE + 20 * index
+        start, size, kind = (
+            int.from_bytes(data[at + low : at + high], "little") for low, high in ((0, 8), (8, 16), (16, 20))
+        )
+        if kind == _E820_RAM and size:
+            found.append(Range(start, start + size))
+    if not found:
+        raise ValueError(f"{BOOT_PARAMS} holds no memory map")
+    return merge_ranges(tuple(found))
+
+
+def onlined_early(root: str, snapshot: Snapshot) -> "list[str]":
+    """Return, in a boot that has not decided yet, which hot-added memory the kernel has onlined already.
+
+    INVARIANT: a block of which firmware's map knows one byte is boot memory.
+    """
+    online = [run for run in snapshot.blocks if run.state == "online"]
+    if not online:
+        return []
+    try:
+        ram = firmware_memory(root)
+    except (OSError, ValueError) as error:
+        if snapshot.facts["auto_online"].value == "offline":
+            return []
+        why = _reason(error) if isinstance(error, OSError) else str(error)
+        return [f"whether hot-added memory was online before safemem ran cannot be told: {BOOT_PARAMS}: {why}"]
+    size, late = snapshot.block_size, []
+    for run in online:
+        for number in range(run.first, run.last + 1):
+            area = Range(number * size, (number + 1) * size)
+            if not any(area.start < part.end and part.start < area.end for part in ram):
+                late.append(area)
+    return [
+        f"{area} ({size_text(area.end - area.start)}) was hot-added and online before safemem ran: boot with memhp_default_state=offline"
+        for area in merge_ranges(tuple(late))
+    ]
 
 
 def scratch_now(root: str) -> "tuple[Range, ...]":

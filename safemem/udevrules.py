@@ -22,11 +22,17 @@ OURS = "60-safemem.rules"
 #: Files of distributions that are known to online memory; masked also where this machine does not show them.
 KNOWN = ("40-redhat.rules", "40-vm-hotadd.rules", "80-hotplug-cpu-mem.rules", "90-daxctl-device.rules")
 
-_ITEM = re.compile(r'\s*([A-Z]+)(?:\{([^}]*)\})?\s*(==|!=|\+=|-=|:=|=)\s*(e?)"((?:[^"\\]|\\.)*)"\s*,?')
+_ITEM = re.compile(r'\s*([A-Z]+)(?:\{([^}]*)\})?\s*(==|!=|\+=|-=|:=|=)\s*([ei]{0,2})"((?:[^"\\]|\\.)*)"\s*,?')
 #: Programs that are run to online memory, and what a shell would write to.
 _PROGRAMS = re.compile(
     r"\b(chmem|daxctl|memhotplug|hotplug-?mem)|devices/system/memory|/state\b|online_(movable|kernel)"
 )
+
+
+#: A line that cannot be read and speaks of these may online memory in an udev that can read it.
+_HINTS = re.compile(r"state|online|memory|chmem|daxctl")
+#: As udev's own reader ends lines; `splitlines` would cut at more characters.
+_LINE_END = re.compile(r"\r\n|[\n\r\0]")
 
 
 class Item(NamedTuple):
@@ -57,17 +63,21 @@ class Onliner(NamedTuple):
 def parse(text: str) -> "list[Rule]":
     """Return the rules in `text`; nothing is ever left out silently: what cannot be read is `rest`."""
     rules = []
-    lines = text.splitlines()
+    lines = _LINE_END.split(text)
     at = 0
     while at < len(lines):
         start, line = at, lines[at]
         at += 1
         if line.lstrip().startswith("#") or not line.strip():
             continue
-        while line.endswith("\\") and at < len(lines):
-            # A comment inside a continued rule is skipped, as udev does.
+        # What ends a line is looked for in the file's own lines: of two backslashes, one stays.
+        more = line.endswith("\\")
+        line = line.removesuffix("\\")
+        while more and at < len(lines):
             follow, at = lines[at], at + 1
-            line = line if follow.lstrip().startswith("#") else line[:-1] + follow
+            if not follow.lstrip().startswith("#"):  # a comment inside a continued rule is skipped, as udev does
+                more = follow.endswith("\\")
+                line += follow.removesuffix("\\")
         items, place = [], 0
         while found := _ITEM.match(line, place):
             key, attribute, operator, escaped, value = found.groups()
@@ -76,7 +86,7 @@ def parse(text: str) -> "list[Rule]":
                     key,
                     attribute or "",
                     operator,
-                    re.sub(r"\\(.)", r"\1", value) if escaped else value.replace('\\"', '"'),
+                    re.sub(r"\\(.)", r"\1", value) if "e" in escaped else value.replace('\\"', '"'),
                 )
             )
             place = found.end()
@@ -86,8 +96,13 @@ def parse(text: str) -> "list[Rule]":
 
 def onlines(rule: Rule) -> "str | None":
     """Return what in `rule` onlines memory, or None."""
-    subsystem = [item.value for item in rule.items if item.key in ("SUBSYSTEM", "SUBSYSTEMS") and item.operator == "=="]
-    elsewhere = subsystem and not any(re.search(r"memory|dax|\*|\?|\[", value) for value in subsystem)
+    subsystem = [
+        item.value.lower() for item in rule.items if item.key in ("SUBSYSTEM", "SUBSYSTEMS") and item.operator == "=="
+    ]
+    elsewhere = subsystem and not any(re.search(r"memory|dax|[*?\[]", value) for value in subsystem)
+    named = [*subsystem, *(item.value for item in rule.items if item.key in ("KERNEL", "KERNELS", "DEVPATH"))]
+    if rule.rest and _HINTS.search(rule.rest):
+        return f"cannot be read from `{rule.rest[:40]}` on, so it may online memory"
     for item in rule.items:
         if item.operator in ("==", "!=") and item.key != "PROGRAM":
             continue
@@ -99,7 +114,7 @@ def onlines(rule: Rule) -> "str | None":
         if item.key == "ATTR" and not elsewhere:
             if item.attribute == "state" and item.value.startswith(("online", "$", "%")):
                 return shown
-            if item.attribute == "online" and item.value == "1" and any("memory" in value for value in subsystem):
+            if item.attribute == "online" and item.value == "1" and any("memory" in value for value in named):
                 return shown
         if item.key in ("RUN", "PROGRAM", "IMPORT") and item.attribute != "file" and _PROGRAMS.search(item.value):
             return shown
@@ -123,6 +138,10 @@ def find(root: str) -> "list[Onliner]":
                 continue
             seen.add(name)
             try:
+                if (base / name).is_char_device():  # /dev/null, as a link or mounted over the file: a mask
+                    continue
+                if not (base / name).is_file():  # also: reading a FIFO would wait for ever
+                    raise OSError
                 text = (base / name).read_text("utf-8", "replace")
             except OSError:
                 found.append(Onliner(f"{folder}/{name}", 1, "cannot be read, so it may online memory"))

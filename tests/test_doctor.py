@@ -26,6 +26,8 @@ def healthy(base: Path, **options: object) -> Path:
     (root / "usr/lib/udev/rules.d/60-safemem.rules").touch()
     (root / "proc/meminfo").write_text("MemTotal: 1000000 kB\nMemAvailable: 900000 kB\n")
     install(root, otherwise=Rule("otherwise", "online-safe"))
+    (root / "run/safemem").mkdir(parents=True)
+    (root / "run/safemem/masked").touch()
     assert boot.main(["--root", str(root)]) == 0
     # A plain file keeps the tail of what was longer.
     (root / "sys/devices/system/memory/auto_online_blocks").write_text("offline\n")
@@ -85,6 +87,24 @@ def test_each_fault_is_found_by_itself(
     assert json.loads(result.stdout)["findings"][0]["severity"] == found[0].severity
     # Nothing else is blamed for it.
     assert {item.code for item in found} <= {code, *(["luo-without-kho"] if code == "luo-missing" else [])}
+
+
+def test_memory_that_was_online_before_us(tmp_path: Path) -> None:
+    """Hot-added memory that the kernel onlined before safemem ran is told from boot memory by firmware's map."""
+    for name, count, says in (
+        ("told", 1, "0x100000000-0x13fffffff (1 GiB) was hot-added and online before safemem ran: boot with memhp_default_state=offline"),
+        ("untold", 0, "whether hot-added memory was online before safemem ran cannot be told: sys/kernel/boot_params/data: sys/kernel/boot_params/data holds no memory map"),
+    ):  # fmt: skip
+        root = make_root(tmp_path / name, offered=True, online="0-7,32-39", offline="")
+        (root / "sys/devices/system/memory/auto_online_blocks").write_text("online\n")
+        page = bytearray(4096)
+        page[0x1E8] = count
+        page[0x2D0 : 0x2D0 + 20] = (0).to_bytes(8, "little") + (1 << 30).to_bytes(8, "little") + b"\1\0\0\0"
+        (root / "sys/kernel/boot_params/data").write_bytes(page)
+        install(root, otherwise=Rule("otherwise", "online-safe"))
+        assert boot.main(["--root", str(root)]) == 0
+        found = {item.code: item for item in doctor.examine(str(root))}
+        assert (found["onlined-before-us"].severity, found["onlined-before-us"].message) == ("severe", says)
 
 
 def test_a_guard_that_could_be_overwritten(tmp_path: Path) -> None:

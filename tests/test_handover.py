@@ -73,7 +73,7 @@ def machine(base: Path) -> Path:
     page[0x1E8] = len(table)
     for index, entry in enumerate(table):
         struct.pack_into("<QQI", page, 0x2D0 + 20 * index, *entry)
-    (root / handover.BOOT_PARAMS).write_bytes(page)
+    (root / probe.BOOT_PARAMS).write_bytes(page)
     return root
 
 
@@ -108,9 +108,9 @@ def test_kdump_is_named(tmp_path: Path) -> None:
     ("path", "data", "says"),
     [
         ("sys/kernel/debug/kho/out/scratch_phys", b"", "no scratch areas can be read"),
-        (handover.BOOT_PARAMS, None, "which memory firmware gave is not known"),
-        (handover.BOOT_PARAMS, b"short", "holds no memory map"),
-        (handover.BOOT_PARAMS, bytes(4096), "holds no memory map"),
+        (probe.BOOT_PARAMS, None, "which memory firmware gave is not known"),
+        (probe.BOOT_PARAMS, b"short", "holds no memory map"),
+        (probe.BOOT_PARAMS, bytes(4096), "holds no memory map"),
     ],
 )
 def test_no_guard_is_said_and_not_guessed(tmp_path: Path, path: str, data: bytes | None, says: str) -> None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from safemem import udevrules
 
@@ -24,6 +27,11 @@ ONLINING = {
     "a unit for dax": 'SUBSYSTEM=="dax", TAG+="systemd", ENV{SYSTEMD_WANTS}="daxdev-reconfigure@$env{DEVNAME}.service"',
     "daxctl itself": 'SUBSYSTEM=="dax", RUN{program}+="/usr/bin/daxctl online-memory"',
     "escaped": 'SUBSYSTEM=="memory", ATTR{state}=e"onl\\ine"',
+    "read with case ignored": 'SUBSYSTEM==i"MEMORY", KERNEL=="memory*", ATTR{state}="online"',
+    "the other attribute": 'KERNEL=="memory[0-9]*", ATTR{online}="1"',
+    "an import": 'SUBSYSTEM=="memory", IMPORT{program}="/usr/sbin/chmem -e 0x100000000-0x13fffffff"',
+    "after a form feed": 'SUBSYSTEM=="memory", \x0c ATTR{state}="online"',
+    "not to be read": 'SUBSYSTEM=="memory", ATTR{state}?="online"',
     "no subsystem named": 'KERNEL=="memory*", ATTR{state}="online"',
 }  # fmt: skip
 HARMLESS = {
@@ -33,6 +41,43 @@ HARMLESS = {
     "another device's state": 'SUBSYSTEM=="power_supply", ATTR{state}="online"',
     "processors": 'SUBSYSTEM=="cpu", ACTION=="add", ATTR{online}="1"',
 }
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    before=st.text(), after=st.text(), text=st.sampled_from([text for text in ONLINING.values() if "\n" not in text])
+)
+def test_no_text_hides_a_rule(before: str, after: str, text: str) -> None:
+    """Whatever stands around it, a rule that onlines memory is found; reading never raises."""
+    udevrules.parse(before)
+    whole = f"{before}\n\n{text}\n{after}"
+    assert any(udevrules.onlines(rule) for rule in udevrules.parse(whole))
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.text(alphabet=st.characters(exclude_characters="\n\r\0\\#"), min_size=1), max_size=5))
+def test_nothing_is_dropped(lines: list[str]) -> None:
+    """Every line that says something is a rule: what was not understood of it is its rest."""
+    rules = udevrules.parse("\n".join(lines))
+    assert [rule.line for rule in rules] == [n for n, line in enumerate(lines, 1) if line.strip()]
+    assert all(rule.items or rule.rest for rule in rules)
+    assert all(
+        rule.rest == line.strip() for rule, line in zip(rules, filter(str.strip, lines), strict=True) if not rule.items
+    )
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """A FIFO does not stop the reader; what cannot be read may online memory; /dev/null is a mask."""
+    folder = tmp_path / "etc/udev/rules.d"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "10-fifo.rules")
+    (folder / "20-gone.rules").symlink_to("nowhere")
+    (folder / "30-null.rules").symlink_to("/dev/null")
+    found = udevrules.find(str(tmp_path))
+
+    assert [(item.file[-13:], item.what) for item in found] == [
+        (name, "cannot be read, so it may online memory") for name in ("10-fifo.rules", "20-gone.rules")
+    ]
 
 
 @pytest.mark.parametrize("text", ONLINING.values(), ids=ONLINING)

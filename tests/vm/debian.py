@@ -59,6 +59,7 @@ mount -t squashfs -o ro "$(disk root)" /lower || report root failed
 if [ "$(disk upper)" ]; then mount -t ext4 "$(disk upper)" /upper; else mount -t tmpfs upper /upper; fi || report upper failed
 mkdir -p /upper/data /upper/work
 mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work overlay /sysroot || report overlay failed
+find /debian -name '*.rules' -o -name '*.service' -o -name '*.conf' | xargs chmod 644
 cp -a /debian/. /sysroot/
 for folder in proc sys dev run; do mount --move /$folder /sysroot/$folder; done
 exec switch_root /sysroot /sbin/init

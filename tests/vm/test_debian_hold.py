@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vm import debian
-from tests.vm.guests import ALL_ONLINE, HELD
+from tests.vm import debian, harness
+from tests.vm.guests import ALL_ONLINE, HELD, decided, policy_text
 from tests.vm.test_udev import VENDOR
 
 pytestmark = pytest.mark.vm
@@ -28,3 +28,79 @@ def test_without_safemem_the_real_root_onlines_everything(suite: str) -> None:
     assert result.report["failed"] == ""
     assert result.report["early"].split() == [HELD]
     assert result.report["dimm"].split() == [ALL_ONLINE]
+
+
+#: In the real root only: no archive knew of it, and in /etc it wins over any mask in /run.
+SITE = 'SUBSYSTEM=="memory", ACTION=="add|change", \\\n  ATTR{state}="online_movable"\n'
+PYTHON = "/usr/bin/python3 -I -S -c \"import sys; sys.path.insert(0, '/usr/lib/python3/dist-packages'); "
+
+
+def installed() -> dict[str, bytes]:
+    """Return safemem's files in a real root, and rules that online memory in every folder."""
+    base = harness.REPOSITORY
+    package = {
+        f"usr/lib/python3/dist-packages/safemem/{path.name}": path.read_bytes()
+        for path in (base / "safemem").glob("*.py")
+    }
+    return {
+        **package,
+        "usr/lib/udev/rules.d/60-safemem.rules": (base / "udev/60-safemem.rules").read_bytes(),
+        "usr/lib/systemd/system/safemem-hold.service": (base / "udev/safemem-hold.service").read_bytes(),
+        "etc/systemd/system/sysinit.target.d/safemem.conf": b"[Unit]\nWants=safemem-hold.service\n",
+        **{f"usr/lib/udev/rules.d/{name}": text.encode() for name, text in VENDOR.items()},
+        "usr/lib/udev/rules.d/55-site.rules": SITE.encode(),
+        "etc/udev/rules.d/41-site.rules": SITE.encode(),
+    }
+
+
+@pytest.mark.parametrize("suite", debian.SUITES)
+def test_held_through_the_real_root(suite: str) -> None:
+    """Switch-root, coldplug, a restart of udevd: held and tagged with why, in spite of every rule; then it is released."""
+    script = f"""
+    report version "$(udevadm --version | cut -d' ' -f1)"
+    report unit "$(systemctl is-active safemem-hold.service)"
+    state
+    udevadm info /sys/devices/system/memory/memory33 >/tmp/info; report_file info /tmp/info
+    sort /run/safemem/masked >/tmp/masked; report_file masked /tmp/masked
+    systemctl restart systemd-udevd
+    udevadm trigger --action=add --subsystem-match=memory
+    udevadm trigger
+    udevadm settle
+    report again "$(blocks 32 39)"
+    udevadm test --action=add /sys/devices/system/memory/memory33 >/tmp/test 2>&1; report tested $?
+    report_file test /tmp/test
+    udevadm verify --no-summary /usr/lib/udev/rules.d/60-safemem.rules >/tmp/verify 2>&1; report verified $?
+    report_file verify /tmp/verify
+    report tested_state "$(blocks 32 39)"
+    {PYTHON}from safemem import apply; apply.unmask('/', [])"
+    report mounts "$(grep -c udev/rules.d /proc/mounts)"
+    report left "$(ls /run/udev/rules.d /run/systemd/system | grep -c -e rules$ -e daxdev)"
+    udevadm control --reload
+    udevadm trigger --action=add --subsystem-match=memory
+    udevadm settle
+    report released "$(blocks 32 39)"
+    """
+    image = debian.initrd(
+        f"[ \"$stage\" = 2 ] || handover '{harness.CMDLINE}'\ndecide\nreport early \"$(blocks 32 39)\"",
+        script, policy=policy_text("online-safe"), files=installed(), next_kernel="current",
+    )  # fmt: skip
+    result = debian.run(f"debian-{suite}-held", suite, image, kernel_name="old-kho", next_kernel="current")
+    report = result.report
+
+    assert result.fate == "poweroff", result.serial[-3000:]
+    assert report["version"] == VERSIONS[suite]
+    assert decided(result)["action"] == "online-safe"
+    assert (report["unit"], report["failed"]) == ("active", "")
+    assert [report[key].split() for key in ("early", "dimm", "again", "tested_state")] == [[HELD]] * 4
+    assert report["auto_online"] == "offline"
+    assert "SAFEMEM_HELD=online-safe by rule otherwise, policy vm" in report["info"]
+    assert "safemem-held" in report["info"]
+    assert "mount etc/udev/rules.d/41-site.rules" in report["masked"].splitlines()
+    assert {"run/udev/rules.d/55-site.rules", *(f"run/udev/rules.d/{name}" for name in VENDOR)} <= set(report["masked"].splitlines())  # fmt: skip
+    assert report["tested"] == "0"
+    assert not [line for line in report["test"].splitlines() if "safemem" in line and ("nvalid" in line or "ailed" in line)]  # fmt: skip
+    if suite != "bookworm":  # `verify` came with 254
+        assert (report["verified"], report["verify"]) == ("0", "")
+    # The mask was all that held it: without, the same coldplug onlines everything.
+    assert (report["mounts"], report["left"]) == ("0", "0")
+    assert report["released"].split() == [ALL_ONLINE]
