@@ -39,7 +39,7 @@ FILES = (
 )
 CONFFILE = "etc/safemem/policy.toml"
 #: Enabled when the package is first installed; the rest is for the operator, or started by others.
-UNITS = ("safemem-record.service", "safemem-metrics.timer", "safemem-watch.service")
+UNITS = ("safemem-hold.service", "safemem-record.service", "safemem-metrics.timer", "safemem-watch.service")
 COMMAND = f"""#!/usr/bin/python3 -I
 import sys
 

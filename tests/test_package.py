@@ -53,7 +53,7 @@ def test_contents(package: Path, tmp_path: Path) -> None:
 
     assert {
         "etc/safemem/policy.toml", "usr/bin/safemem", "usr/lib/systemd/system/safemem-record.service",
-        "usr/lib/systemd/system/safemem-metrics.timer", "usr/lib/udev/rules.d/60-safemem.rules",
+        "usr/lib/systemd/system/safemem-metrics.timer", "usr/lib/systemd/system/safemem-hold.service", "usr/lib/udev/rules.d/60-safemem.rules",
         "usr/share/safemem/policies/maintenance.toml", "usr/share/man/man1/safemem.1.gz",
         "usr/share/man/man5/safemem-policy.5.gz", "usr/lib/python3/dist-packages/safemem/boot.py",
         "usr/lib/safemem/vendor/pydantic/main.py",
