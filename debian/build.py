@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Build the Debian package for one release of Debian, without its tools for sources.
 
-    build.py bookworm|trixie [-o FOLDER]
+    build.py bookworm|trixie [-o FOLDER] [--wheels FOLDER]
 
 Debian 12 has pydantic 1 and safemem needs 2: what safemem needs beyond the standard library comes
 along in /usr/lib/safemem/vendor, as wheels for that release's Python. Nothing else sees it.
@@ -74,12 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the Debian package.")
     parser.add_argument("release", choices=RELEASES)
     parser.add_argument("-o", "--output", type=Path, default=TREE / "build")
+    parser.add_argument("--wheels", type=Path, help="keep the modules that are downloaded here, and use them again")
     words = parser.parse_args()
     os.umask(0o022)
     words.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="safemem-deb-") as scratch:
         stage = Path(scratch) / "root"
-        package = fill(stage, words.release, Path(scratch))
+        package = fill(stage, words.release, Path(scratch), words.wheels or Path(scratch) / "wheels")
         target: Path = words.output / package
         subprocess.run(
             ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", stage, target], check=True, stdout=sys.stderr
@@ -87,7 +88,7 @@ def main() -> None:
     print(target)
 
 
-def fill(stage: Path, release: str, scratch: Path) -> str:
+def fill(stage: Path, release: str, scratch: Path, wheels: Path) -> str:
     """Put everything below `stage`; return the name of the package."""
     project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
     python, below, suffix = RELEASES[release]
@@ -95,7 +96,7 @@ def fill(stage: Path, release: str, scratch: Path) -> str:
     architecture = subprocess.run(
         ["dpkg", "--print-architecture"], check=True, capture_output=True, text=True
     ).stdout.strip()
-    modules(stage, project["dependencies"], python, scratch)
+    modules(stage, project["dependencies"], python, scratch, wheels)
     for pattern, folder, mode in FILES:
         for source in sorted(TREE.glob(pattern)):
             put(stage / folder / source.name, source.read_bytes(), mode)
@@ -130,18 +131,27 @@ def fill(stage: Path, release: str, scratch: Path) -> str:
     return f"safemem_{version}_{architecture}.deb"
 
 
-def modules(stage: Path, needed: list[str], python: str, scratch: Path) -> None:
+def modules(stage: Path, needed: list[str], python: str, scratch: Path, wheels: Path) -> None:
     """Install safemem where Debian's Python looks, and what it needs where only safemem looks."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch, TREE], check=True)
     with zipfile.ZipFile(next(scratch.glob("safemem-*.whl"))) as wheel:
         wheel.extractall(stage / PACKAGES)
     vendor = stage / VENDOR
+    place = ["--only-binary", ":all:", "--python-version", python, "--platform", "manylinux2014_x86_64"]
+    if not wheels.exists():
+        wheels.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=wheels.parent) as draft:
+            subprocess.run([*pip, "download", *place, "--dest", f"{draft}/wheels", *needed], check=True)
+            try:
+                os.rename(f"{draft}/wheels", wheels)
+            except OSError:
+                if not wheels.exists():  # another build was faster otherwise
+                    raise
     subprocess.run(
-        [*pip, "install", "--no-compile", "--only-binary", ":all:", "--python-version", python,
-         "--platform", "manylinux2014_x86_64", "--target", vendor, *needed],
+        [*pip, "install", "--no-compile", *place, "--no-index", "--find-links", wheels, "--target", vendor, *needed],
         check=True,
-    )  # fmt: skip
+    )
     # Commands of other people's, and what only their builders want.
     shutil.rmtree(vendor / "bin", ignore_errors=True)
     for path in [*vendor.rglob("*.dist-info"), *vendor.rglob("tests"), *vendor.rglob("__pycache__")]:

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.vm import harness
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASES = ("bookworm", "trixie")
@@ -22,7 +26,10 @@ def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def build(release: str, folder: Path) -> Path:
     """Build the package for `release` into `folder`."""
-    words = [sys.executable, str(ROOT / "debian/build.py"), release, "-o", str(folder)]
+    # The modules of other people are downloaded once for each list of them.
+    needed = repr(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    wheels = harness.CACHE / "wheels" / f"{release}-{hashlib.sha256(needed.encode()).hexdigest()[:16]}"
+    words = [sys.executable, str(ROOT / "debian/build.py"), release, "-o", str(folder), "--wheels", str(wheels)]
     return Path(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
 
 
