@@ -99,7 +99,13 @@ def release(root: str) -> "list[str]":
 
 
 def _released(root: str) -> bool:
-    """Return whether nothing is held any more; what cannot be read counts as held."""
+    """Return whether nothing is held, or nothing was done in a dry run; what cannot be read counts as held."""
+    try:
+        with open(os.path.join(root, record.RECORD), encoding="utf-8") as file:
+            if json.load(file)["result"].get("dry_run") is True:
+                return True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # the other file decides
     try:
         with open(os.path.join(root, record.ARRIVALS), encoding="utf-8") as file:
             return file.readline().strip() in {f"SAFEMEM_ARRIVALS={word}" for word in apply.ONLINE_WORD.values()}

@@ -68,6 +68,15 @@ def test_nothing_is_masked_when_all_memory_may_be_used(root: Path) -> None:
     assert not (root / realroot.MASKED).exists()
 
 
+def test_a_dry_run_masks_nothing(root: Path) -> None:
+    """A decision that was not carried out hides no rule."""
+    path = root / "run/safemem/decision.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "result": {"dry_run": True}}))
+    (root / "run/safemem/arrivals").unlink()
+    assert realroot.main(["--root", str(root)]) == 0
+    assert not (root / realroot.MASKED).exists()
+
+
 def test_without_arrivals_it_holds(root: Path) -> None:
     """A missing file is no permission."""
     (root / "run/safemem/arrivals").unlink()
@@ -82,8 +91,9 @@ def test_doctor_misses_the_unit(root: Path) -> None:
     assert "real-root-not-masked" not in {item.code for item in doctor.examine(str(root))}
 
 
-def test_runs_on_the_bare_interpreter() -> None:
+def test_runs_on_the_bare_interpreter(root: Path) -> None:
     """The unit's program needs no package beyond the standard library."""
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from safemem.realroot import main; sys.exit(main([]) if 0 else 0)"
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from safemem.realroot import main; sys.exit(main(sys.argv[1:]))"
     package = str(Path(realroot.__file__).parent.parent)
-    subprocess.run([sys.executable, "-I", "-S", "-c", code, package], check=True)
+    subprocess.run([sys.executable, "-I", "-S", "-c", code, package, "--root", str(root)], check=True)
+    assert udevrules.find(str(root)) == []
