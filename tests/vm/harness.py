@@ -76,6 +76,31 @@ def program(name: str) -> Path:
     return binary
 
 
+#: Of the `pc` machine: boot memory from here on lies above 4 GiB.
+_LOW_MIB = 3 * GIB
+
+
+def boot_files(memory: Path, nodes: int = 1) -> list[Path]:
+    """Return the files of a guest's boot memory, one a node, in the order of their addresses."""
+    return [memory / (f"boot{node}" if node else "boot") for node in range(nodes)]
+
+
+def count_at(memory: Path, mib: int, ranges: list[tuple[int, int]], nodes: int = 1) -> int:
+    """Return how many of the pattern's pages stand intact at physical addresses of boot memory, `[start, end)` each."""
+    count, base = 0, 0
+    low = _LOW_MIB << 20 if sum(file.stat().st_size for file in boot_files(memory, nodes)) >= 3584 << 20 else 1 << 32
+    for file in boot_files(memory, nodes):
+        size = file.stat().st_size
+        for start, end in ranges:
+            for first, last, shift in ((0, low, 0), (1 << 32, 1 << 63, (1 << 32) - low)):
+                # Where this part of the range lies in all of boot memory, then in this file.
+                at, until = max(start, first) - shift - base, min(end, last) - shift - base
+                if max(at, 0) < min(until, size):
+                    count += count_pattern(file, mib, max(at, 0), min(until, size))
+        base += size
+    return count
+
+
 def count_pattern(memory: Path, mib: int, start: int = 0, end: int | None = None) -> int:
     """Return how many of the pattern's pages stand intact in a guest's memory, between two byte offsets."""
     last = memory.stat().st_size if end is None else end
@@ -187,6 +212,7 @@ def run(
     next_kernel: str | None = None,
     boot_mib: int = GIB,
     dimm_mib: int = GIB,
+    nodes: int = 1,
     timeout: float = 120,
     memory: Path | None = None,
     checkpoint: Callable[[dict[str, str]], Any] | None = None,
@@ -197,7 +223,9 @@ def run(
 
     Args:
         name: of the log in tests/vm/logs.
-        memory: a folder in which the guest's memory is kept as `boot` and `dimm`, to count pages from outside.
+        nodes: NUMA nodes that share boot memory in equal parts; the DIMM is in the first.
+        memory: a folder in which the guest's memory is kept as `boot` (of more nodes: and `boot1`, ...) and `dimm`,
+            to count pages from outside.
         checkpoint: called with what was reported so far and the guest's processors stopped, once it has said
             `report checkpoint 1`; may return commands for the machine protocol (QMP), such as to plug memory.
         devices: more arguments for QEMU.
@@ -222,8 +250,11 @@ def run(
         ]  # fmt: skip
         backend = "memory-backend-ram" if memory is None else "memory-backend-file"
         place = "" if memory is None else f",share=on,mem-path={memory}/"
-        command += ["-object", f"{backend},id=boot,size={boot_mib}M{place}{'boot' if place else ''}"]
-        command += ["-machine", "memory-backend=boot"]
+        for node, item in enumerate(boot_files(memory or Path(), nodes)):
+            size = f"{boot_mib // nodes}M"
+            command += ["-object", f"{backend},id={item.name},size={size}{place}{item.name if place else ''}"]
+            command += ["-machine", "memory-backend=boot"] if nodes == 1 else []
+            command += ["-numa", f"node,nodeid={node},memdev={item.name}"] if nodes > 1 else []
         if dimm_mib:
             command += ["-object", f"{backend},id=dimm,size={dimm_mib}M{place}{'dimm' if place else ''}"]
             command += ["-device", "pc-dimm,id=dimm0,memdev=dimm"]
