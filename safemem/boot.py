@@ -89,8 +89,10 @@ def _boot(root: str) -> int:
         apply.say(root, _WARNING, text)
     quarantine = f", {size_text(result.quarantined)} taken offline" if result.quarantined else ""
     apply.say(root, _NOTICE, f"done: {size_text(result.onlined)} of {size_text(result.wanted)} onlined{quarantine}")
-    if result.shortfall and decision.on_shortfall != "continue":
-        return _end(root, decision.on_shortfall, "memory that should be held is online")
+    # A hold that somebody else can end is none: what could not be masked or forbidden counts as well.
+    if (result.shortfall or (problems and not decision.arrivals)) and decision.on_shortfall != "continue":
+        why = "memory that should be held is online" if result.shortfall else problems[0]
+        return _end(root, decision.on_shortfall, why)
     return 0
 
 

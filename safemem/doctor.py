@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem import probe, realroot, standing, udevrules
+from safemem import installed, probe, realroot, standing, udevrules
 from safemem.model import UNKNOWN, Range, Snapshot, size_text
 
 SEVERITIES = ("severe", "warning", "note")
@@ -213,11 +213,16 @@ def _cost(machine: Machine) -> "Iterator[Finding]":
     lines = dict(line.split(":", 1) for line in machine.text("proc/meminfo").splitlines() if ":" in line)
     total = int(lines.get("MemTotal", "0 kB").split()[0]) << 10
     on_memory = machine.text("sys/module/memory_hotplug/parameters/memmap_on_memory").lower() in ("y", "1", "force")
-    if held and total and not on_memory and held // 64 > total // 8:
-        yield Finding(
-            "memmap-cost", "warning", f"holding {size_text(held)} costs {size_text(held // 64)} of memory map, out of {size_text(total)} in use",
-            "sys/module/memory_hotplug/parameters/memmap_on_memory", "boot with memory_hotplug.memmap_on_memory=1",
-        )  # fmt: skip
+    # After a lost handover the map comes out of what is left: the safe region, with a guard little more.
+    scratch = sum(area.end - area.start for area in probe.scratch_now(machine.root))
+    if held and not on_memory:
+        for what, size, part in (("of memory in use", total, 8), ("of safe region", scratch, 2)):
+            if size and held // 64 > size // part:
+                yield Finding(
+                    "memmap-cost", "warning", f"holding {size_text(held)} costs {size_text(held // 64)} of memory map, out of {size_text(size)} {what}",
+                    "sys/module/memory_hotplug/parameters/memmap_on_memory", "boot with memory_hotplug.memmap_on_memory=1",
+                )  # fmt: skip
+                break
     if any(run.driver == "virtio-mem" and run.state == "offline" for run in machine.snapshot.blocks):
         yield Finding(
             "virtio-mem-stalls", "warning", "virtio-mem plugs no more memory while many of its blocks are offline", "memory blocks",
@@ -260,5 +265,67 @@ def _guard(machine: Machine) -> "Iterator[Finding]":
         )  # fmt: skip
 
 
+def _initrd(machine: Machine) -> "Iterator[Finding]":
+    release = str(machine.value("kernel"))
+    image = installed.find(machine.root, release)
+    if image is None:
+        yield Finding(
+            "no-initrd", "note", f"no initrd was found for kernel {release}: whether safemem is in it is not known",
+            " ".join(place.format(release) for place in installed.PLACES), "`safemem initramfs check IMAGE` looks into one",
+        )  # fmt: skip
+        return
+    rebuild = "rebuild the initrd: `safemem initramfs install`"
+    try:
+        built, authored = installed.digest(image), installed.authored(machine.root)
+    except installed.Unreadable as error:
+        yield Finding(
+            "initrd-unreadable",
+            "severe",
+            "whether safemem decides at the next boot cannot be told",
+            str(error),
+            rebuild,
+        )
+        return
+    if built is None:
+        yield Finding(
+            "initrd-without-safemem",
+            "severe",
+            "the next boot is not safemem's: it is not in the initrd",
+            str(image),
+            rebuild,
+        )
+    elif authored is not None and authored != built:
+        yield Finding(
+            "initrd-other-policy", "severe", f"the initrd has another policy than /{installed.AUTHORED}",
+            f"{image} has digest {built[:12]}, the file {authored[:12]}", rebuild,
+        )  # fmt: skip
+
+
+def _kexec(machine: Machine) -> "Iterator[Finding]":
+    """Find what would load the next kernel with kexec_load(2), which hands nothing over and leaves no mark."""
+    if machine.value("kho") == "off":
+        return
+    script, settings = "etc/init.d/kexec-load", "etc/default/kexec"
+    for number, line in enumerate(machine.text(script).splitlines(), 1):
+        words = line.split()
+        loads = words[:1] == ["/sbin/kexec"] and ("-l" in words or "--load" in words)
+        if loads and not {"-s", "--kexec-file-syscall", "-a", "--kexec-syscall-auto"} & set(words):
+            if _setting(machine.text(settings), "LOAD_KEXEC", "true") == "true":
+                yield Finding(
+                    "old-kexec", "severe", "a reboot may load the next kernel with the old system call: it hands nothing over, and the next boot looks like a cold one",
+                    f"{script}:{number}: {line.strip()}", f"set LOAD_KEXEC=false in /{settings}, and load with `kexec -s -l` (systemctl kexec then takes what is loaded)",
+                )  # fmt: skip
+            return
+
+
+def _setting(text: str, name: str, default: str) -> str:
+    """Return what a shell file of plain assignments sets `name` to."""
+    for line in text.splitlines():
+        key, equals, value = line.strip().partition("=")
+        if equals and key == name:
+            default = value.strip().strip("\"'")
+    return default
+
+
 #: In the order in which a person would look.
-CHECKS = (_decision, _default_onlining, _udev, _daxctl, _agents, _handover, _zones, _cost, _guard)
+CHECKS = (_decision, _default_onlining, _udev, _daxctl, _agents, _handover, _zones, _cost, _guard, _initrd, _kexec)

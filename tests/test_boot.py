@@ -66,6 +66,18 @@ def test_a_rules_file_that_cannot_be_masked_is_reported(tmp_path: Path, link: bo
     assert "40-vendor.rules could not be masked" in result["problems"][0]
 
 
+def test_a_hold_that_will_not_hold_is_a_shortfall(tmp_path: Path) -> None:
+    """A vendor's rule that cannot be masked would online everything in coldplug: `on_shortfall` has its say."""
+    root = make_root(tmp_path, offered=True)
+    install(root, otherwise=Rule("otherwise", "online-safe", on_shortfall="panic"))
+    place = root / "run/udev/rules.d/40-vendor.rules"
+    place.parent.mkdir(parents=True)
+    place.touch()
+
+    assert boot.main(["--root", str(root)]) == 1
+    assert (root / "proc/sysrq-trigger").read_text() in ("c", "b")
+
+
 def test_online_all_leaves_udev_alone(tmp_path: Path) -> None:
     """With nothing to hold no file is masked, and arrivals get the same zone."""
     root = make_root(tmp_path)

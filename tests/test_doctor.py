@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +16,12 @@ from click.testing import CliRunner
 
 from safemem import boot, doctor
 from safemem.cli import main
+from safemem.cpio import Archive
 from safemem.model import Rule
 from tests.fakes import make_root
 from tests.test_boot import install
+
+POLICIES = Path(__file__).parent.parent / "policies"
 
 
 def healthy(base: Path, **options: object) -> Path:
@@ -25,13 +31,30 @@ def healthy(base: Path, **options: object) -> Path:
     (root / "usr/lib/udev/rules.d").mkdir(parents=True)
     (root / "usr/lib/udev/rules.d/60-safemem.rules").touch()
     (root / "proc/meminfo").write_text("MemTotal: 1000000 kB\nMemAvailable: 900000 kB\n")
+    # The fake root's own areas would not hold the memory map of what is held.
+    for name, text in (("scratch_phys", "0x10000000\n"), ("scratch_len", "0x8000000\n")):
+        (root / f"sys/kernel/debug/kho/out/{name}").write_text(text)
     install(root, otherwise=Rule("otherwise", "online-safe"))
     (root / "run/safemem").mkdir(parents=True)
     (root / "run/safemem/masked").touch()
     assert boot.main(["--root", str(root)]) == 0
+    pack(root, (root / boot.POLICY).read_bytes())
     # A plain file keeps the tail of what was longer.
     (root / "sys/devices/system/memory/auto_online_blocks").write_text("offline\n")
     return root
+
+
+def pack(root: Path, policy: bytes | None) -> None:
+    """Make the initrd of the next boot, with safemem and `policy` in it or without."""
+    out = io.BytesIO()
+    archive = Archive(out)
+    archive.file("init", b"#!/bin/sh\n", 0o755)
+    if policy is not None:
+        archive.file(boot.POLICY, policy)
+    archive.close()
+    (root / "boot").mkdir(exist_ok=True)
+    release = (root / "proc/sys/kernel/osrelease").read_text().strip()
+    (root / f"boot/initrd.img-{release}").write_bytes(gzip.compress(out.getvalue()))
 
 
 def put(path: str, text: str) -> Callable[[Path], None]:
@@ -57,6 +80,11 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("memmap-cost", "warning", put("proc/meminfo", "MemTotal: 100000 kB\nMemAvailable: 90000 kB\n")),
     ("virtio-mem-stalls", "warning", put("proc/iomem", "100000000-13fffffff : System RAM (virtio_mem)\n")),
     ("dlpar", "severe", put("proc/sys/kernel/arch", "ppc64le\n")),
+    ("initrd-without-safemem", "severe", lambda root: pack(root, None)),
+    ("initrd-other-policy", "severe", put("etc/safemem/policy.toml", (POLICIES / "minimal.toml").read_text())),
+    ("initrd-unreadable", "severe", lambda root: pack(root, b"{}")),
+    ("no-initrd", "note", lambda root: shutil.rmtree(root / "boot")),
+    ("old-kexec", "severe", put("etc/init.d/kexec-load", '\t/sbin/kexec -l "$KERNEL_IMAGE" --append="$REAL_APPEND"\n')),
     ("guard-void", "warning", put("proc/cmdline", "kho=on memhp_default_state=offline safemem.guard=0x1000000-0x24ffffff\n")),
 ]  # fmt: skip
 
@@ -119,3 +147,21 @@ def test_a_guard_that_could_be_overwritten(tmp_path: Path) -> None:
     (root / "proc/sys/kernel/kexec_load_limit_panic").write_text("-1\n")
     (root / "sys/kernel/kexec_crash_loaded").write_text("1\n")
     assert [item.code for item in doctor.examine(str(root))] == ["crash-kernel-in-guard", "crash-kernel-allowed"]
+
+
+def test_a_kexec_that_hands_nothing_over_is_found_only_where_it_would_be_used(tmp_path: Path) -> None:
+    """Debian's kexec-load counts when it is switched on and loads with the old system call."""
+    root = healthy(tmp_path)
+    put("etc/init.d/kexec-load", "/sbin/kexec -s -l /vmlinuz\n")(root)
+    assert doctor.examine(str(root)) == []
+    put("etc/init.d/kexec-load", "/sbin/kexec -l /vmlinuz\n")(root)
+    put("etc/default/kexec", '# LOAD_KEXEC=true\nLOAD_KEXEC="false"\n')(root)
+    assert doctor.examine(str(root)) == []
+
+
+def test_the_map_of_held_memory_against_the_safe_region(tmp_path: Path) -> None:
+    """1 GiB held costs 16 MiB of map: little of 1 GiB in use, all of 16 MiB of scratch."""
+    root = healthy(tmp_path)
+    put("sys/kernel/debug/kho/out/scratch_len", "0x1000000\n")(root)
+    (found,) = doctor.examine(str(root))
+    assert found.message == "holding 1 GiB costs 16 MiB of memory map, out of 16 MiB of safe region"

@@ -155,3 +155,24 @@ def test_decided_record_is_complete() -> None:
     assert decided(result)["rule"] == "whole"
     assert '"bytes_onlined":1073741824,"bytes_wanted":1073741824' in result.report["record"]
     assert "safemem: done: 1 GiB of 1 GiB onlined" in result.serial
+
+
+def test_the_old_system_call_hands_nothing_over() -> None:
+    """kexec_load(2) leaves no mark: the next boot is a cold one to everybody, so `doctor` finds who would use it."""
+    script = f"""
+    mount -t debugfs d /sys/kernel/debug
+    if [ "$stage" = 1 ]; then
+        preserve 16
+        head -c "$(cat /next_size)" "$(disk kernel)" >/next
+        cat "$(disk initrd)" >/initrd
+        kexec -c -l /next --initrd=/initrd --command-line='{harness.CMDLINE} stage=2' && kexec -e
+        report kexec failed
+    fi
+    decide
+    report retrieved "$(luo retrieve guest 16)"
+    """
+    result = harness.run("old-syscall", initrd(script, policy_text(), next_kernel="current"), next_kernel="current")
+
+    assert result.fate == "poweroff" and result.report["luo"] == "preserved"
+    assert decided(result)["facts"]["handover"]["value"] == "none"
+    assert result.report["retrieved"] != str(16 * 256)
