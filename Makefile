@@ -7,7 +7,7 @@ export CI
 
 RUN_PACKAGES := python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-system-x86 busybox-static kexec-tools udev util-linux \
-	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck mmdebstrap squashfs-tools e2fsprogs fakeroot uidmap
+	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck mmdebstrap squashfs-tools e2fsprogs fakeroot uidmap lintian
 
 .PHONY: run test test-fast draws bench vm-demo kernels deb lint clean
 
