@@ -10,7 +10,8 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # `signal` would bring `enum`
 import os
 
-from safemem.model import FINAL, Decision, Range, Step, size_text
+from safemem import probe
+from safemem.model import FINAL, Blocks, Decision, Range, Step, size_text
 from safemem.probe import AUTO_ONLINE, CRASH_SIZE, MEMORY
 from safemem.tuples import NamedTuple
 
@@ -31,6 +32,7 @@ _RELEASE = 256 << 20
 PROGRESS_EVERY = 8
 #: Bytes that have to be available beside the block that is taken offline, or a sixteenth of all memory.
 _FLOOR = 128 << 20
+_ENOENT, _EBUSY, _EINVAL = 2, 16, 22
 ONLINE_WORD = {"movable": "online_movable", "kernel": "online_kernel", "auto": "online"}
 #: What `valid_zones` of an online block shows for each zone asked for.
 _ZONES = {"movable": ("Movable",), "kernel": ("Normal", "DMA32", "DMA"), "auto": ("Normal", "Movable", "DMA32", "DMA")}
@@ -43,7 +45,10 @@ class Result(NamedTuple):
     wanted: int
     quarantined: int  #: was online before the decision and no longer is
     problems: "tuple[str, ...]"  #: what did not work, one sentence a range
-    shortfall: bool  #: memory that should be off is on
+    shortfall: bool  #: memory that should be off is on, or the other way round
+    refused: "dict[int, str]" = {}  # noqa: RUF012  (block -> why it is still online; nobody changes it)
+    taken: "dict[int, int]" = {}  # noqa: RUF012  (block -> seconds it had been in use when it went offline)
+    after: "tuple[Blocks, ...]" = ()  #: the blocks as they are now, if the plan made it necessary to look
 
     @property
     def complete(self) -> bool:
@@ -123,26 +128,37 @@ def carry_out(decision: Decision, root: str = "/", progress: Progress = lambda: 
     """
     problems: "list[str]" = []
     onlined = wanted = 0
-    quarantined, refused = _quarantine(
-        root, [step for step in decision.steps if step.op == "offline"], progress, patience
-    )
-    problems += refused
+    quarantine = _Quarantine(root, decision, progress, patience)
+    quarantine.attempt()
     for step in decision.steps:
         if step.op == "online":
             wanted += step.size
             done, trouble = _online(root, step, progress)
             onlined += done
             problems += trouble
-        elif step.op == "release-guard":
+    quarantine.attempt()  # what refused once more: some of it was only busy
+    for step in decision.steps:
+        if step.op == "release-guard":
             problems += _release_guard(root, step, progress)
-    held_problems = [text for step in decision.steps if step.op == "hold" for text in _still_held(root, step)]
+    short = bool(problems) and decision.action == "online-all"
+    after = probe.states(root) if any(step.op in ("hold", "offline") for step in decision.steps) else ()
+    held_problems = _still_held(decision, after)
     if decision.arrivals and not problems:
         # What is plugged in later is to come online as well, in the same zone, by the kernel itself.
         word = ONLINE_WORD[decision.arrivals]
         trouble_text = _write(root, AUTO_ONLINE, word)
         if trouble_text and os.path.isdir(os.path.join(root, MEMORY)):
             problems.append(f"{AUTO_ONLINE} could not be set to {word}: {trouble_text}")
-    return Result(onlined, wanted, quarantined, tuple(problems + held_problems), bool(held_problems or refused))
+    return Result(
+        onlined,
+        wanted,
+        len(quarantine.taken) * quarantine.block,
+        (*quarantine.problems(), *problems, *held_problems),
+        bool(held_problems or quarantine.refused or short),
+        quarantine.refused,
+        quarantine.taken,
+        after,
+    )
 
 
 def say(root: str, priority: int, text: str) -> None:
@@ -201,52 +217,94 @@ def _online(root: str, step: Step, progress: Progress) -> "tuple[int, list[str]]
     return good, [f"{span} could not be onlined in zone {step.zone}: {why}" for span, why in _spans(failed, block)]
 
 
-def _quarantine(root: str, steps: "list[Step]", progress: Progress, patience: float) -> "tuple[int, list[str]]":
-    """Take blocks offline, from the top down, and what refused once more; return the bytes, and the rest as ranges.
+class _Quarantine:
+    """Takes blocks offline, from the top down: the kernel is low in memory, so the top is most likely to be free.
 
     Offlining moves what is in use elsewhere, so it needs memory: below a floor the rest stays.
-    The kernel is low in memory, so the top is most likely to be free.
     """
-    if not steps:
-        return 0, []
-    block = steps[0].size // (steps[0].last - steps[0].first + 1)
-    left = {number: "" for step in reversed(steps) for number in range(step.last, step.first - 1, -1)}
-    done = 0
-    for _ in range(2):
-        for number in list(left):
-            progress()
-            total, available = _meminfo(root)
-            if available - block < max(_FLOOR, total // 16):
-                left[number] = f"stays online: only {size_text(available)} of memory are available"
-                continue
-            left[number] = _take_off(root, number, patience)
-            if not left[number]:
-                del left[number]
-                done += block
-    return done, [f"{span} could not be taken offline: {why}" for span, why in _spans(left, block)]
+
+    def __init__(self, root: str, decision: Decision, progress: Progress, patience: float) -> None:
+        self._root, self._progress, self._patience = root, progress, patience
+        steps = [step for step in decision.steps if step.op == "offline"]
+        self.block = steps[0].size // (steps[0].last - steps[0].first + 1) if steps else 0
+        self._left = [number for step in reversed(steps) for number in range(step.last, step.first - 1, -1)]
+        known = probe.resources(root) if steps else []
+        self._kernel = [area for area, name in known if name.startswith("Kernel ")]
+        self._ram = [area for area, name in known if name.startswith("System RAM")]
+        self._gone: "list[int]" = []
+        self.refused: "dict[int, str]" = {}
+        self.taken: "dict[int, int]" = {}
+
+    def attempt(self) -> None:
+        """Try every block that is left once."""
+        tried, self.refused = self._left, {}
+        for number in tried:
+            self._progress()
+            why = self._try(number)
+            if why is not None:
+                self.refused[number] = why
+        self._left = list(self.refused)
+
+    def problems(self) -> "list[str]":
+        """Return what is still online, as ranges."""
+        return [
+            *(f"{span} could not be taken offline: {why}" for span, why in _spans(self.refused, self.block)),
+            *(
+                f"{span} {why}"
+                for span, why in _spans(dict.fromkeys(self._gone, "disappeared before its turn"), self.block)
+            ),
+        ]
+
+    def _try(self, number: int) -> "str | None":
+        """Return why a block is still online, or None if it is not."""
+        span = Range(number * self.block, (number + 1) * self.block)
+        if any(_overlap(span, area) for area in self._kernel):
+            return "kernel text or data"  # never goes: not even tried
+        total, available = _meminfo(self._root)
+        floor = max(_FLOOR, total // 16)
+        if available - self.block < floor:
+            return f"below the floor: {size_text(floor)} of memory have to stay available"
+        errno, trouble = _take_off(self._root, number, self._patience)
+        state = _read(self._root, f"{MEMORY}/memory{number}/state")
+        if state == "offline":
+            self.taken[number] = probe.uptime(self._root)
+            return None
+        if errno == _ENOENT and not os.path.isdir(os.path.join(self._root, f"{MEMORY}/memory{number}")):
+            self._gone.append(number)
+            return None
+        if errno == _EBUSY:
+            return f"unmovable: {trouble}"
+        if errno == _EINVAL:
+            if self._ram and sum(_overlap(span, area) for area in self._ram) < self.block:
+                return f"hole: {trouble}"
+            if _read(self._root, f"{MEMORY}/memory{number}/valid_zones") == "none":
+                return f"zone none: {trouble}"
+        return trouble or f"reads `{state or 'nothing'}` after it was written"
 
 
-def _take_off(root: str, number: int, patience: float) -> str:
-    """Write `offline` to one block; return why it is still online, or nothing.
+def _overlap(one: Range, other: Range) -> int:
+    return max(0, min(one.end, other.end) - max(one.start, other.start))
+
+
+def _take_off(root: str, number: int, patience: float) -> "tuple[int, str]":
+    """Write `offline` to one block; return the kernel's error number, 0 for none, and what it means.
 
     The kernel may try again for ever (memory-hotplug.rst); only a signal ends that.
     """
 
     def stop(*_: object) -> None:
-        raise TimeoutError(0, f"the kernel was still trying after {patience:g} s")
+        raise TimeoutError(0, f"timeout: the kernel was still trying after {patience:g} s")
 
-    path = f"{MEMORY}/memory{number}/state"
     previous = _signal.signal(_signal.SIGALRM, stop)
     _signal.setitimer(_signal.ITIMER_REAL, patience)
     try:
-        trouble = _write(root, path, "offline")
-    except TimeoutError as error:
-        trouble = error.strerror
+        _put(root, f"{MEMORY}/memory{number}/state", "offline")
+    except OSError as error:
+        return error.errno or 0, _reason(error)
     finally:
         _signal.setitimer(_signal.ITIMER_REAL, 0)
         _signal.signal(_signal.SIGALRM, previous)
-    state = _read(root, path)
-    return "" if state == "offline" else trouble or f"reads `{state or 'nothing'}` after it was written"
+    return 0, ""
 
 
 def _meminfo(root: str) -> "tuple[int, int]":
@@ -276,16 +334,23 @@ def _spans(failed: "dict[int, str]", block: int) -> "list[tuple[str, str]]":
     ]
 
 
-def _still_held(root: str, step: Step) -> "list[str]":
-    if step.first < 0:
-        return []
-    block = step.size // (step.last - step.first + 1)
-    loose = {
-        number: "is online"
-        for number in range(step.first, step.last + 1)
-        if _read(root, f"{MEMORY}/memory{number}/state") == "online"
-    }
-    return [f"{span} should be held, but somebody else has onlined it" for span, _ in _spans(loose, block)]
+def _still_held(decision: Decision, after: "tuple[Blocks, ...]") -> "list[str]":
+    """Return what the plan holds and is online, and what is stuck half way, as ranges."""
+    loose: "dict[int, str]" = {}
+    stuck = []
+    block = next((step.size // (step.last - step.first + 1) for step in decision.steps if step.first >= 0), 0)
+    held = [step for step in decision.steps if step.op == "hold"]
+    place = 0
+    for run in after:
+        if run.state == "going-offline":
+            stuck.append(f"blocks {run.first}-{run.last} are going offline and not there yet")
+        while place < len(held) and held[place].last < run.first:
+            place += 1
+        for step in held[place:] if run.state == "online" else ():
+            if step.first > run.last:
+                break
+            loose.update(dict.fromkeys(range(max(run.first, step.first), min(run.last, step.last) + 1), "is online"))
+    return stuck + [f"{span} should be held, but somebody else has onlined it" for span, _ in _spans(loose, block)]
 
 
 def _release_guard(root: str, step: Step, progress: Progress) -> "list[str]":
@@ -305,14 +370,23 @@ def _release_guard(root: str, step: Step, progress: Progress) -> "list[str]":
 def _write(root: str, path: str, text: str) -> "str | None":
     """Write `text` in one write; return what went wrong, or None."""
     try:
-        fd = os.open(os.path.join(root, path), os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+        _put(root, path, text)
     except OSError as error:
-        return (error.strerror or "cannot be written").lower()
+        return _reason(error)
     return None
+
+
+def _put(root: str, path: str, text: str) -> None:
+    """Write `text` in one write. Raises OSError."""
+    fd = os.open(os.path.join(root, path), os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "cannot be written").lower()
 
 
 def _read(root: str, path: str) -> str:

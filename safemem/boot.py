@@ -9,8 +9,8 @@ policy's `on_failure`, which the wrapper knows by itself.
 import os
 import sys
 
-from safemem import apply, compiled, engine, plainjson, probe, record
-from safemem.model import FINAL, size_text
+from safemem import account, apply, compiled, engine, plainjson, probe, record
+from safemem.model import FINAL, Range, Snapshot, size_text
 
 POLICY = "usr/lib/safemem/policy.json"
 #: Names of udev rules files that online memory, one a line; found when the archive was built.
@@ -70,6 +70,15 @@ def _boot(root: str) -> int:
     masked = [] if decision.arrivals else _read(os.path.join(root, MASKS)).decode().split()
     problems += apply.mask(root, masked)
     result = apply.carry_out(decision, root, record.Progress(root).step, policy.on_failure.deadline / 2)
+    shares = account.account(
+        decision,
+        snapshot,
+        result.after or probe.states(root),
+        _guard_now(root, snapshot),
+        result.refused,
+        result.taken,
+    )
+    totals = account.totals(shares)
     record.write(
         root,
         record.record_text(
@@ -83,17 +92,28 @@ def _boot(root: str) -> int:
                 "masked": masked,
                 "problems": [*problems, *result.problems],
             },
+            account.to_json(shares),
+            totals,
         ),
     )
     for text in result.problems:
         apply.say(root, _WARNING, text)
     quarantine = f", {size_text(result.quarantined)} taken offline" if result.quarantined else ""
     apply.say(root, _NOTICE, f"done: {size_text(result.onlined)} of {size_text(result.wanted)} onlined{quarantine}")
+    apply.say(root, _NOTICE, account.totals_text(totals))
     # A hold that somebody else can end is none: what could not be masked or forbidden counts as well.
     if (result.shortfall or (problems and not decision.arrivals)) and decision.on_shortfall != "continue":
         why = "memory that should be held is online" if result.shortfall else problems[0]
         return _end(root, decision.on_shortfall, why)
     return 0
+
+
+def _guard_now(root: str, snapshot: Snapshot) -> "Range | None":
+    """Return what is left of the guard: it is given back from its end."""
+    if not snapshot.guard:
+        return None
+    left = probe.crash_size(root)
+    return snapshot.guard._replace(end=snapshot.guard.start + left) if left else None
 
 
 def _end(root: str, action: str, reason: str) -> int:

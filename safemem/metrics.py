@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The decision that stands as a text file for node_exporter, in the exposition format of Prometheus 0.0.4."""
 
+from safemem.account import KINDS
 from safemem.standing import Standing
-
-#: Every kind of memory that the record's account knows, so that a series never comes and goes.
-KINDS = ("safe", "guarded", "held", "quarantined", "exposed")
 
 
 def text(found: "Standing | None") -> str:

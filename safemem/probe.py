@@ -28,6 +28,7 @@ NODES = "sys/devices/system/node"
 AUTO_ONLINE = "sys/devices/system/memory/auto_online_blocks"
 CRASH_SIZE = "sys/kernel/kexec_crash_size"
 IOMEM = "proc/iomem"
+UPTIME = "proc/uptime"
 LUO_DEVICE = "dev/liveupdate"
 LUO_CLASS = "sys/class/misc/liveupdate"
 #: No file read here is larger; a longer one is cut, which its parser then refuses.
@@ -541,6 +542,46 @@ def _blocks(root: str, notes: "list[str]") -> "tuple[int, tuple[Blocks, ...]]":
     return size, tuple(piece for run in runs for piece in _by_driver(run, size, added_by))
 
 
+def states(root: str) -> "tuple[Blocks, ...]":
+    """Return the blocks as they are now, with their states only: what has changed since they were read whole."""
+    base = _path(root, MEMORY)
+    try:
+        folder = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return ()
+    try:
+        return _runs(folder, os.listdir(folder), {}, [])
+    finally:
+        os.close(folder)
+
+
+def resources(root: str) -> "list[tuple[Range, str]]":
+    """Return what lies where in physical memory, in /proc/iomem's order and words; nothing if it hides addresses."""
+    found = []
+    for line in (_text(root, IOMEM) or "").splitlines():
+        span, _, name = line.partition(" : ")
+        start, _, last = span.strip().partition("-")
+        try:
+            found.append((Range(int(start, 16), int(last, 16) + 1), name.strip()))
+        except ValueError:
+            continue
+    # Whoever may not see addresses sees zeros.
+    return [item for item in found if item[0].end > 1]
+
+
+def crash_size(root: str) -> int:
+    """Return the bytes reserved for a crash kernel or a guard; 0 if that cannot be read."""
+    text = _text(root, CRASH_SIZE) or ""
+    return int(text) if text.isdecimal() else 0
+
+
+def uptime(root: str) -> int:
+    """Return the seconds since this kernel started, rounded up; -1 if that cannot be read."""
+    words = (_text(root, UPTIME) or "").split()
+    whole, _, part = words[0].partition(".") if words else ("", "", "")
+    return int(whole) + (int(part or 0) > 0) if whole.isdecimal() and (part or "0").isdecimal() else -1
+
+
 def _drivers(root: str) -> "list[tuple[int, int, str]]":
     """Return who added which memory, as first byte, end and driver, from the names in /proc/iomem.
 
@@ -548,19 +589,11 @@ def _drivers(root: str) -> "list[tuple[int, int, str]]":
     ACPI add is plain `System RAM`.
     """
     found = []
-    for line in (_text(root, IOMEM) or "").splitlines():
-        span, _, name = line.partition(" : ")
-        name = name.strip()
-        if not name.startswith("System RAM"):
-            continue
-        driver = {"": "dimm", "(virtio_mem)": "virtio-mem", "(kmem)": "kmem"}.get(name[10:].strip(), UNKNOWN)
-        try:
-            start, _, last = span.strip().partition("-")
-            found.append((int(start, 16), int(last, 16) + 1, driver))
-        except ValueError:
-            continue
-    # Whoever may not see addresses sees zeros.
-    return [item for item in sorted(found) if item[1] > 1]
+    for area, name in resources(root):
+        if name.startswith("System RAM"):
+            driver = {"": "dimm", "(virtio_mem)": "virtio-mem", "(kmem)": "kmem"}.get(name[10:].strip(), UNKNOWN)
+            found.append((area.start, area.end, driver))
+    return sorted(found)
 
 
 def _by_driver(run: Blocks, size: int, added_by: "list[tuple[int, int, str]]") -> "list[Blocks]":

@@ -71,8 +71,14 @@ def capture_to_json(snapshot: Snapshot) -> "dict[str, object]":
     return {"schema": SCHEMA, "kind": "capture", "snapshot": snapshot_to_json(snapshot)}
 
 
-def record_text(snapshot: Snapshot, decision: Decision, result: "dict[str, object] | None") -> str:
-    """Return the decision record; `result` is None until the plan has been carried out."""
+def record_text(
+    snapshot: Snapshot,
+    decision: Decision,
+    result: "dict[str, object] | None",
+    account: "list[dict[str, object]] | None" = None,
+    totals: "dict[str, int] | None" = None,
+) -> str:
+    """Return the decision record; `result` and what became of memory are None until the plan has been carried out."""
     return (
         plainjson.dumps(
             {
@@ -80,6 +86,7 @@ def record_text(snapshot: Snapshot, decision: Decision, result: "dict[str, objec
                 "kind": "decision",
                 "decision": decision_to_json(decision),
                 "result": result,
+                **({} if account is None else {"account": account, "totals": totals}),
                 "snapshot": snapshot_to_json(snapshot),
             }
         )

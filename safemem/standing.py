@@ -6,6 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 from safemem import apply, capture, probe, record
+from safemem.account import KINDS
 from safemem.apply import ONLINE_WORD
 from safemem.model import Blocks, Decision, Range, Snapshot, Step, parse_range
 
@@ -25,6 +26,14 @@ class Standing(NamedTuple):
     now: Snapshot
     releases: "list[dict[str, Any]]"
     account: "list[dict[str, Any]]" = []  # noqa: RUF012  (of memory, when it was decided; nobody changes it)
+
+    @property
+    def totals(self) -> "dict[str, int]":
+        """Bytes of each kind when it was decided; empty if there was no account."""
+        sums = dict.fromkeys(KINDS, 0) if self.account else {}
+        for item in self.account:
+            sums[item["kind"]] = sums.get(item["kind"], 0) + item["bytes"]
+        return sums
 
     @property
     def held(self) -> "tuple[Blocks, ...]":

@@ -62,12 +62,12 @@ def account(root: Path) -> None:
     """Add an account to the record."""
     path = root / "run/safemem/decision.json"
     items = [
-        {"kind": "exposed", "range": "0x0-0x3fffffff", "bytes": 1 << 30, "why": None, "seconds_in_use": 3},
+        {"kind": "exposed", "range": "0x0-0x3fffffff", "bytes": 1 << 30, "why": None, "seconds_in_use": None},
         {
             "kind": "quarantined",
             "range": "0x40000000-0x47ffffff",
             "bytes": 1 << 27,
-            "why": "taken off at once",
+            "why": None,
             "seconds_in_use": 3,
         },
     ]
@@ -80,7 +80,7 @@ def test_what_was_too_late_is_said(root: Path) -> None:
     lines = status(root).stdout.splitlines()
 
     assert "exposed   0x0-0x3fffffff  1 GiB: was in use, and still may be" in lines
-    assert "quarantined 0x40000000-0x47ffffff  128 MiB: taken off at once" in lines
+    assert "quarantined 0x40000000-0x47ffffff  128 MiB: in use for 3 s, then taken offline" in lines
 
 
 def test_what_arrived_is_said(root: Path) -> None:

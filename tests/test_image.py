@@ -46,6 +46,7 @@ def test_only_what_the_boot_needs(built: tuple[Path, image.Cost, Path]) -> None:
 
     assert names == {
         "__init__",
+        "account",
         "apply",
         "boot",
         "compiled",

@@ -11,7 +11,19 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "safemem"
 BOOT_PATH = {"safemem"} | {
     f"safemem.{name}"
-    for name in ("apply", "boot", "compiled", "engine", "fdt", "model", "plainjson", "probe", "record", "tuples")
+    for name in (
+        "account",
+        "apply",
+        "boot",
+        "compiled",
+        "engine",
+        "fdt",
+        "model",
+        "plainjson",
+        "probe",
+        "record",
+        "tuples",
+    )
 }
 #: What those modules may name in an import statement.
 ALLOWED = {"__future__", "os", "sys", "_json", "_signal", "struct", "binascii", "zlib", "_sha2", "_sha256", "hashlib"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from safemem import evidence, history, journal, metrics, record, render, standing
+from safemem import account, evidence, history, journal, metrics, record, render, standing
 from safemem.cli.common import ROOT, write_whole
 from safemem.model import Range, size_text
 
@@ -74,6 +74,7 @@ def _json(found: standing.Standing) -> "dict[str, object]":
         "held": [{"range": str(Range(run.first * size, (run.last + 1) * size)), "bytes": run.number * size} for run in found.held],
         "guard": str(found.now.guard) if found.now.guard else None,
         "account": found.account,
+        "totals": found.totals,
         "overrides": list(found.then.overrides),
         "arrived": [{"range": str(area), "state": state} for area, state in found.arrived],
         "onlined_by_others": [str(area) for area in found.loose],
@@ -95,15 +96,26 @@ def _text(found: standing.Standing) -> "list[str]":
     if found.now.guard:
         guard = found.now.guard
         lines.append(f"guarded   {guard}  {size_text(guard.end - guard.start)}: never used in this boot")
-    for kind, what in (("quarantined", "was in use, then taken offline"), ("exposed", "was in use, and still may be")):
-        for item in found.account:
-            if item["kind"] == kind:
-                lines.append(f"{kind:<9} {item['range']}  {size_text(item['bytes'])}: {item.get('why') or what}")
+    lines += [_share(item) for item in found.account if item["kind"] in _TOUCHED.get(decision["action"], ())]
+    if found.totals:
+        lines.append(f"memory    {account.totals_text(found.totals)}")
     lines += _applied(found.result)
     lines += [f"warning   {text}" for text in decision["warnings"]]
     lines += [f"arrived   {area}  {size_text(area.end - area.start)}, {state}" for area, state in found.arrived]
     lines += [f"changed   {area} was held and is online now: somebody else did that" for area in found.loose]
     return lines + _released(found.releases)
+
+
+#: What is listed range by range; after `online-all`, everything may be used and one line says so.
+_TOUCHED = {"online-safe": ("quarantined", "exposed")}
+
+
+def _share(item: "dict[str, Any]") -> str:
+    what = item.get("why") or "was in use, and still may be"
+    if item["kind"] == "quarantined":
+        seconds = item.get("seconds_in_use")
+        what = f"in use for {'a time' if seconds is None else f'{seconds} s'}, then taken offline"
+    return f"{item['kind']:<9} {item['range']}  {size_text(item['bytes'])}: {what}"
 
 
 def _why(decision: "dict[str, Any]") -> "list[str]":

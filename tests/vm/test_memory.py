@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from safemem import account
+from safemem.model import Range, parse_range
 from tests.vm import harness
-from tests.vm.guests import ALL_ONLINE, HELD, SHELL, initrd, policy_text, simulated
+from tests.vm.guests import ALL_ONLINE, BLOCK, HELD, SHELL, initrd, policy_text, simulated
 
 pytestmark = pytest.mark.vm
 
@@ -179,14 +183,42 @@ def test_boot_memory_is_taken_offline() -> None:
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     simulated(result, text)
-    outcome = json.loads(result.report["record"])["result"]
+    document = json.loads(result.report["record"])
+    outcome = document["result"]
     offline = sum(int(run.split("*")[1]) for run in result.report["boot"].split() if run.startswith("offline"))
     assert offline >= 1
     assert outcome["bytes_quarantined"] == offline << 27
     assert any("could not be taken offline" in text for text in outcome["problems"])
     assert result.report["dimm"].split() == [HELD]
     assert int(result.report["filled"]) == 64
+    # Range by range, the account says what sysfs says.
+    states = [run.split("*") for run in result.report["boot"].split()]
+    shown = [state for state, count in states for _ in range(int(count))]
+    assert kinds(document["account"], range(8)) == [
+        {"quarantined"} if state == "offline" else {"exposed"} for state in shown
+    ]
+    assert kinds(document["account"], range(32, 40)) == [{"held"}] * 8
+    for item in document["account"]:
+        if item["kind"] == "exposed":
+            assert re.match("unmovable|hole|zone none|kernel text or data|timeout|below the floor", item["why"])
+        if item["kind"] == "quarantined":
+            assert 0 < item["seconds_in_use"] < 120
+    assert document["totals"]["quarantined"] == offline << 27
+    assert f"safemem: {account.totals_text(document['totals'])}" in result.serial
     print(f"{offline} of 8 boot blocks taken offline: {outcome['problems']}")
+
+
+def kinds(shares: list[dict[str, Any]], numbers: range) -> list[set[str]]:
+    """Return what the account calls each block's bytes."""
+    found = []
+    for number in numbers:
+        block, mine = Range(number * BLOCK, (number + 1) * BLOCK), set()
+        for item in shares:
+            area = parse_range(item["range"])
+            if area.start < block.end and block.start < area.end:
+                mine.add(item["kind"])
+        found.append(mine)
+    return found
 
 
 def test_a_foreign_crash_kernel_is_left_alone() -> None:
