@@ -226,8 +226,8 @@ def run(
         nodes: NUMA nodes that share boot memory in equal parts; the DIMM is in the first.
         memory: a folder in which the guest's memory is kept as `boot` (of more nodes: and `boot1`, ...) and `dimm`,
             to count pages from outside.
-        checkpoint: called with what was reported so far and the guest's processors stopped, once it has said
-            `report checkpoint 1`; may return commands for the machine protocol (QMP), such as to plug memory.
+        checkpoint: called with what was reported so far and the guest's processors stopped, each time it has said
+            `report checkpoint` with another number; may return commands for the machine protocol (QMP), such as to plug memory.
         devices: more arguments for QEMU.
         watch: called with each new piece of the console.
         timeout: seconds, then the guest is killed and its fate is `timeout`.
@@ -293,7 +293,7 @@ def _wait(
     monitor = _connect(base / "qmp", process, deadline)
     if monitor is None:
         return "lost"
-    reason, buffer, seen = "lost", b"", 0
+    reason, buffer, seen, reached = "lost", b"", 0, ""
     with monitor:
         monitor.sendall(b'{"execute": "qmp_capabilities"}\n')
         monitor.settimeout(0.5)
@@ -315,10 +315,10 @@ def _wait(
                 if event.get("event") == "SHUTDOWN":
                     reason = str(event["data"]["reason"])
             report = _report((base / "report").read_text("utf-8", "replace")) if checkpoint else {}
-            if checkpoint and "checkpoint" in report:
+            if checkpoint and report.get("checkpoint", reached) != reached:
+                reached = report["checkpoint"]
                 monitor.sendall(b'{"execute": "stop"}\n')
                 more = checkpoint(report) or ()
-                checkpoint = None
                 for command in more:
                     monitor.sendall(json.dumps(command).encode() + b"\n")
                 monitor.sendall(b'{"execute": "cont"}\n')

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""Much memory at once, and `watch` killed in the middle of it."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm import harness
+from tests.vm.guests import HELD, initrd, policy_text
+from tests.vm.test_hold import COMMAND, SHARE
+
+pytestmark = pytest.mark.vm
+
+GUEST = Path(__file__).parent / "guest/bursts.py"
+#: Blocks of the DIMM that is there at boot, and of three of 8 GiB that come later.
+SIZE = 8 << 30
+
+
+def plug(number: int) -> list[dict[str, Any]]:
+    """Return what plugs another 8 GiB, right behind what is there."""
+    name = f"burst{number}"
+    return [
+        {"execute": "object-add", "arguments": {"qom-type": "memory-backend-ram", "id": f"m{name}", "size": SIZE}},
+        {"execute": "device_add", "arguments": {"driver": "pc-dimm", "id": name, "memdev": f"m{name}"}},
+    ]
+
+
+def burst(name: str, safe: str, words: str, timeout: float) -> harness.Result:
+    """Run guest/bursts.py in a guest where everything but `safe` is held."""
+    text = policy_text("online-safe", sources=f'"{safe}"')
+    script = f"""
+    mount -t debugfs d /sys/kernel/debug
+    [ "$stage" = 2 ] || handover '{harness.CMDLINE}'
+    decide
+    {COMMAND}
+    mkdir -p /run/etc; cp /policy.toml /run/etc/vm.toml; cp /bursts.py /run/bursts.py
+    chroot /host {sys.executable} -B -c 'import sys; sys.path.insert(0, "{harness.REPOSITORY}"); del sys.argv[0]
+exec(open("/run/bursts.py").read())' bursts {words} >/tmp/out 2>&1; report returned $?
+    report_file out /tmp/out
+    report_file log /run/watch.log
+    report first "$(blocks 32 39)"
+    """
+    files = {"policy.toml": text.encode(), "bursts.py": GUEST.read_bytes()}
+    result = harness.run(
+        name, initrd(script, text, next_kernel="current", files=files), kernel_name="old-kho", next_kernel="current",
+        devices=SHARE, timeout=timeout, checkpoint=lambda report: plug(int(report["checkpoint"])),
+    )  # fmt: skip
+    assert result.fate == "poweroff", result.serial[-2000:]
+    assert result.report["returned"] == "0", result.report["out"]
+    return result
+
+
+def test_eight_gib_at_once() -> None:
+    """64 blocks in one plug are one decision and one line, and not much slower than who decides nothing."""
+    report = burst("burst-race", "0x140000000-0x73fffffff", "race /run/etc/vm.toml", 200).report
+    kernel, loop, watch = (float(report[key]) for key in ("kernel", "loop", "watch"))
+    print(f"64 blocks from the first to the last online: watch {watch:.2f} s, "
+          f"{watch / loop:.2f} of a shell loop, {watch / kernel:.2f} of the kernel's own")  # fmt: skip
+
+    assert report["lines"] == "1", report["log"]
+    assert '"onlined": "8 GiB"' in report["line"]
+    assert report["first"].split() == [HELD]
+    assert watch < 3 * loop + 2
+
+
+def test_killed_fifty_times() -> None:
+    """SIGKILL at random points of bursts: no block is ever in a state that the decision forbids, and the next one finishes."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    report = burst("burst-kill", "0x140000000-0x23fffffff", f"kill /run/etc/vm.toml {seed}", 400).report
+    print(f"{report['early']} times before the first block, {report['cut']} times between two")
+
+    assert report["killed"] == "50"
+    assert int(report["cut"]) > 0, "never killed in the middle: this shows nothing"
+    assert report["bad"] == ""
+    assert int(report["seen"]) == 8 + 32 + 64 + 64
+    assert (report["end"], report["held"]) == ("online", "offline"), report["log"]
