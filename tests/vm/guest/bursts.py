@@ -4,6 +4,7 @@
 The reports are lines on standard output, which the guest's script passes on.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -42,10 +43,8 @@ def state(number: int) -> str:
 
 def write(number: int, word: str) -> None:
     """Write a block's state; a refusal is for the reader of the states to see."""
-    try:
+    with contextlib.suppress(OSError):
         (MEMORY / f"memory{number}/state").write_text(word)
-    except OSError:
-        pass
 
 
 def start(path: str, log: str) -> int:
@@ -136,4 +135,7 @@ def kill(path: str, seed: str) -> None:
     say("held", " ".join(sorted({state(number) for number in forbidden})))
 
 
-{"race": race, "kill": kill}[sys.argv[1]](*sys.argv[2:])
+if sys.argv[1] == "race":
+    race(sys.argv[2])
+else:
+    kill(sys.argv[2], sys.argv[3])
