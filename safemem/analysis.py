@@ -461,6 +461,8 @@ def _outcome(rule: Rule) -> "tuple[object, ...]":
         rule.enter,
         rule.on_shortfall,
         rule.boot_memory,
+        rule.if_onlined,
+        rule.final,
         rule.accept_data_exposure,
         rule.message,
     )
@@ -548,10 +550,11 @@ def _said(rule: Rule) -> "tuple[str, str]":
 
 
 def _direction(old: Rule, new: Rule) -> str:
-    if _outcome(old)[:5] == _outcome(new)[:5]:
+    if _outcome(old)[:7] == _outcome(new)[:7]:
         return "reason"
-    # The action first; then whether the boot goes on as usual; then what a shortfall leads to.
+    # The action first; then whether the boot goes on as usual; then what a shortfall leads to, and whether the hold outlasts a hand.
     strict = [
-        (-PERMISSIVENESS[rule.action], rule.boot_memory == "offline", bool(rule.enter), rule.on_shortfall in FINAL) for rule in (old, new)
+        (-PERMISSIVENESS[rule.action], rule.boot_memory == "offline", bool(rule.enter), rule.on_shortfall in FINAL,
+         rule.final, rule.if_onlined == "offline") for rule in (old, new)
     ]  # fmt: skip
     return "other" if strict[0] == strict[1] else "stricter" if strict[1] > strict[0] else "looser"

@@ -9,7 +9,7 @@
     state = { handover = ["rejected", "orphaned"] }     # facts left out may have any value
     action = "panic"
     rule = "otherwise"
-    message = "handover lost"                           # a part of it; zone, enter, on_shortfall, boot_memory as in the policy
+    message = "handover lost"                           # a part of it; zone, enter, on_shortfall, boot_memory, if_onlined, final as in the policy
 
 A case holds if every state that it describes has the expected outcome, from the expected rule.
 """
@@ -23,7 +23,7 @@ from safemem.analysis import Outcomes, Space, State, Value, smallest
 from safemem.model import FACTS, Condition, Fact, Policy, Rule
 
 _BESIDE = ("on_failure", "sources", "allow_cmdline_override", "open_luo")
-_EXPECTED = ("action", "rule", "message", "zone", "enter", "on_shortfall", "boot_memory")
+_EXPECTED = ("action", "rule", "message", "zone", "enter", "on_shortfall", "boot_memory", "if_onlined", "final")
 
 
 class Case(NamedTuple):
@@ -122,6 +122,8 @@ def _verdict(case: Case, outcomes: Outcomes) -> Verdict:
             "enter": rule.enter,
             "on_shortfall": rule.on_shortfall,
             "boot_memory": rule.boot_memory,
+            "if_onlined": rule.if_onlined,
+            "final": str(rule.final).lower(),
         }
         for key, wanted in case.expected.items():
             if key == "message":
@@ -175,8 +177,8 @@ def _case(item: Any, at: places.Path, bad: Any) -> "Case | None":
         if key not in item:
             bad(at, f"`{key}` is missing")
     for key in ("name", *_EXPECTED):
-        if key in item and not isinstance(item[key], str):
-            bad((*at, key), f"{key}: expected text")
+        if key in item and not isinstance(item[key], bool if key == "final" else str):
+            bad((*at, key), f"{key}: expected {'true or false' if key == 'final' else 'text'}")
     state = item.get("state", {})
     if not isinstance(state, dict):
         bad((*at, "state"), "state: expected a table of facts")
@@ -189,5 +191,5 @@ def _case(item: Any, at: places.Path, bad: Any) -> "Case | None":
             policy.condition(fact, value)
         except ValueError as error:
             bad((*at, "state", fact), f"state.{fact}: {error}")
-    expected = {key: str(item[key]) for key in _EXPECTED if key in item}
+    expected = {key: str(item[key]).lower() if key == "final" else str(item[key]) for key in _EXPECTED if key in item}
     return Case(str(item.get("name", "")), tuple(state.items()), expected, 0)

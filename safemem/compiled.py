@@ -31,6 +31,7 @@ MAX_SIZE = 1 << 20
 ON_SHORTFALL = ("continue", *model.FINAL)
 ENTER = ("", "maintenance")
 BOOT_MEMORY = ("leave", "offline")
+IF_ONLINED = ("report", "offline")
 SOURCES = ("kho-scratch", "cmdline", "none")
 DEADLINE = (1, 600)
 OTHERWISE = "otherwise"
@@ -48,6 +49,8 @@ _RULE_KEYS = (
     "action",
     "boot_memory",
     "enter",
+    "final",
+    "if_onlined",
     "message",
     "name",
     "on_shortfall",
@@ -271,6 +274,8 @@ def _rule(value: object, at: str) -> model.Rule:
         on_shortfall=_choice(table["on_shortfall"], ON_SHORTFALL, f"{at}.on_shortfall"),
         boot_memory=_choice(table["boot_memory"], BOOT_MEMORY, f"{at}.boot_memory"),
         accept_data_exposure=_bool(table["accept_data_exposure"], f"{at}.accept_data_exposure"),
+        if_onlined=_choice(table["if_onlined"], IF_ONLINED, f"{at}.if_onlined"),
+        final=_bool(table["final"], f"{at}.final"),
     )
 
 

@@ -127,6 +127,8 @@ class Rule(NamedTuple):
     on_shortfall: str = "continue"
     boot_memory: str = "leave"  #: or `offline`: take what is online outside the safe region off again
     accept_data_exposure: bool = False
+    if_onlined: str = "report"  #: or `offline`: what `watch` does with a held block that somebody onlined
+    final: bool = False  #: `release` needs to be forced
 
 
 class Override(NamedTuple):
@@ -209,6 +211,9 @@ class Decision(NamedTuple):
     steps: "tuple[Step, ...]"
     warnings: "tuple[str, ...]"
     arrivals: str = ""  #: zone for blocks that are plugged in later; "" keeps them offline
+    if_onlined: str = "report"
+    final: bool = False
+    exceptions: "tuple[Override, ...]" = ()  #: with them, and what is above, anybody can tell what is held later
 
 
 def size_text(size: int) -> str:

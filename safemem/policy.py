@@ -213,6 +213,11 @@ class Outcome(_Table):
         "leave",
         description="With `online-safe`: take memory offline that was online before the decision, outside the safe region.",
     )
+    if_onlined: Literal["report", "offline"] = Field(
+        "report",
+        description="What `watch` does with held memory that somebody onlines: say so and count it, or also take it offline again.",
+    )
+    final: bool = Field(False, description="`release` ends this hold only with `--force`, which is recorded.")
     accept_data_exposure: bool = Field(
         False, description="This outcome may put guests' pages into the allocator; say so on purpose."
     )
@@ -480,6 +485,12 @@ def _contradictions(table: PolicyFile) -> "list[tuple[places.Path, str]]":
             problems.append(
                 ((*path, "enter"), f"`enter` has no effect: after `{outcome.action}` the boot does not go on")
             )
+        holds = outcome.action == "online-safe" or (
+            outcome.action == "online-all" and any(item.hold for item in table.memory)
+        )
+        for key, wanted in (("if_onlined", outcome.if_onlined != "report"), ("final", outcome.final)):
+            if wanted and not holds:
+                problems.append(((*path, key), f"`{key}` has no effect: `{outcome.action}` leaves no memory held"))
     for index, item in enumerate(table.memory):
         about = [key for key in ("range", "node", "driver") if getattr(item, key) is not None]
         if len(about) != 1:
@@ -536,6 +547,8 @@ def _rule(table: Outcome, name: str, when: "tuple[Condition, ...]") -> model.Rul
         on_shortfall=table.on_shortfall,
         boot_memory=table.boot_memory,
         accept_data_exposure=table.accept_data_exposure,
+        if_onlined=table.if_onlined,
+        final=table.final,
     )
 
 

@@ -62,6 +62,9 @@ def decision_to_json(decision: Decision) -> "dict[str, object]":
             for step in decision.steps
         ],
         "arrivals": decision.arrivals or None,
+        "if_onlined": decision.if_onlined,
+        "final": decision.final,
+        "exceptions": [{**item._asdict(), "range": str(item.range) if item.range else None} for item in decision.exceptions],
         "warnings": list(decision.warnings),
     }  # fmt: skip
 

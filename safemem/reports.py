@@ -211,6 +211,8 @@ def _outcome_text(rule: Rule) -> str:
     words += [f"enter {rule.enter}"] if rule.enter else []
     words += ["boot memory offline"] if rule.boot_memory == "offline" else []
     words += [f"on_shortfall {rule.on_shortfall}"] if rule.on_shortfall != "continue" else []
+    words += ["onlined by hand: offline again"] if rule.if_onlined == "offline" else []
+    words += ["final"] if rule.final else []
     said = f" ({rule.message})" if rule.message else ""
     return f"{', '.join(words)} by `{rule.name}`{said}"
 
@@ -220,7 +222,8 @@ def diff_json(changes: "list[Change]", states: int) -> str:
 
     def side(rule: Rule) -> "dict[str, object]":
         return {"rule": rule.name, "action": rule.action, "zone": rule.zone or None, "enter": rule.enter or None,
-                "on_shortfall": rule.on_shortfall, "boot_memory": rule.boot_memory, "message": rule.message or None}  # fmt: skip
+                "on_shortfall": rule.on_shortfall, "boot_memory": rule.boot_memory,
+                "if_onlined": rule.if_onlined, "final": rule.final, "message": rule.message or None}  # fmt: skip
 
     items = [
         {"direction": change.direction, "states": change.states, "where": change.where, "old": side(change.before),
