@@ -25,9 +25,9 @@ LOAD_LIMIT = "proc/sys/kernel/kexec_load_limit_panic"
 SYSRQ = "proc/sysrq-trigger"
 KMSG = "dev/kmsg"
 UDEV_RUN = "run/udev/rules.d"
-#: Bytes of guard given back by one write. The kernel frees a range page by page: in one write, a guard
+#: Bytes of guard given back by one write, and by the time of one sign of progress. The kernel frees a range page by page: in one write, a guard
 #: of terabytes would look like a hang.
-_RELEASE = 256 << 20
+GUARD_PIECE = 256 << 20
 #: Blocks between two signs of progress: 2 GiB blocks of a slow machine still count often enough.
 PROGRESS_EVERY = 8
 #: Bytes that have to be available beside the block that is taken offline, or a sixteenth of all memory.
@@ -354,14 +354,20 @@ def _still_held(decision: Decision, after: "tuple[Blocks, ...]") -> "list[str]":
 
 
 def _release_guard(root: str, step: Step, progress: Progress) -> "list[str]":
-    """Give the guard back from its end; `kexec_crash_size` holds bytes and can only shrink."""
+    """Give the step's range, which is the guard or its tail, back from its end.
+
+    `kexec_crash_size` holds bytes and can only shrink.
+    """
     trouble = None
-    for size in range(max(0, step.end - step.start - _RELEASE), 0, -_RELEASE):
-        trouble = trouble or _write(root, CRASH_SIZE, str(size))
+    text = _read(root, CRASH_SIZE)
+    size = int(text) if text.isdecimal() else step.size
+    target = max(0, size - step.size)
+    while size > target and not trouble:
+        size = max(target, size - GUARD_PIECE)
+        trouble = _write(root, CRASH_SIZE, str(size))
         progress()
-    trouble = _write(root, CRASH_SIZE, "0")
     left = _read(root, CRASH_SIZE)
-    if left != "0":
+    if left != str(target):
         why = trouble or f"{CRASH_SIZE} reads `{left}`"
         return [f"the guard {Range(step.start, step.end)} could not be given back: {why}"]
     return []

@@ -77,7 +77,7 @@ def previous(root: str) -> Previous:
     folder = history.previous(root)
     # An ending is archived at the latest before the record of the boot that follows it is kept.
     ending = last_words(root, history.started(folder) if folder else 0)
-    return Previous(ending, _kept(folder) if folder else None)
+    return Previous(ending, kept(folder) if folder else None)
 
 
 def last_words(root: str, after: float = 0) -> "Ending | None":
@@ -111,7 +111,8 @@ def _files(root: str) -> "Iterator[tuple[float, str, str]]":
                     continue
 
 
-def _kept(folder: str) -> Kept:
+def kept(folder: str) -> Kept:
+    """Return what an earlier boot left in its folder."""
     decision = result = None
     releases: "list[dict[str, Any]]" = []
     problem = ""

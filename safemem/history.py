@@ -11,6 +11,8 @@ import shutil
 import time
 from collections.abc import Iterator
 
+from safemem import record
+
 FOLDER = "var/lib/safemem/history"
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 #: Boots and bytes kept, and the most that one file may hold. This boot's folder is never dropped.
@@ -84,6 +86,16 @@ def write(root: str, name: str, text: str) -> str:
         _sync(folder)
         _prune(root, folder)
     return path
+
+
+def keep(root: str) -> None:
+    """Carry this boot's record over as it is, also one that cannot be understood: it is evidence.
+
+    Raises:
+        OSError: it is not on the disk; FileNotFoundError if there is none.
+    """
+    with open(os.path.join(root, record.RECORD), encoding="utf-8", errors="replace") as file:
+        write(root, os.path.basename(record.RECORD), file.read())
 
 
 def _prune(root: str, keep: str) -> None:

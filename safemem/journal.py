@@ -29,6 +29,11 @@ def fields(found: Standing) -> "dict[str, str]":
     }
 
 
+def warning(text: str) -> "dict[str, str]":
+    """Return an entry that says `text`."""
+    return {"MESSAGE": text, "PRIORITY": "4", "SYSLOG_IDENTIFIER": "safemem"}
+
+
 def send(root: str, entry: "dict[str, str]") -> bool:
     """Hand one entry to the journal; return False if there is no journal that takes it."""
     # The native protocol, systemd.io/JOURNAL_NATIVE_PROTOCOL: a value of several lines carries its length.

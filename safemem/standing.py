@@ -5,12 +5,13 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from safemem import apply, capture, probe, record
+from safemem import capture, probe, record
 from safemem.account import KINDS
-from safemem.apply import ONLINE_WORD
-from safemem.model import Blocks, Decision, Range, Snapshot, Step, parse_range
+from safemem.model import Blocks, Range, Snapshot, parse_range
 
 RELEASES = "run/safemem/releases.json"
+#: Of a release. The first is on the disk before anything is given back, so that nothing is given back unsaid.
+_STATES = {"begun": "begun", "done": "done", "partly": "partly"}
 
 
 class NoDecision(Exception):
@@ -148,50 +149,23 @@ def parse_releases(found: Any) -> "list[dict[str, Any]]":
             "time": int(item["time"]),
             "reason": str(item["reason"]),
             "ranges": [str(parse_range(text)) for text in item["ranges"]],
+            "state": _STATES[item.get("state", "done")],
+            "forced": bool(item.get("forced", False)),
         }
         for item in found
     ]
 
 
-class Release(NamedTuple):
-    """What `release` is about to do."""
-
-    decision: Decision
-    ranges: "tuple[Range, ...]"  #: empty: everything
-    blocks: int
-
-
-def plan(standing: Standing, ranges: "tuple[Range, ...]", zone: str) -> Release:
-    """Return the steps that end the hold on `ranges`, or on everything, guard included, if there are none."""
-    size, steps = standing.now.block_size, []
-    for run in standing.held:
-        for area in ranges or (Range(0, 1 << 64),):
-            first, last = max(run.first, -(-area.start // size)), min(run.last, area.end // size - 1)
-            if first <= last:
-                steps.append(Step("online", first * size, (last + 1) * size, first, last, zone))
-    blocks = sum(step.last - step.first + 1 for step in steps)
-    if not ranges and standing.now.guard:
-        steps.insert(0, Step("release-guard", *standing.now.guard))
-    old = standing.decision
-    decision = Decision(
-        "online-all", "release", "released by hand", zone, "", "continue", old["policy"]["name"], old["policy"]["digest"],
-        {}, (), "", (), tuple(steps), (), arrivals="" if ranges else zone,
-    )  # fmt: skip
-    return Release(decision, ranges, blocks)
-
-
-def release(
-    root: str, standing: Standing, what: Release, reason: str, now: float, progress: "apply.Progress"
-) -> apply.Result:
-    """Carry `what` out and leave a record of it. Blocks that are online already are no error: a second run resumes."""
-    decision = what.decision
-    spans = [str(area) for area in what.ranges] or [str(Range(0, 1 << 64))]
-    entry = {"time": int(now), "reason": reason, "ranges": spans}
-    # Before the first block: what is being released is never mistaken for somebody else's doing.
-    record.write(root, json.dumps([*standing.releases, entry]) + "\n", RELEASES)
-    if decision.arrivals:
-        record.write(root, record.arrivals_text(decision, ONLINE_WORD[decision.arrivals]), record.ARRIVALS)
-        apply.unmask(root, (standing.result or {}).get("masked", []))
-    result = apply.carry_out(decision, root, progress)
-    apply.say(root, 5, f"released {', '.join(spans)}: {reason}")
-    return result
+def unfinished(releases: "list[dict[str, Any]]") -> "list[dict[str, Any]]":
+    """Return the releases that were not carried out whole, neither by themselves nor by a later one."""
+    found = []
+    for index, item in enumerate(releases):
+        later = [
+            parse_range(text) for more in releases[index + 1 :] if more["state"] == "done" for text in more["ranges"]
+        ]
+        areas = map(parse_range, item["ranges"])
+        if item["state"] != "done" and not all(
+            any(r.start <= area.start and area.end <= r.end for r in later) for area in areas
+        ):
+            found.append(item)
+    return found

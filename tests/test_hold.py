@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from safemem import apply, boot, standing, watch
+from safemem import apply, boot, history, probe, releasing, standing, watch
 from safemem.cli import main
-from safemem.model import Failure, Policy, Range, Rule
+from safemem.model import Decision, Failure, Policy, Range, Rule, parse_range
 from tests.fakes import make_root
 from tests.test_boot import install
 
@@ -135,6 +139,160 @@ def test_bad_releases(root: Path, words: list[str], code: int, says: str) -> Non
 
     assert (result.exit_code, says in result.stderr) == (code, True)
     assert not (root / standing.RELEASES).exists()
+
+
+def entries(root: Path, *, durable: bool = False) -> list[dict[str, Any]]:
+    """Return the releases that this boot sees, or what is on the disk of them."""
+    path = str(root / standing.RELEASES)
+    if durable:
+        path = f"{history.current(str(root))}/releases.json"
+    found: list[dict[str, Any]] = json.loads(Path(path).read_text())
+    return found
+
+
+def test_a_final_hold_needs_force(root: Path) -> None:
+    """Nothing is onlined and nothing recorded without it; with it the record and `status` say so."""
+    path = root / "run/safemem/decision.json"
+    document = json.loads(path.read_text())
+    document["decision"]["final"] = True
+    path.write_text(json.dumps(document))
+    result = run(root, "release", "--reason", "x")
+
+    assert result.exit_code == 1
+    assert "rule `otherwise` of policy `test` calls this hold final: nothing was released" in result.stderr
+    assert not (root / standing.RELEASES).exists()
+    assert (root / "sys/devices/system/memory/memory32/state").read_text() == "offline\n"
+    run(root, "release", "--reason", "x", "--force")
+    assert [item["forced"] for item in entries(root)] == [True]
+    status = run(root, "status").stdout
+    assert "final     the policy says so: `release` needs --force" in status and "(forced) at" in status
+
+
+def test_force_is_recorded_only_where_it_was_needed(root: Path) -> None:
+    """A hold that is not final is not forced, whatever the command says."""
+    run(root, "release", "--reason", "x", "--force")
+    assert [item["forced"] for item in entries(root)] == [False]
+
+
+def test_word_of_a_release_is_on_the_disk_before_the_first_block(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut leaves `begun` and the decision that it ended; the next boot says so, until a release is whole."""
+    seen = []
+
+    def cut(*_: object) -> apply.Result:
+        seen.append(entries(root, durable=True))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(apply, "carry_out", cut)
+    monkeypatch.setattr(releasing, "_note", once(releasing._note))
+    run(root, "release", "--reason", "guests moved away")
+    assert [item["state"] for item in seen[0]] == ["begun"]
+    assert "(begun, not finished) at" in run(root, "status").stdout
+
+    (root / history.BOOT_ID).write_text("00000002-1111-4222-8333-444455556666\n")
+    (root / standing.RELEASES).unlink()
+    says = "in the boot before, a release of 0x0-0xffffffffffffffff was begun and not finished: guests moved away"
+    assert f"before    {says}" in run(root, "status").stdout.splitlines()
+    previous = run(root, "status", "--previous")
+    assert "released  0x0-0xffffffffffffffff (begun, not finished) at" in previous.stdout
+    assert previous.stdout.startswith("online-safe  handover lost")
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` as it is the first time, and nothing afterwards: the machine is gone."""
+    calls: list[int] = []
+
+    def wrapper(*values: Any) -> Any:
+        calls.append(1)
+        return function(*values) if len(calls) == 1 else []
+
+    return wrapper
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_release_says_so_and_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """What was given back until then is; the record says `partly`, on the disk too; a second run finishes."""
+    real = apply.carry_out
+
+    def carry_out(decision: Decision, folder: str, progress: Callable[[], None]) -> apply.Result:
+        def stop() -> None:
+            progress()
+            os.kill(os.getpid(), number)
+
+        result = real(decision, folder, stop if len(entries(root)) == 1 else progress)
+        settle(root)
+        return result._replace(problems=())
+
+    monkeypatch.setattr(apply, "carry_out", carry_out)
+    result = run(root, "release", "--reason", "first try")
+    assert (result.exit_code, "interrupted: released in part" in result.stderr) == (64, True)
+    settle(root)
+    states = [(root / f"sys/devices/system/memory/memory{n}/state").read_text().strip() for n in range(32, 40)]
+    assert states == ["online"] + ["offline"] * 7
+    assert [item["state"] for item in entries(root, durable=True)] == ["partly"]
+    assert standing.unfinished(entries(root)) == entries(root)
+
+    assert run(root, "release", "--reason", "second try").exit_code == 0
+    assert [item["state"] for item in entries(root, durable=True)] == ["partly", "done"]
+    assert standing.unfinished(entries(root)) == []
+
+
+def test_a_history_that_cannot_be_written_is_said_and_no_obstacle(root: Path) -> None:
+    """A rescue system has no disk to write to, and its operator may know what he does."""
+    (root / "var").write_text("")
+    result = run(root, "release", "--reason", "x")
+
+    assert "word of this release will not outlive this boot" in result.stderr
+    assert len(entries(root)) == 1
+
+
+GUARD = "10000000-4fffffff"
+
+
+@pytest.mark.parametrize(
+    ("ranges", "tail"),
+    [
+        ((), "0x10000000-0x4fffffff"),
+        (("0x40000000-0x4fffffff",), "0x40000000-0x4fffffff"),
+        (("0x3ff00001-0x13fffffff",), "0x40000000-0x4fffffff"),
+        (("0x0-0x4fffffff",), "0x10000000-0x4fffffff"),
+        (("0x30000000-0x3fffffff", "0x40000000-0x5fffffff"), "0x30000000-0x4fffffff"),
+        (("0x100000000-0x13fffffff",), ""),
+        (("0x10000000-0x1fffffff",), "can only be given back from its end"),
+        (("0x10000000-0x1fffffff", "0x40000000-0x4fffffff"), "can only be given back from its end"),
+        (("0x4fffff00-0x4fffffff",), "can only be given back from its end"),
+    ],
+)
+def test_a_guard_is_given_back_from_its_end(tmp_path: Path, ranges: tuple[str, ...], tail: str) -> None:
+    """Only what lies at its end can go; anything else is refused with what is possible."""
+    words = f"kho=on liveupdate=on safemem.guard=0x{GUARD.replace('-', '-0x')}"
+    root = make_root(tmp_path, offered=True, crash=GUARD, cmdline=words)
+    install(root, otherwise=Rule("otherwise", "online-safe"))
+    assert boot.main(["--root", str(root)]) == 0
+    found = standing.read(str(root))
+    areas = tuple(map(parse_range, ranges))
+    if "only" in tail:
+        with pytest.raises(releasing.NotPossible, match="START-0x4fffffff, with a START from 0x10000000 up"):
+            releasing.plan(found, areas, "movable")
+        return
+    what = releasing.plan(found, areas, "movable")
+    steps = [str(Range(step.start, step.end)) for step in what.decision.steps if step.op == "release-guard"]
+    assert steps == ([tail] if tail else [])
+
+
+def test_progress_covers_the_guard(tmp_path: Path) -> None:
+    """The bar's length is the number of signs that come, and the guard ends with what was asked for."""
+    words = f"kho=on liveupdate=on safemem.guard=0x{GUARD.replace('-', '-0x')}"
+    root = make_root(tmp_path, offered=True, crash=GUARD, cmdline=words, offline="32-49")
+    install(root, otherwise=Rule("otherwise", "online-safe"))
+    assert boot.main(["--root", str(root)]) == 0
+    found = standing.read(str(root))
+    what = releasing.plan(found, (parse_range("0x20000000-0x1ffffffff"),), "movable")
+    signs: list[int] = []
+    releasing.carry_out(str(root), found, what, "x", 0, lambda: signs.append(1))
+
+    assert len(signs) == what.ticks == 3 + 3
+    # A file keeps the tail of what was longer.
+    assert (root / probe.CRASH_SIZE).read_text().startswith(str(0x10000000))
 
 
 def test_watch_refuses_another_policy(root: Path) -> None:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """`safemem release`: end a hold by hand."""
 
+import signal
 import sys
 import time
 
 import click
 
-from safemem import apply, standing
+from safemem import apply, releasing
 from safemem.cli.common import ROOT, InputError, read_standing
 from safemem.model import ZONES, parse_range, size_text
 
@@ -15,14 +16,19 @@ from safemem.model import ZONES, parse_range, size_text
 @click.argument("ranges", metavar="[START-END]...", nargs=-1)
 @click.option("--reason", metavar="TEXT", required=True, help="Why; it is recorded.")
 @click.option("--zone", type=click.Choice(ZONES), help="Zone for the blocks; default: the decision's.")
+@click.option("--force", is_flag=True, help="Also where the policy calls the hold final; that is recorded too.")
 @ROOT
 @click.pass_context
-def release(context: click.Context, ranges: "tuple[str, ...]", reason: str, zone: "str | None", root: str) -> None:
+def release(
+    context: click.Context, ranges: "tuple[str, ...]", reason: str, zone: "str | None", force: bool, root: str
+) -> None:
     """Online the held blocks that lie wholly inside the ranges, or all of them and the guard.
 
-    It can be interrupted, and run again: what is online already is left alone.
+    A guard is given back from its end: a range that covers its tail shrinks it. The release can be
+    interrupted, and run again: what is online already is left alone. Word of it is on the disk before
+    anything is given back.
 
-    Exit code: 0 done, 64 partly, 6 there is no decision.
+    Exit code: 0 done, 1 the policy calls the hold final, 64 partly, 6 there is no decision.
     """
     if not reason.strip() or not reason.isprintable():
         raise click.UsageError("--reason: say why in one line; it is recorded and goes to the kernel log")
@@ -31,22 +37,40 @@ def release(context: click.Context, ranges: "tuple[str, ...]", reason: str, zone
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     found = read_standing(context, root)
-    what = standing.plan(found, areas, zone or found.decision["zone"])
-    if not what.decision.steps and areas:
-        raise InputError(f"nothing is held wholly inside {', '.join(map(str, areas))}; `safemem status` lists what is")
-    with click.progressbar(
-        length=what.blocks, label="onlining", file=sys.stderr, hidden=not sys.stderr.isatty()
-    ) as bar:
-        try:
-            result = standing.release(root, found, what, reason, time.time(), lambda: bar.update(apply.PROGRESS_EVERY))
-        except OSError as error:
-            raise click.ClickException(f"{error.filename}: {(error.strerror or 'cannot be written').lower()}") from None
+    try:
+        what = releasing.plan(found, areas, zone or found.decision["zone"])
+    except releasing.NotPossible as error:
+        raise InputError(str(error)) from None
+    final = bool(found.decision.get("final"))
+    if final and not force:
+        raise click.ClickException(
+            f"rule `{found.decision['rule']}` of policy `{found.decision['policy']['name']}` calls this hold final: nothing"
+            " was released; --force does it anyway, and is recorded"
+        )
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with click.progressbar(
+            length=what.ticks, label="releasing", file=sys.stderr, hidden=not sys.stderr.isatty()
+        ) as bar:
+            result, problems = releasing.carry_out(
+                root, found, what, reason, time.time(), lambda: bar.update(1), forced=final and force
+            )
+    except KeyboardInterrupt:
+        click.echo("safemem: interrupted: released in part; the same command goes on from there", err=True)
+        context.exit(64)
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: {(error.strerror or 'cannot be written').lower()}") from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     click.echo(f"released {size_text(result.onlined)} of {size_text(result.wanted)}" + _guard(what, result))
-    for text in result.problems:
+    for text in (*problems, *result.problems):
         click.echo(f"safemem: {text}", err=True)
     context.exit(0 if result.complete else 64)
 
 
-def _guard(what: standing.Release, result: apply.Result) -> str:
-    sizes = [step.size for step in what.decision.steps if step.op == "release-guard"]
-    return f" and the guard, {size_text(sizes[0])}" if sizes and result.complete else ""
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _guard(what: releasing.Release, result: apply.Result) -> str:
+    return f" and {size_text(what.guard)} of guard" if what.guard and result.complete else ""

@@ -43,17 +43,19 @@ def status(context: click.Context, root: str, form: str, previous: bool, prometh
         _write(prometheus, metrics.text(found))
     if keep:
         journal.send(root, journal.fields(found))
+        for text in _unfinished_before(root):
+            journal.send(root, journal.warning(text))
     if not (prometheus or keep):
-        click.echo(json.dumps(_json(found), indent=1) if form == "json" else "\n".join(_text(found)))
+        click.echo(
+            json.dumps(_json(found), indent=1) if form == "json" else "\n".join(_text(found, _unfinished_before(root)))
+        )
     context.exit(found.exit_code)
 
 
 def _keep(root: str) -> None:
-    """Carry the record as it is, also one that cannot be understood: it is evidence."""
     path = os.path.join(root, record.RECORD)
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            history.write(root, os.path.basename(path), file.read())
+        history.keep(root)
     except FileNotFoundError:
         if os.path.exists(path):
             raise
@@ -82,7 +84,20 @@ def _json(found: standing.Standing) -> "dict[str, object]":
     }  # fmt: skip
 
 
-def _text(found: standing.Standing) -> "list[str]":
+def _unfinished_before(root: str) -> "list[str]":
+    """Return what the boot before began to release and did not finish; a history that cannot be read says nothing."""
+    try:
+        folder = history.previous(root)
+        releases = evidence.kept(folder).releases if folder else []
+    except OSError:
+        return []
+    return [
+        f"in the boot before, a release of {', '.join(item['ranges'])} was begun and not finished: {item['reason']}"
+        for item in standing.unfinished(releases)
+    ]
+
+
+def _text(found: standing.Standing, before: "list[str]") -> "list[str]":
     decision, size = found.decision, found.now.block_size
     lines = _why(decision)
     lines += [f"cmdline   {text}" for text in found.then.overrides]
@@ -103,7 +118,8 @@ def _text(found: standing.Standing) -> "list[str]":
     lines += [f"warning   {text}" for text in decision["warnings"]]
     lines += [f"arrived   {area}  {size_text(area.end - area.start)}, {state}" for area, state in found.arrived]
     lines += [f"changed   {area} was held and is online now: somebody else did that" for area in found.loose]
-    return lines + _released(found.releases)
+    lines += ["final     the policy says so: `release` needs --force"] if decision.get("final") else []
+    return lines + _released(found.releases) + [f"before    {text}" for text in before]
 
 
 #: What is listed range by range; after `online-all`, everything may be used and one line says so.
@@ -140,7 +156,14 @@ def _applied(result: "dict[str, Any] | None") -> "list[str]":
 
 
 def _released(releases: "list[dict[str, Any]]") -> "list[str]":
-    return [f"released  {', '.join(item['ranges'])} at {_utc(item['time'])}: {item['reason']}" for item in releases]
+    return [
+        f"released  {', '.join(item['ranges'])}{_RELEASE_STATES[item['state']]}{' (forced)' * item['forced']}"
+        f" at {_utc(item['time'])}: {item['reason']}"
+        for item in releases
+    ]
+
+
+_RELEASE_STATES = {"begun": " (begun, not finished)", "partly": " (in part)", "done": ""}
 
 
 def _utc(seconds: float) -> str:
