@@ -33,6 +33,8 @@ FILES = (
     ("initramfs/*.timer", "usr/lib/systemd/system", 0o644),
     ("udev/*.service", "usr/lib/systemd/system", 0o644),
     ("udev/*.rules", "usr/lib/udev/rules.d", 0o644),
+    ("initramfs-tools/safemem", "usr/share/initramfs-tools/hooks", 0o755),
+    ("dracut/module-setup.sh", "usr/lib/dracut/modules.d/50safemem", 0o755),
     ("policies/*.toml", "usr/share/safemem/policies", 0o644),
     ("README.md", "usr/share/doc/safemem", 0o644),
     ("debian/copyright", "usr/share/doc/safemem", 0o644),

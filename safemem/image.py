@@ -36,7 +36,9 @@ class Cost(NamedTuple):
     biggest: "tuple[tuple[str, int], ...]"
 
 
-class _Item(NamedTuple):
+class Item(NamedTuple):
+    """One file of an initramfs."""
+
     data: bytes
     mode: int
 
@@ -75,15 +77,7 @@ def build(policy: bytes, out: Path, interpreter: "str | None" = None) -> Cost:
     Raises:
         BuildError: something is missing, or the result does not run; `out` is left as it was.
     """
-    checked = compiled.load(policy, "policy")
-    python = os.path.realpath(interpreter or getattr(sys, "_base_executable", "") or sys.executable)
-    try:
-        with tempfile.TemporaryDirectory(prefix="safemem-image-") as scratch:
-            items = _collect(Path(scratch), python, policy, checked)
-            _try_out(Path(scratch) / "try", items)
-    except (OSError, subprocess.CalledProcessError) as error:
-        detail = getattr(error, "stderr", None)
-        raise BuildError(f"cannot build the archive with {python}: {_last_line(detail) or error}") from None
+    items = files(policy, interpreter)
     data = _archive(items)
     draft = out.with_name(f".{out.name}.new")
     try:
@@ -96,17 +90,44 @@ def build(policy: bytes, out: Path, interpreter: "str | None" = None) -> Cost:
     return Cost(len(data), _compressed(data), len(items), tuple(sizes[:5]))
 
 
-def _collect(scratch: Path, python: str, policy: bytes, checked: model.Policy) -> "dict[str, _Item]":
+def files(policy: bytes, interpreter: "str | None" = None) -> "dict[str, Item]":
+    """Return every file that an initramfs needs for the compiled `policy`, by path, after running them once.
+
+    Raises:
+        BuildError: something is missing, or the program does not run.
+    """
+    checked = compiled.load(policy, "policy")
+    python = os.path.realpath(interpreter or getattr(sys, "_base_executable", "") or sys.executable)
+    try:
+        with tempfile.TemporaryDirectory(prefix="safemem-image-") as scratch:
+            items = _collect(Path(scratch), python, policy, checked)
+            _try_out(Path(scratch) / "try", items)
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", None)
+        raise BuildError(f"cannot build the archive with {python}: {_last_line(detail) or error}") from None
+    return items
+
+
+def put(items: "dict[str, Item]", folder: Path) -> None:
+    """Write the files below `folder`, such as the tree that a distribution makes its initramfs of. Raises OSError."""
+    for path, item in items.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(item.data)
+        (folder / path).chmod(item.mode)
+
+
+def _collect(scratch: Path, python: str, policy: bytes, checked: model.Policy) -> "dict[str, Item]":
     """Return every file of the archive: interpreter, libraries, modules, policy, wrapper."""
     listing = _listing(scratch, python, policy)
     home = f"{PREFIX}/lib/{listing['version']}"
     items = {
-        f"{PREFIX}/handover-args": _Item(_shipped("initramfs/handover-args.sh"), 0o755),
-        f"{PREFIX}/policy.json": _Item(policy, 0o644),
-        f"{PREFIX}/boot": _Item(_wrapper(checked), 0o755),
-        f"{PREFIX}/masks": _Item("".join(f"{name}\n" for name in udevrules.masks("/")).encode(), 0o644),
+        f"{PREFIX}/handover-args": Item(shipped("initramfs/handover-args.sh"), 0o755),
+        f"{PREFIX}/policy.json": Item(policy, 0o644),
+        f"{PREFIX}/boot": Item(_wrapper(checked), 0o755),
+        f"{PREFIX}/gate.sh": Item(gate(checked.on_failure), 0o644),
+        f"{PREFIX}/masks": Item("".join(f"{name}\n" for name in udevrules.masks("/")).encode(), 0o644),
         # Where an initrd has udev, the rule works there too; the real root's own copy takes over.
-        "usr/lib/udev/rules.d/60-safemem.rules": _Item(_shipped("udev/60-safemem.rules"), 0o644),
+        "usr/lib/udev/rules.d/60-safemem.rules": Item(shipped("udev/60-safemem.rules"), 0o644),
     }
     binaries = {f"{PREFIX}/bin/python3": python}
     sources: "list[tuple[str, str, str, int]]" = []
@@ -126,13 +147,13 @@ def _collect(scratch: Path, python: str, policy: bytes, checked: model.Policy) -
     jobs = [(source, str(scratch / target), shown, level) for source, target, shown, level in sources]
     subprocess.run([python, "-I", "-c", _COMPILE], input=json.dumps(jobs), text=True, check=True, capture_output=True)
     for _, target, _, _ in sources:
-        items[target] = _Item((scratch / target).read_bytes(), 0o644)
+        items[target] = Item((scratch / target).read_bytes(), 0o644)
     loader, libraries = _libraries(list(binaries.values()))
     for target, file in {**binaries, **{f"{PREFIX}/lib/{Path(lib).name}": lib for lib in libraries}}.items():
-        items[target] = _Item(Path(file).read_bytes(), 0o755)
-    items[f"{PREFIX}/lib/ld.so"] = _Item(Path(loader).read_bytes(), 0o755)
+        items[target] = Item(Path(file).read_bytes(), 0o755)
+    items[f"{PREFIX}/lib/ld.so"] = Item(Path(loader).read_bytes(), 0o755)
     # Python looks for this folder, also when nothing is in it.
-    items.setdefault(f"{home}/lib-dynload/README", _Item(b"", 0o644))
+    items.setdefault(f"{home}/lib-dynload/README", Item(b"", 0o644))
     return dict(sorted(items.items()))
 
 
@@ -169,15 +190,25 @@ def _gzip(data: bytes) -> bytes:
 
 def _wrapper(policy: model.Policy) -> bytes:
     """Return boot.sh with the policy's `on_failure` written into it."""
-    return wrapper(policy.on_failure, _shipped("initramfs/boot.sh").decode())
+    return wrapper(policy.on_failure, shipped("initramfs/boot.sh").decode())
 
 
-def _shipped(name: str) -> bytes:
+def shipped(name: str) -> bytes:
     """Return a file that is installed in the package, or lies beside it in a checkout."""
     for folder in (_PACKAGE, _PACKAGE.parent):
         if (folder / name).is_file():
             return (folder / name).read_bytes()
     raise BuildError(f"{name} is neither in {_PACKAGE} nor beside it: the installation is not complete")
+
+
+def gate(failure: model.Failure) -> bytes:
+    """Return what an init that is a shell script sources; it knows `on_failure` too, for a wrapper that is not there."""
+    keys = {"panic": "c b", "reboot": "b c"}.get(failure.action, "")
+    template = shipped("initramfs/gate.sh").decode()
+    filled = template.replace("KEYS=''", f"KEYS='{keys}'")
+    if filled.count(f"KEYS='{keys}'") != 1:
+        raise BuildError("gate.sh has no line KEYS='' to replace")
+    return filled.encode()
 
 
 def wrapper(failure: model.Failure, template: str, root: str = "") -> bytes:
@@ -214,12 +245,9 @@ def _libraries(binaries: "list[str]") -> "tuple[str, set[str]]":
     return loader, found
 
 
-def _try_out(root: Path, items: "dict[str, _Item]") -> None:
+def _try_out(root: Path, items: "dict[str, Item]") -> None:
     """Run the archive's own program, in a chroot where that is allowed, so that nothing of this machine helps it."""
-    for path, item in items.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(item.data)
-        (root / path).chmod(item.mode)
+    put(items, root)
     inside = os.geteuid() == 0
     base = "" if inside else str(root)
     code = f"import sys; sys.path.insert(0, '{base}/{PREFIX}/app'); from safemem.boot import main; sys.exit(main(sys.argv[1:]))"
@@ -233,7 +261,7 @@ def _try_out(root: Path, items: "dict[str, _Item]") -> None:
         raise BuildError("the archive was built, but its program does not answer")
 
 
-def _archive(items: "dict[str, _Item]") -> bytes:
+def _archive(items: "dict[str, Item]") -> bytes:
     out = io.BytesIO()
     archive = Archive(out)
     for path, item in items.items():

@@ -63,8 +63,11 @@ def test_contents(package: Path, tmp_path: Path) -> None:
         "usr/lib/systemd/system/safemem-metrics.timer", "usr/lib/systemd/system/safemem-hold.service", "usr/lib/udev/rules.d/60-safemem.rules",
         "usr/share/safemem/policies/maintenance.toml", "usr/share/man/man1/safemem.1.gz",
         "usr/share/man/man5/safemem-policy.5.gz", "usr/lib/python3/dist-packages/safemem/boot.py",
-        "usr/lib/safemem/vendor/pydantic/main.py",
+        "usr/lib/safemem/vendor/pydantic/main.py", "usr/share/initramfs-tools/hooks/safemem",
+        "usr/lib/dracut/modules.d/50safemem/module-setup.sh",
     } <= set(files)  # fmt: skip
+    # Only in an initramfs: in the real root it would decide a second time.
+    assert not [name for name in files if name.startswith("usr/lib/systemd") and "decide" in name]
     assert f"python3 (>= {python})" in fields
     assert any(f"cpython-{python.replace('.', '')}-" in name for name in files if "pydantic_core" in name)
     assert not any(name.startswith("usr/lib/python3") and "pydantic" in name for name in files)

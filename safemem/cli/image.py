@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
-from safemem import compiled, image
+from safemem import compiled, image, operator
+from safemem import initramfs as inside_image
 from safemem.cli.common import InputError, load_policy, write_whole
-from safemem.model import size_text
+from safemem.model import Policy, size_text
 
 
 @click.command("compile", short_help="Write the form that the boot path reads.")
@@ -40,6 +41,49 @@ def cpio(policy_file: str, output: str) -> None:
     except image.BuildError as error:
         raise InputError(str(error)) from None
     click.echo(cost_text(output, cost))
+
+
+_POLICY = click.option(
+    "--policy", "policy_file", metavar="POLICY", help="Instead of /etc/safemem/policy.toml, or the shipped default."
+)
+
+
+@initramfs.command()
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False))
+@_POLICY
+def tree(folder: str, policy_file: "str | None") -> None:
+    """Put the files into DIR, which becomes an initramfs; called by the hooks of initramfs-tools and dracut."""
+    data = compiled.dump(operators_policy(policy_file))
+    try:
+        items = image.files(data)
+        image.put(items, Path(folder))
+    except image.BuildError as error:
+        raise InputError(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{folder}: {(error.strerror or 'cannot be written').lower()}") from None
+
+
+@initramfs.command()
+@click.argument("folder", metavar="DIR")
+@_POLICY
+def units(folder: str, policy_file: "str | None") -> None:
+    """Put the units for an initramfs with systemd into DIR; called by the module of dracut."""
+    failure = operators_policy(policy_file).on_failure
+    try:
+        image.put({path: image.Item(data, 0o644) for path, data in inside_image.units(failure).items()}, Path(folder))
+    except image.BuildError as error:
+        raise InputError(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{folder}: {(error.strerror or 'cannot be written').lower()}") from None
+
+
+def operators_policy(given: "str | None", root: str = "/") -> Policy:
+    """Return the policy that was named, or the operator's. Raises InputError, also if others than root can write it."""
+    try:
+        path = operator.trusted(Path(given)) if given else operator.find(root)
+    except operator.Untrusted as error:
+        raise InputError(str(error)) from None
+    return load_policy(str(path))
 
 
 def cost_text(output: str, cost: "image.Cost") -> str:

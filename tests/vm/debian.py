@@ -102,7 +102,7 @@ def root(suite: str, packages: tuple[str, ...] = ()) -> Path:
         "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*", *(f"--customize-hook={hook}" for hook in hooks), suite,
     ]  # fmt: skip
-    key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join([*words, "root-mode 0755"]).encode()).hexdigest()[:16]
     image = harness.CACHE / "debian" / f"{suite}-{key}.squashfs"
     with _building(image) as draft:
         if draft:
@@ -120,6 +120,9 @@ def root(suite: str, packages: tuple[str, ...] = ()) -> Path:
                 "-noD",
                 "-noF",
                 "-noX",
+                # Otherwise anybody may write to `/`, and a policy below it is refused.
+                "-root-mode",
+                "0755",
                 stdin=tar,
             )
             tar.unlink()

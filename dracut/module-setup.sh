@@ -1,0 +1,33 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# Module 50safemem of dracut: the decision about memory, before udev and before any driver is loaded.
+
+# Belongs into every image, generic ones as well: what it decides does not depend on this machine's devices.
+check() {
+    require_binaries safemem sleep mount mkdir rm || return 1
+    return 0
+}
+
+depends() {
+    return 0
+}
+
+install() {
+    inst_multiple sh sleep mount mkdir rm
+    inst_multiple -o halt
+    # An image without safemem would be an unguarded boot: rather none, and the old one stays.
+    if ! safemem initramfs tree "${initdir:?}"; then
+        dfatal "safemem: its files cannot be put into the image"
+        exit 1
+    fi
+    # shellcheck disable=SC2154  # both are dracut's
+    if dracut_module_included systemd; then
+        if ! safemem initramfs units "$initdir/$systemdsystemunitdir"; then
+            dfatal "safemem: its units cannot be put into the image"
+            exit 1
+        fi
+    else
+        # The first hook of the first stage, and a program of its own inside.
+        inst_hook cmdline 00 "$initdir/usr/lib/safemem/gate.sh"
+    fi
+}

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""safemem in a distribution's own initramfs: the units for one with systemd, and what a built image has of it."""
+
+from typing import NamedTuple
+
+from safemem import compiled, initrd
+from safemem.image import PREFIX, BuildError, shipped
+from safemem.model import Failure
+
+UNIT = "safemem-decide.service"
+#: Units of an initramfs that may load a driver or let one act: none starts unless ours has succeeded.
+GUARDED = ("systemd-udevd.service", "systemd-udev-trigger.service", "systemd-modules-load.service", "sysinit.target")
+#: A wrapper that hangs itself is told to stop after this; onlining terabytes takes minutes.
+_TIMEOUT = "1h"
+#: What systemd does when the unit fails, which is when even the wrapper could not be started. An older systemd
+#: (252) does not know halt and keeps the line before.
+_ON_FAILURE = {
+    "panic": "OnFailure=safemem-panic.service",
+    "reboot": "FailureAction=reboot-immediate",
+    "halt": "FailureAction=poweroff-immediate\nFailureAction=halt-immediate",
+}
+_LINE = "run_scripts /scripts/init-top"
+_GATE = f". /{PREFIX}/gate.sh"
+
+
+class Inside(NamedTuple):
+    """What an image has of safemem."""
+
+    digest: str  #: of the policy that is built in
+    policy: str  #: its name
+    start: str  #: what starts the boot program: `systemd`, `initramfs-tools`, `dracut`; "" if nothing does
+    fault: str  #: why it would not be started before everything else, or ""
+
+
+def units(failure: Failure) -> "dict[str, bytes]":
+    """Return the units for an initramfs with systemd, by path below its folder of units."""
+    text = shipped(f"dracut/{UNIT}").decode()
+    for mark, value in (("@ON_FAILURE@", _ON_FAILURE[failure.action]), ("@TIMEOUT@", _TIMEOUT)):
+        if text.count(mark) != 1:
+            raise BuildError(f"{UNIT} has no {mark} to replace")
+        text = text.replace(mark, value)
+    found = {UNIT: text.encode(), "safemem-panic.service": shipped("dracut/safemem-panic.service")}
+    for unit in GUARDED:
+        found[f"{unit}.d/50-safemem.conf"] = (
+            f"# SPDX-License-Identifier: MIT\n[Unit]\nRequires={UNIT}\nAfter={UNIT}\n".encode()
+        )
+    return found
+
+
+def inside(data: bytes) -> "Inside | None":
+    """Return what the image `data` has of safemem, or None if nothing.
+
+    Raises:
+        initrd.Unreadable: the image cannot be read.
+        compiled.Invalid: the policy in it is not one that this version can use.
+    """
+    systemd = [
+        f"usr/lib/systemd/system/{UNIT}",
+        *(f"usr/lib/systemd/system/{unit}.d/50-safemem.conf" for unit in GUARDED),
+    ]
+    hooks = ("var/lib/dracut/hooks/cmdline/", "usr/lib/dracut/hooks/cmdline/", "lib/dracut/hooks/cmdline/")
+    names = [f"{PREFIX}/policy.json", f"{PREFIX}/boot", f"{PREFIX}/gate.sh", "init", *systemd, *hooks]
+    found = initrd.find(data, names)
+    if f"{PREFIX}/policy.json" not in found:
+        return None
+    policy = compiled.load(found[f"{PREFIX}/policy.json"], f"{PREFIX}/policy.json in the image")
+    lines = [line.strip() for line in found.get("init", b"").decode("utf-8", "replace").splitlines()]
+    first = sorted(path.rpartition("/")[2] for path in found if path.startswith(hooks) and path.endswith(".sh"))
+    start, fault = "", ""
+    if systemd[0] in found:
+        start = "systemd"
+        missing = [path for path in systemd if path not in found]
+        fault = f"{missing[0]} is missing" if missing else ""
+    elif _GATE in lines:
+        start = "initramfs-tools"
+        if _LINE not in lines or lines.index(_GATE) > lines.index(_LINE):
+            fault = f"/init does not run {PREFIX}/gate.sh before init-top"
+    elif "00-gate.sh" in first:
+        start = "dracut"
+        fault = f"the hook {first[0]} runs before it" if first[0] != "00-gate.sh" else ""
+    else:
+        fault = "nothing in it starts the boot program; if an init of your own does, all is well"
+    if f"{PREFIX}/boot" not in found:
+        fault = f"{PREFIX}/boot is missing"
+    return Inside(policy.digest, policy.name, start, fault)

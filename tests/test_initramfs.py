@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: MIT
+"""What goes into a distribution's own initramfs, and what is found in one."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from safemem import compiled, image, initramfs, operator, policy
+from safemem.cli import main
+from safemem.cpio import Archive
+from safemem.model import Failure
+
+ROOT = Path(__file__).resolve().parent.parent
+POLICY = ROOT / "policies/live-update-host.toml"
+HOOK = ROOT / "initramfs-tools/safemem"
+LINE = "run_scripts /scripts/init-top"
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    """Return an initrd with these files."""
+    out = io.BytesIO()
+    cpio = Archive(out)
+    for path, data in files.items():
+        cpio.file(path, data)
+    cpio.close()
+    return out.getvalue()
+
+
+def base() -> dict[str, bytes]:
+    """Return what every initramfs with safemem has."""
+    data = compiled.dump(policy.read(POLICY))
+    return {f"{image.PREFIX}/policy.json": data, f"{image.PREFIX}/boot": b"#!/bin/sh\n"}
+
+
+def units(action: str = "panic") -> dict[str, bytes]:
+    """Return the units of an initramfs with systemd."""
+    found = initramfs.units(Failure(action))
+    return {f"usr/lib/systemd/system/{path}": data for path, data in found.items()}
+
+
+def test_nothing_inside() -> None:
+    """An image without safemem."""
+    assert initramfs.inside(archive({"init": b"#!/bin/sh\n"})) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "start", "fault"),
+    [
+        (units(), "systemd", ""),
+        ({"init": f"mount\n{initramfs._GATE}\n{LINE}\n".encode()}, "initramfs-tools", ""),
+        ({"var/lib/dracut/hooks/cmdline/00-gate.sh": b"", "var/lib/dracut/hooks/cmdline/01-x.sh": b""}, "dracut", ""),
+        ({"lib/dracut/hooks/cmdline/00-gate.sh": b"", "lib/dracut/hooks/cmdline/00-a.sh": b""}, "dracut", "the hook 00-a.sh runs before it"),
+        ({"init": f"{LINE}\n{initramfs._GATE}\n".encode()}, "initramfs-tools", "/init does not run"),
+        ({path: data for path, data in units().items() if "udevd" not in path}, "systemd", "systemd-udevd.service.d/50-safemem.conf is missing"),
+        ({"init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
+        ({**units(), f"{image.PREFIX}/boot": None}, "systemd", "usr/lib/safemem/boot is missing"),
+    ],
+)  # fmt: skip
+def test_inside(files: dict[str, bytes | None], start: str, fault: str) -> None:
+    """How it is started, and what would let something come before it."""
+    everything = {path: data for path, data in {**base(), **files}.items() if data is not None}
+    found = initramfs.inside(archive(everything))
+
+    assert found is not None
+    assert (found.policy, found.digest) == ("live-update-host", policy.read(POLICY).digest)
+    assert found.start == start
+    assert fault in found.fault if fault else found.fault == ""
+
+
+@pytest.mark.parametrize(
+    ("action", "line"),
+    [("panic", "OnFailure=safemem-panic.service"), ("reboot", "FailureAction=reboot-immediate"),
+     ("halt", "FailureAction=halt-immediate")],
+)  # fmt: skip
+def test_unit(action: str, line: str) -> None:
+    """The unit ends the boot as the policy says, is no unit that may fail or be skipped, and comes before udev."""
+    text = units(action)["usr/lib/systemd/system/safemem-decide.service"].decode()
+    lines = [item for item in text.splitlines() if not item.startswith("#")]
+
+    assert line in lines and "@" not in text
+    assert "ExecStart=/usr/lib/safemem/boot" in lines
+    assert not [item for item in lines if item.startswith("Condition")]
+    before = {name for item in lines if item.startswith("Before=") for name in item.removeprefix("Before=").split()}
+    assert {*initramfs.GUARDED, "dracut-cmdline.service", "dracut-pre-udev.service"} <= before
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_units_verify(tmp_path: Path) -> None:
+    """systemd itself understands every line."""
+    for path, data in initramfs.units(Failure("reboot")).items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(data.replace(b"/usr/lib/safemem/boot", b"/bin/true"))
+    result = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", tmp_path / "safemem-decide.service", tmp_path / "safemem-panic.service"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert not [line for line in result.stderr.splitlines() if "safemem-" in line], result.stderr
+
+
+def hook(tmp_path: Path, init: str) -> subprocess.CompletedProcess[str]:
+    """Run the hook of initramfs-tools on a tree with this /init, with a `safemem` that only notes its words."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/safemem").write_text('#!/bin/sh\necho "$*" >"$DESTDIR/called"\n')
+    (tmp_path / "bin/safemem").chmod(0o755)
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/init").write_text(init)
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "DESTDIR": str(tmp_path / "tree")}
+    return subprocess.run(["sh", HOOK], env=env, capture_output=True, text=True)
+
+
+def test_hook(tmp_path: Path) -> None:
+    """The gate stands right before the line that runs init-top, and `inside` finds it there."""
+    result = hook(tmp_path, f"#!/bin/sh\nmaybe_break top\n{LINE}\nload_modules\n")
+    init = (tmp_path / "tree/init").read_bytes()
+
+    assert result.returncode == 0, result.stderr
+    assert init.decode().splitlines() == ["#!/bin/sh", "maybe_break top", ". /usr/lib/safemem/gate.sh", LINE, "load_modules"]  # fmt: skip
+    assert (tmp_path / "tree/called").read_text() == f"initramfs tree {tmp_path / 'tree'}\n"
+    found = initramfs.inside(archive({**base(), "init": init}))
+    assert found is not None and (found.start, found.fault) == ("initramfs-tools", "")
+
+
+@pytest.mark.parametrize("init", ["load_modules\n", f"{LINE}\n{LINE}\n"])
+def test_hook_fails_on_an_init_it_does_not_know(tmp_path: Path, init: str) -> None:
+    """No image rather than one without the gate."""
+    result = hook(tmp_path, init)
+
+    assert result.returncode == 1
+    assert "this initramfs-tools is not known" in result.stderr
+    assert (tmp_path / "tree/init").read_text() == init
+
+
+def test_shellcheck() -> None:
+    """Hooks and gate are what they say they are."""
+    if shutil.which("shellcheck") is None and not os.environ.get("CI"):
+        pytest.skip("shellcheck is not installed")
+    subprocess.run(["shellcheck", HOOK, ROOT / "dracut/module-setup.sh", ROOT / "initramfs/gate.sh"], check=True)
+
+
+@pytest.mark.parametrize(("action", "keys"), [("panic", "c b"), ("reboot", "b c"), ("halt", "")])
+def test_gate(tmp_path: Path, action: str, keys: str) -> None:
+    """Returns to the init that sources it if the wrapper said so; otherwise writes the keys and never returns."""
+    text = image.gate(Failure(action)).decode()
+    for path in ("/usr/lib/safemem/boot", "/dev/kmsg", "/proc/sysrq-trigger"):
+        assert path in text
+        text = text.replace(path, f"{tmp_path}{path.replace('/usr/lib/safemem', '')}")
+    for folder in ("dev", "proc"):
+        (tmp_path / folder).mkdir()
+    # Each key on a line of its own instead of the last one only.
+    text = text.replace(f">{tmp_path}/proc", f">>{tmp_path}/proc").replace("sleep 3600", "echo stops; exit 9")
+    (tmp_path / "gate.sh").write_text(text)
+    script = f". {tmp_path}/gate.sh; echo goes on"
+
+    gone = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+    (tmp_path / "boot").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "boot").chmod(0o755)
+    there = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+
+    assert (gone.returncode, gone.stdout) == (9, "stops\n")
+    trigger = tmp_path / "proc/sysrq-trigger"
+    assert (trigger.read_text().split() if trigger.exists() else []) == keys.split()
+    assert (there.returncode, there.stdout) == (0, "goes on\n")
+
+
+def test_tree_and_units(tmp_path: Path) -> None:
+    """The commands that the hooks call: files and units, with the operator's policy."""
+    mine = tmp_path / "policy.toml"
+    mine.write_text(POLICY.read_text().replace('action = "panic"', 'action = "reboot"'))
+    if os.geteuid():
+        pytest.skip("only root's policies are taken: run this as root")
+    if operator_refuses(tmp_path):
+        pytest.skip(f"{tmp_path} can be written by others")
+    (tmp_path / "tree").mkdir()
+    runner = CliRunner()
+    made = runner.invoke(main, ["initramfs", "tree", str(tmp_path / "tree"), "--policy", str(mine)])
+    also = runner.invoke(main, ["initramfs", "units", str(tmp_path / "tree/usr/lib/systemd/system"), "--policy", str(mine)])  # fmt: skip
+
+    assert (made.exit_code, also.exit_code) == (0, 0), made.output + also.output
+    files = {str(path.relative_to(tmp_path / "tree")): path.read_bytes() for path in (tmp_path / "tree").rglob("*") if path.is_file()}  # fmt: skip
+    assert (tmp_path / "tree/usr/lib/safemem/boot").stat().st_mode & 0o777 == 0o755
+    found = initramfs.inside(archive(files))
+    assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", policy.read(mine).digest)
+
+    mine.chmod(0o664)
+    refused = runner.invoke(main, ["initramfs", "tree", str(tmp_path / "tree"), "--policy", str(mine)])
+    assert refused.exit_code == 3
+    assert f"refused, because the file {mine} has mode 0664" in refused.output
+
+
+def operator_refuses(folder: Path) -> bool:
+    """Return whether files in `folder` could be written by others for a reason that is not ours."""
+    try:
+        operator.trusted(folder)
+    except operator.Untrusted:
+        return True
+    return False

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: MIT
+"""Debian systems with the package installed and the initramfs that the distribution's own command made, to boot.
+
+A guest boots either straight into that initramfs (cold), or into one of ours that hands over to it by kexec.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.test_package import build
+from tests.vm import debian, harness
+from tests.vm.guests import SHELL
+
+#: Suite and package that makes the initramfs.
+MAKERS = (("bookworm", "initramfs-tools"), ("bookworm", "dracut"), ("trixie", "dracut"))
+CMDLINE = f"{harness.CMDLINE} root=LABEL=system rw systemd.firstboot=off systemd.log_target=kmsg"
+
+_UNIT = """[Unit]
+DefaultDependencies=no
+After=multi-user.target safemem-maintenance.target
+[Service]
+StandardOutput=journal+console
+ExecStart=/bin/sh /verdict
+"""
+#: What every guest reports once its boot has ended, whatever the target.
+_VERDICT = rf"""{harness.FUNCTIONS}
+{SHELL}
+until [ "$(systemctl show -p FinishTimestampMonotonic --value)" != 0 ]; do sleep 0.2; done
+udevadm settle
+report version "$(udevadm --version | cut -d' ' -f1)"
+report target "$(systemctl list-units --type=target --state=active --plain --no-legend | cut -d' ' -f1 | tr '\n' ' ')"
+report failed "$(systemctl list-units --failed --plain --no-legend | cut -d' ' -f1 | tr '\n' ' ')"
+report analyze "$(systemd-analyze time | head -1)"
+report luo "$(ls /dev/liveupdate)$(exec 2>&1; : </dev/liveupdate && echo ' opens')"
+state
+report_file record /run/safemem/decision.json
+safemem status >/tmp/status 2>&1; report status $?; report_file status_text /tmp/status
+journalctl -b -o short-monotonic --no-hostname >/tmp/journal; report_file journal /tmp/journal
+[ ! -e /verdict.more ] || . /verdict.more
+report done debian
+sync
+poweroff -ff
+"""
+_PREDECESSOR = (
+    SHELL
+    + r"""
+mount -t debugfs d /sys/kernel/debug
+head -c "$(cat /next_size)" "$(disk kernel)" >/next
+cat "$(disk system_initrd)" >/initrd
+kexec -s -l /next --initrd=/initrd --command-line="$(cat /next_cmdline)" || { report kexec failed; poweroff -f; }
+rm /next /initrd
+kexec -e
+"""
+)
+
+
+class System(NamedTuple):
+    """A disk with an installed system, and the initramfs that was made in it."""
+
+    root: Path
+    initrd: Path
+
+
+def version(kernel: Path) -> str:
+    """Return the release of a kernel image, from its header (Documentation/arch/x86/boot.rst)."""
+    data = kernel.read_bytes()
+    at = int.from_bytes(data[0x20E:0x210], "little") + 0x200
+    return data[at : data.index(b"\0", at)].decode().split()[0]
+
+
+class Tree:
+    """A Debian root in a folder: the package is installed, and commands run inside."""
+
+    def __init__(self, folder: Path, suite: str, maker: str) -> None:
+        self.path, self.maker = folder, maker
+        image = debian.root(suite, (maker,))
+        subprocess.run(["unsquashfs", "-q", "-n", "-d", folder, image], check=True, capture_output=True)
+        self.release = version(harness.kernel("current"))
+        modules = folder / "usr/lib/modules" / self.release
+        modules.mkdir(parents=True)
+        for name in ("modules.builtin", "modules.order", "modules.builtin.modinfo"):  # no modules: all is built in
+            (modules / name).touch()
+        shutil.copy(harness.kernel("current"), folder / f"boot/vmlinuz-{self.release}")
+        (folder / f"boot/config-{self.release}").write_text("CONFIG_RD_GZIP=y\n")
+        (folder / "etc/fstab").touch()
+        (folder / "verdict").write_text(_VERDICT)
+        units = folder / "etc/systemd/system"
+        (units / "verdict.service").write_text(_UNIT)
+        (units / "sysinit.target.wants").mkdir(exist_ok=True)
+        (units / "sysinit.target.wants/verdict.service").symlink_to("../verdict.service")
+
+    @property
+    def initrd(self) -> Path:
+        """Where the distribution keeps the image."""
+        return self.path / f"boot/initrd.img-{self.release}"
+
+    def run(self, command: str, code: int = 0) -> str:
+        """Run a shell command inside, with /proc and /dev; return what it printed."""
+        mounts = [
+            (kind, self.path / place) for kind, place in (("proc", "proc"), ("sysfs", "sys"), ("devtmpfs", "dev"))
+        ]
+        for kind, place in mounts:
+            subprocess.run(["mount", "-t", kind, kind, place], check=True)
+        try:
+            result = subprocess.run(
+                ["chroot", self.path, "sh", "-c", command], capture_output=True, text=True,
+                env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+            )  # fmt: skip
+        finally:
+            for _, place in mounts:
+                subprocess.run(["umount", "-l", place], check=True)
+        assert result.returncode == code, f"{command}: {result.stdout}{result.stderr}"
+        return result.stdout + result.stderr
+
+    def install(self, package: Path) -> str:
+        """Install a package from a file."""
+        shutil.copy(package, self.path / "safemem.deb")
+        try:
+            return self.run("dpkg -i /safemem.deb")
+        finally:
+            (self.path / "safemem.deb").unlink()
+
+    def make_initrd(self) -> str:
+        """Make the image by the distribution's own command, as its documentation says."""
+        if self.maker == "initramfs-tools":
+            return self.run(f"update-initramfs -{'u' if self.initrd.exists() else 'c'} -k {self.release}")
+        return self.run(f"dracut --force /boot/initrd.img-{self.release} {self.release}")
+
+    def system(self, folder: Path, policy: str, files: dict[str, bytes] | None = None) -> System:
+        """Return the system with `policy` in force, as a disk and an initramfs in `folder`."""
+        folder.mkdir()
+        (self.path / "etc/safemem/policy.toml").write_text(policy)
+        for path, data in (files or {}).items():
+            (self.path / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.path / path).write_bytes(data)
+        self.make_initrd()
+        initrd = folder / "initrd"
+        data = self.initrd.read_bytes()
+        initrd.write_bytes(data + bytes(-len(data) % 512))
+        return System(disk(folder / "root", self.path), initrd)
+
+
+def disk(path: Path, tree: Path, mib: int = 1024) -> Path:
+    """Write a folder to an ext4 disk with the label that the guests' command line names."""
+    with path.open("wb") as file:
+        file.truncate(mib << 20)
+    subprocess.run(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "system", "-d", tree, path], check=True, capture_output=True
+    )
+    return path
+
+
+def package(suite: str, folder: Path) -> Path:
+    """Return the package for `suite`, built once."""
+    with suppress(StopIteration):
+        return next(folder.glob("*deb12*.deb" if suite == "bookworm" else "*deb13*.deb"))
+    return build(suite, folder)
+
+
+def boot(
+    name: str,
+    system: System,
+    *,
+    handover_from: str | None = None,
+    cmdline: str = "",
+    timeout: float = 900,
+    devices: tuple[str, ...] = (),
+    watch: Callable[[str], None] | None = None,
+    **more: Any,
+) -> harness.Result:
+    """Boot a system cold, or by a kexec with a handover from the kernel `handover_from`.
+
+    What the guest writes to the disk is thrown away.
+    """
+    root = ("-drive", f"if=none,id=root,file={system.root},format=raw,snapshot=on",
+            "-device", "virtio-blk-pci,drive=root,serial=root")  # fmt: skip
+    line = f"{CMDLINE} {cmdline}"
+    if handover_from is None:
+        return harness.run(
+            name, system.initrd.read_bytes(), cmdline=line.removeprefix(harness.CMDLINE), kernel_name="current",
+            devices=(*root, *devices), timeout=timeout, watch=watch, **more,
+        )  # fmt: skip
+    first = harness.image(_PREDECESSOR, next_kernel="current", files={"next_cmdline": line.encode()})
+    return harness.run(
+        name, first, kernel_name=handover_from, next_kernel="current", timeout=timeout, watch=watch,
+        devices=(*root, *harness.disk("system_initrd", system.initrd), *devices), **more,
+    )  # fmt: skip

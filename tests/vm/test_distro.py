@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""Debian with the package and an initramfs made by the distribution's own command: from the handover to the login target."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm import distro, harness
+from tests.vm.guests import ALL_ONLINE, HELD, decided, policy_text
+
+pytestmark = pytest.mark.vm
+
+IDS = [f"{suite}-{maker}" for suite, maker in distro.MAKERS]
+VERSIONS = {"bookworm": "252", "trixie": "257"}
+Make = Callable[..., distro.System]
+
+
+@pytest.fixture(scope="module")
+def make() -> Iterator[Make]:
+    """Return a function that makes a system for a suite, a maker of the initramfs and a policy, each once."""
+    if os.geteuid():
+        pytest.fail("these tests call chroot: run them as root")
+    known: dict[tuple[object, ...], distro.System] = {}
+    trees: dict[tuple[str, str], distro.Tree] = {}
+    with tempfile.TemporaryDirectory(prefix="safemem-distro-", dir="/var/tmp") as name:
+        folder = Path(name)
+
+        def system(suite: str, maker: str, policy: str = "online-safe", **more: str) -> distro.System:
+            key = (suite, maker, policy, *sorted(more.items()))
+            if key not in known:
+                if (suite, maker) not in trees:
+                    for old in trees.values():  # one at a time: they are large
+                        shutil.rmtree(old.path)
+                    trees.clear()
+                    trees[suite, maker] = distro.Tree(folder / f"tree-{len(known)}", suite, maker)
+                    trees[suite, maker].install(distro.package(suite, folder))
+                known[key] = trees[suite, maker].system(folder / f"system-{len(known)}", policy_text(policy, **more))
+            return known[key]
+
+        yield system
+
+
+def first(pattern: str, text: str) -> int:
+    """Return where `pattern` first matches in a console or journal; fails if it does not."""
+    found = re.search(pattern, text)
+    assert found, f"`{pattern}` is not in\n{text[-3000:]}"
+    return found.start()
+
+
+def checked(result: harness.Result, suite: str, maker: str) -> dict[str, str]:
+    """Check what holds in every guest that reached the login target; return what it reported."""
+    report = result.report
+    assert result.fate == "poweroff", result.serial[-3000:]
+    assert report["version"] == VERSIONS[suite]
+    assert "multi-user.target" in report["target"].split()
+    assert report["failed"] == ""
+    # safemem had finished before the initramfs' udev was started.
+    udev = r"Starting systemd-udevd version" if maker == "initramfs-tools" else r"Starting systemd-udevd\.service|Starting .*Rule-based Manager"  # fmt: skip
+    assert first(r"safemem: done: ", result.serial) < first(udev, result.serial)
+    if maker == "dracut":
+        journal = report["journal"]
+        order = [
+            first(r"Finished safemem-decide\.service", journal), first(r"Starting systemd-udevd\.service", journal),
+            first(r"(Starting|Finished) systemd-udev-trigger\.service", journal), first(r"Switching root", journal),
+        ]  # fmt: skip
+        assert order == sorted(order), journal
+    return report
+
+
+@pytest.mark.parametrize(("suite", "maker"), distro.MAKERS, ids=IDS)
+def test_cold(make: Make, suite: str, maker: str) -> None:
+    """No handover: all memory is online at the login target."""
+    report = checked(distro.boot(f"distro-{suite}-{maker}-cold", make(suite, maker)), suite, maker)
+
+    assert report["dimm"].split() == [ALL_ONLINE]
+    assert report["status"] == "0", report["status_text"]
+
+
+@pytest.mark.parametrize(("suite", "maker"), distro.MAKERS, ids=IDS)
+def test_accepted(make: Make, suite: str, maker: str) -> None:
+    """All memory is online, and nobody has touched the device of the live update: it opens."""
+    result = distro.boot(f"distro-{suite}-{maker}-accepted", make(suite, maker), handover_from="current")
+    report = checked(result, suite, maker)
+
+    assert report["dimm"].split() == [ALL_ONLINE]
+    assert decided(result)["facts"]["handover"]["value"] == "accepted"
+    assert report["luo"] == "/dev/liveupdate opens"
+    assert report["status"] == "0", report["status_text"]
+
+
+@pytest.mark.parametrize(("suite", "maker"), distro.MAKERS, ids=IDS)
+def test_rejected(make: Make, suite: str, maker: str) -> None:
+    """The login target is reached without one block of what has to be held."""
+    result = distro.boot(f"distro-{suite}-{maker}-rejected", make(suite, maker), handover_from="old-kho")
+    report = checked(result, suite, maker)
+
+    assert report["dimm"].split() == [HELD]
+    assert report["auto_online"] == "offline"
+    assert decided(result)["facts"]["handover"]["value"] == "rejected"
+    assert report["status"] == "4", report["status_text"]
+
+
+@pytest.mark.parametrize(("suite", "maker"), distro.MAKERS, ids=IDS)
+def test_rejected_panic(make: Make, suite: str, maker: str) -> None:
+    """The kernel panics before udev is started, and no shell of the initramfs comes up."""
+    result = distro.boot(f"distro-{suite}-{maker}-panic", make(suite, maker, "panic"), handover_from="old-kho")
+
+    assert result.fate == "panic", result.serial[-3000:]
+    assert "sysrq triggered crash" in result.serial
+    assert "Starting systemd-udevd" not in result.serial
+    assert "(initramfs)" not in result.serial and "mergency" not in result.serial
