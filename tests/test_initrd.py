@@ -95,7 +95,7 @@ def test_what_cpio_writes(tmp_path: Path) -> None:
         (b"070701" + b"z" * 104, "byte 0: the head of an archive entry is damaged"),
         (archive(a=b"1")[:116] + b"x" * 200, "byte 116: this is no entry of a newc archive"),
         (b"\x89LZO\0\r\n", "byte 0: packed with lzo, which cannot be unpacked here"),
-        (gzip.compress(archive(a=b"1"))[:-9], "byte 0: the compressed part is cut off"),
+        (gzip.compress(archive(a=b"1"), mtime=0)[:-9], "byte 0: the compressed part is cut off"),
         (b"\x1f\x8bgarbage", "byte 0: the compressed part is damaged"),
         (b"\x28\xb5\x2f\xfd", "byte 4: the compressed part is cut off"),
         (b"\x28\xb5\x2f\xfd\x20\x06\x29\0\0hello", "byte 0: the part packed with zstd is damaged"),
