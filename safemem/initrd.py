@@ -52,7 +52,7 @@ def _entries(data: bytes) -> "Iterator[tuple[str, int, bytes]]":
             entries, at = _archive(data, at)
             yield from entries
         else:
-            unpacked, at = _unpack(data, at)
+            unpacked, at = unpack(data, at)
             yield from _entries(unpacked)
 
 
@@ -88,7 +88,7 @@ def _archive(data: bytes, at: int) -> "tuple[list[tuple[str, int, bytes]], int]"
     raise Unreadable(f"byte {at}: the archive is cut off")
 
 
-def _unpack(data: bytes, at: int) -> "tuple[bytes, int]":
+def unpack(data: bytes, at: int) -> "tuple[bytes, int]":
     """Return what the compressed stream at `at` unpacks to, and where it ends."""
     head = data[at : at + 6]
     try:

@@ -9,36 +9,49 @@ from safemem import handover
 from safemem.cli.common import ROOT
 from safemem.model import size_text
 
+FORMAT = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+
 
 @click.command("handover-args", short_help="Print what to append to the next kernel's command line.")
 @ROOT
-@click.option("--explain", is_flag=True, help="Say how much of memory the guard covers, and what stays open.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def handover_args(root: str, explain: bool, form: str) -> None:
+@click.option("--kernel", metavar="IMAGE", default="", help="The next kernel. Default: one as large as this one.")
+@click.option("--initrd", metavar="FILE", default="", help="Its initrd. Default: one as large as this boot's.")
+@click.option("--kexec-command", "whole", is_flag=True, help="Print the whole kexec command; needs --kernel.")
+@click.option("--explain", is_flag=True, help="Say how much of memory the guard covers, what stays open and why.")
+@FORMAT
+def handover_args(root: str, kernel: str, initrd: str, whole: bool, explain: bool, form: str) -> None:
     """Print guard, safe region and hold for the next kernel, computed from this kernel's scratch areas.
 
     Run it right before the kexec: scratch areas move at each cold boot.
 
     Exit code: 0 done, 1 no guard would work here.
     """
+    if whole and not kernel:
+        raise click.UsageError("--kexec-command needs --kernel IMAGE")
     try:
-        advice = handover.advise(root)
+        advice = handover.advise(root, kernel, initrd)
+        command = handover.kexec_command(advice, kernel, initrd) if kernel and (whole or form == "json") else None
     except handover.CannotSay as error:
         raise click.ClickException(str(error)) from None
     for note in advice.notes:
         click.echo(f"safemem: {note}", err=True)
-    size = advice.guard.end - advice.guard.start
     if form == "json":
         document = {
             "schema": 1, "kind": "handover-args", "arguments": list(advice.arguments), "guard": str(advice.guard),
-            "bytes": {"memory": advice.memory, "guarded": size, "scratch": advice.safe, "open": advice.open},
+            "kexec_command": command, "notes": list(advice.notes),
+            "bytes": {"memory": advice.memory, "guarded": advice.guarded, "scratch": advice.safe, "open": advice.open},
+            "open": [
+                {"range": str(area), "bytes": area.end - area.start, "why": why} for area, why in advice.left
+            ],
         }  # fmt: skip
         click.echo(json.dumps(document, indent=1))
         return
-    click.echo(" ".join(advice.arguments))
+    click.echo(command if whole else " ".join(advice.arguments))
     if explain:
-        for what, amount in (("guarded", size), ("scratch", advice.safe), ("open", advice.open)):
+        for what, amount in (("guarded", advice.guarded), ("scratch", advice.safe), ("open", advice.open)):
             click.echo(
                 f"  {what:<8} {size_text(amount):>10}  {amount / advice.memory:.0%} of the memory that firmware gives",
                 err=True,
             )
+        for area, why in advice.left:
+            click.echo(f"  open     {size_text(area.end - area.start):>10}  {area}: {why}", err=True)
