@@ -9,7 +9,7 @@ RUN_PACKAGES := python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-system-x86 busybox-static kexec-tools udev util-linux \
 	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck mmdebstrap squashfs-tools e2fsprogs fakeroot uidmap lintian
 
-.PHONY: run test test-fast draws bench vm-demo kernels deb lint clean
+.PHONY: run test test-fast draws bench pages vm-demo kernels deb lint clean
 
 run: $(VENV)/.run
 	@echo "== dry run of the default policy against this machine (read-only)"
@@ -33,6 +33,10 @@ draws: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.vm.bench
+
+# Takes an hour: boots every row of docs/pages.md and writes it.
+pages: $(VENV)/.test
+	$(BIN)/python -m tests.vm.pages
 
 vm-demo: $(VENV)/.test
 	$(BIN)/python -m tests.vm.demo $(POLICY)

@@ -5,7 +5,7 @@ import click
 
 from safemem.cli.doctor import doctor_command
 from safemem.cli.image import compile_policy, initramfs
-from safemem.cli.outgoing import handover_args
+from safemem.cli.outgoing import handover_args, layout_command
 from safemem.cli.prove import check, diff, schema, test_cases
 from safemem.cli.release import release
 from safemem.cli.simulate import capture, simulate
@@ -25,6 +25,7 @@ for command in (
     doctor_command,
     watch_command,
     handover_args,
+    layout_command,
     simulate,
     check,
     diff,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""`safemem handover-args`: what the outgoing system does before the kexec."""
+"""`safemem handover-args` and `safemem layout`: what is done before the kexec, and before the boot."""
 
 import json
 
 import click
 
-from safemem import handover
+from safemem import handover, layout
 from safemem.cli.common import ROOT
 from safemem.model import size_text
 
@@ -55,3 +55,40 @@ def handover_args(root: str, kernel: str, initrd: str, whole: bool, explain: boo
             )
         for area, why in advice.left:
             click.echo(f"  open     {size_text(area.end - area.start):>10}  {area}: {why}", err=True)
+
+
+@click.command("layout", short_help="Print what to append to the boot loader's command line.")
+@ROOT
+@FORMAT
+def layout_command(root: str, form: str) -> None:
+    """Print the size of the scratch areas with which one guard covers most of this machine's memory.
+
+    It goes on the boot loader's command line, and counts from the next cold boot on: a kernel that
+    accepts a handover keeps its predecessor's areas.
+
+    Exit code: 0 done, 1 no layout leaves anything to guard.
+    """
+    try:
+        found = layout.advise(root)
+    except handover.CannotSay as error:
+        raise click.ClickException(str(error)) from None
+    if form == "json":
+        document = {
+            "schema": 1, "kind": "layout", "argument": found.argument, "memory": found.memory,
+            "now": found.now.guarded if found.now else 0, "now_reason": found.now_reason, "after": found.after,
+            "nodes": found.nodes, "notes": list(found.notes),
+        }  # fmt: skip
+        click.echo(json.dumps(document, indent=1))
+        return
+    for note in found.notes:
+        click.echo(f"safemem: {note}", err=True)
+    click.echo(found.argument)
+    now = f"none: {found.now_reason}"
+    if found.now:
+        now = f"{size_text(found.now.guarded)}, {found.now.guarded / found.memory:.0%} of {size_text(found.memory)}"
+    click.echo(f"  one guard covers now    {now}", err=True)
+    click.echo(
+        f"  with it, at least       {size_text(found.after)}, {found.after / found.memory:.0%}"
+        + (" (a guard keeps to one node)" if found.nodes > 1 else ""),
+        err=True,
+    )

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 import json
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,16 @@ guard() {
     report guarded "$first-$last"
     crashkernel="crashkernel=$((last + 1 - first))@$first"
 }
+# machine: report what `safemem layout` and `handover-args` read, as an archive that `machine_root` unpacks.
+machine() {
+    for file in proc/iomem proc/cmdline proc/sys/kernel/osrelease sys/kernel/boot_params/data \
+        sys/kernel/debug/kho/out/scratch_phys sys/kernel/debug/kho/out/scratch_len \
+        sys/devices/system/memory/block_size_bytes; do
+        mkdir -p "/tmp/machine/${file%/*}" && cat "/$file" >"/tmp/machine/$file"
+    done
+    for file in /sys/devices/system/node/node*/memory*; do mkdir -p "/tmp/machine$file"; done
+    report machine "$(tar -c -C /tmp/machine . | gzip | base64 -w0)"
+}
 # preserve MIB: keep a memfd through the next kexec; returns when LUO has it.
 preserve() {
     luo preserve guest "$1" >/tmp/luo &
@@ -62,6 +75,13 @@ preserve() {
     report luo "$said"
 }
 """
+
+
+def machine_root(result: Result, folder: Path) -> str:
+    """Unpack into `folder` what the guest reported as its `machine`; return it as a root to look at."""
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(result.report["machine"]))) as archive:
+        archive.extractall(folder)
+    return str(folder)
 
 
 def policy_text(lost: str = "online-safe", *, extra: str = "", sources: str = '"kho-scratch", "cmdline"') -> str:

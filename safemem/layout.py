@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""What to put on the boot loader's command line, so that one guard covers as much as can be.
+
+By default each node has a scratch area of its own, which cuts memory into one gap a node. All of it
+in one place leaves the largest node, or nearly all of a machine with one, in one piece.
+"""
+
+import re
+from typing import NamedTuple
+
+from safemem import handover, probe
+from safemem.handover import LOW, LOW_ROOM, CannotSay, Ground
+from safemem.model import Range
+
+MIB = 1 << 20
+#: Scratch areas come in whole blocks of 4 MiB (CMA_MIN_ALIGNMENT_BYTES on x86); larger steps read better.
+_STEP = 16 * MIB
+#: What early boot takes of scratch beside the image, the initrd and the map of memory: tables, per-processor data.
+_MISCELLANY = 96 * MIB
+#: What this kernel may have taken from the top of memory before it lays out scratch.
+_SLACK = 64 * MIB
+
+
+class Layout(NamedTuple):
+    """The argument, and what it is worth. Sizes in bytes."""
+
+    argument: str
+    memory: int
+    now: "handover.Advice | None"  #: what one guard covers on this boot
+    now_reason: str  #: why there is none
+    after: int  #: what one guard covers at least with the argument
+    nodes: int
+    notes: "tuple[str, ...]"
+
+
+def advise(root: str = "/") -> Layout:
+    """Return the layout for the machine below `root`.
+
+    Raises:
+        CannotSay: its memory cannot be read, or is so little that no layout leaves anything to guard.
+    """
+    snapshot = probe.read_snapshot(root)
+    ground = handover.read_ground(root, snapshot.cmdline, ())
+    low, rest, after = best(ground)
+    now, reason = None, ""
+    try:
+        now = handover.advise(root)
+    except CannotSay as error:
+        reason = str(error)
+    release = str(snapshot.facts["kernel"].value)
+    found = re.match(r"(\d+)\.(\d+)", release)
+    # Renamed in 7.4, as announced; the kernel that reads this boot loader's line is taken to be like this one.
+    name = "kho_bootmem" if found and (int(found[1]), int(found[2])) >= (7, 4) else "kho_scratch"
+    notes = []
+    if snapshot.facts["kho"].value != "on":
+        notes.append(
+            f"KHO is {snapshot.facts['kho'].value} in this kernel: the boot loader's line needs kho=on as well"
+        )
+    return Layout(
+        f"{name}={low // MIB}M,{rest // MIB}M,0M",
+        sum(area.end - area.start for area in ground.ram),
+        now,
+        reason,
+        after,
+        len(ground.nodes),
+        tuple(notes),
+    )
+
+
+def best(ground: Ground) -> "tuple[int, int, int]":
+    """Return the sizes of the low and the global scratch area that leave the largest guard, and its size at least.
+
+    Raises:
+        CannotSay: none leaves one.
+    """
+    memory = sum(area.end - area.start for area in ground.ram)
+    # An accepting kernel has nothing else until it has taken the preserved memory over. Its own default is twice
+    # what this one took early, too.
+    need = -(-(2 * (memory // 64 + ground.kernel + ground.initrd) + _MISCELLANY) // _STEP) * _STEP
+    found = []
+    # Without memory beyond 4 GiB both areas lie in the same one.
+    for low in (need, min(need, LOW_ROOM)) if ground.ram[-1].end > LOW else (need,):
+        areas = _areas(ground, low, need - low)
+        if areas is None:
+            continue
+        try:
+            guard = handover.best_guard(ground._replace(scratch=areas))
+        except CannotSay:
+            continue
+        found.append((guard.end - guard.start, low))
+    if not found:
+        raise CannotSay(f"no layout of {need // MIB} MiB of scratch leaves anything to guard")
+    after, low = max(found)
+    return low, need - low, after
+
+
+def _areas(ground: Ground, low: int, rest: int) -> "tuple[Range, ...] | None":
+    """Return where scratch areas of these sizes are at the lowest, to the end of their memory; None if one does not fit.
+
+    memblock takes from the top. Where KASLR puts this kernel's image is not known: it may be in the way.
+    """
+    memory = sum(area.end - area.start for area in ground.ram)
+    beyond = ground.ram[-1].end > LOW
+    early = _SLACK + ground.kernel + (memory // 64 if not beyond else 0)
+    found = []
+    for size, taken, limit in (
+        (low, early + ground.initrd, LOW),
+        (rest, _SLACK + ground.kernel + memory // 64, 1 << 64),
+    ):
+        if not size:
+            continue
+        for area in reversed(ground.ram):
+            end = min(area.end, limit)
+            # The low area has to leave memory for devices that reach only there.
+            if end - area.start > size + taken + (LOW_ROOM if limit == LOW and beyond else 0):
+                found.append(Range(end - taken - size, end))
+                break
+        else:
+            return None
+    return tuple(sorted(found))
