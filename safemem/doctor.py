@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem import installed, probe, realroot, standing, udevrules
+from safemem import initramfs, operator, policy, probe, realroot, standing, udevrules
 from safemem.model import UNKNOWN, Range, Snapshot, size_text
 
 SEVERITIES = ("severe", "warning", "note")
@@ -267,37 +267,47 @@ def _guard(machine: Machine) -> "Iterator[Finding]":
 
 def _initrd(machine: Machine) -> "Iterator[Finding]":
     release = str(machine.value("kernel"))
-    image = installed.find(machine.root, release)
+    image = initramfs.find(machine.root, release)
     if image is None:
         yield Finding(
             "no-initrd", "note", f"no initrd was found for kernel {release}: whether safemem is in it is not known",
-            " ".join(place.format(release) for place in installed.PLACES), "`safemem initramfs check IMAGE` looks into one",
+            " ".join(place.format(release) for place in initramfs.PLACES), "`safemem initramfs check IMAGE` looks into one",
         )  # fmt: skip
         return
     rebuild = "rebuild the initrd: `safemem initramfs install`"
     try:
-        built, authored = installed.digest(image), installed.authored(machine.root)
-    except installed.Unreadable as error:
+        inside = initramfs.inside(image.read_bytes())
+    except (OSError, ValueError) as error:
+        why = (error.strerror or "cannot be read").lower() if isinstance(error, OSError) else error
         yield Finding(
-            "initrd-unreadable",
-            "severe",
-            "whether safemem decides at the next boot cannot be told",
-            str(error),
-            rebuild,
-        )
+            "initrd-unreadable", "severe", "whether safemem decides at the next boot cannot be told", f"{image}: {why}", rebuild,
+        )  # fmt: skip
         return
-    if built is None:
+    if inside is None:
         yield Finding(
-            "initrd-without-safemem",
-            "severe",
-            "the next boot is not safemem's: it is not in the initrd",
-            str(image),
-            rebuild,
-        )
-    elif authored is not None and authored != built:
+            "initrd-without-safemem", "severe", "the next boot is not safemem's: it is not in the initrd", str(image), rebuild,
+        )  # fmt: skip
+        return
+    if inside.fault:
         yield Finding(
-            "initrd-other-policy", "severe", f"the initrd has another policy than /{installed.AUTHORED}",
-            f"{image} has digest {built[:12]}, the file {authored[:12]}", rebuild,
+            "initrd-not-first", "severe", "safemem is in the initrd, but it would not decide before everything else",
+            f"{image}: {inside.fault}", rebuild,
+        )  # fmt: skip
+    own = Path(machine.root) / operator.POLICY
+    if not os.path.lexists(own):
+        return
+    try:
+        digest = policy.load(operator.find(machine.root)).policy.digest
+    except (operator.Untrusted, policy.PolicyError, OSError) as error:
+        yield Finding(
+            "policy-refused", "severe", "the policy of this machine cannot be built into the next initrd", str(error).splitlines()[0],
+            f"mend /{operator.POLICY}, then {rebuild}",
+        )  # fmt: skip
+        return
+    if digest != inside.digest:
+        yield Finding(
+            "initrd-other-policy", "severe", f"the initrd has another policy than /{operator.POLICY}",
+            f"{image} has digest {inside.digest[:12]}, the file {digest[:12]}", rebuild,
         )  # fmt: skip
 
 

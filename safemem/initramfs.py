@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """safemem in a distribution's own initramfs: the units for one with systemd, and what a built image has of it."""
 
+import fnmatch
+from pathlib import Path
 from typing import NamedTuple
 
 from safemem import compiled, initrd
@@ -21,6 +23,14 @@ _ON_FAILURE = {
 }
 _LINE = "run_scripts /scripts/init-top"
 _GATE = f". /{PREFIX}/gate.sh"
+#: Where distributions put an image, below the root, for one kernel release.
+PLACES = (
+    "boot/initrd.img-{}",  # Debian, Ubuntu
+    "boot/initramfs-{}.img",  # Fedora, Red Hat
+    "boot/initrd-{}",  # SUSE
+    "boot/*/{}/initrd*",  # kernel-install(8), by machine id
+    "efi/*/{}/initrd*",
+)
 
 
 class Inside(NamedTuple):
@@ -28,7 +38,7 @@ class Inside(NamedTuple):
 
     digest: str  #: of the policy that is built in
     policy: str  #: its name
-    start: str  #: what starts the boot program: `systemd`, `initramfs-tools`, `dracut`; "" if nothing does
+    start: str  #: what starts the boot program: `systemd`, `initramfs-tools`, `dracut`, `init`; "" if nothing does
     fault: str  #: why it would not be started before everything else, or ""
 
 
@@ -45,6 +55,17 @@ def units(failure: Failure) -> "dict[str, bytes]":
             f"# SPDX-License-Identifier: MIT\n[Unit]\nRequires={UNIT}\nAfter={UNIT}\n".encode()
         )
     return found
+
+
+def find(root: str, release: str) -> "Path | None":
+    """Return the image that is there for one kernel release, or None."""
+    for place in PLACES:
+        # A release is no pattern, whatever is in it.
+        pattern = place.format("".join(f"[{char}]" if char in "*?[" else char for char in release))
+        for path in sorted(Path(root).glob(pattern)):
+            if path.is_file() and not fnmatch.fnmatch(path.name, "*.old*"):
+                return path
+    return None
 
 
 def inside(data: bytes) -> "Inside | None":
@@ -78,8 +99,10 @@ def inside(data: bytes) -> "Inside | None":
     elif "00-gate.sh" in first:
         start = "dracut"
         fault = f"the hook {first[0]} runs before it" if first[0] != "00-gate.sh" else ""
+    elif f"/{PREFIX}/boot".encode() in found.get("init", b""):
+        start = "init"  # somebody's own: what it does first is theirs to know
     else:
-        fault = "nothing in it starts the boot program; if an init of your own does, all is well"
+        fault = "nothing in it starts the boot program"
     if f"{PREFIX}/boot" not in found:
         fault = f"{PREFIX}/boot is missing"
     return Inside(policy.digest, policy.name, start, fault)

@@ -44,13 +44,14 @@ def healthy(base: Path, **options: object) -> Path:
     return root
 
 
-def pack(root: Path, policy: bytes | None) -> None:
+def pack(root: Path, policy: bytes | None, init: bytes = b"#!/bin/sh\n/usr/lib/safemem/boot\n") -> None:
     """Make the initrd of the next boot, with safemem and `policy` in it or without."""
     out = io.BytesIO()
     archive = Archive(out)
-    archive.file("init", b"#!/bin/sh\n", 0o755)
+    archive.file("init", init, 0o755)
     if policy is not None:
         archive.file(boot.POLICY, policy)
+        archive.file("usr/lib/safemem/boot", b"#!/bin/sh\n", 0o755)
     archive.close()
     (root / "boot").mkdir(exist_ok=True)
     release = (root / "proc/sys/kernel/osrelease").read_text().strip()
@@ -81,6 +82,8 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("virtio-mem-stalls", "warning", put("proc/iomem", "100000000-13fffffff : System RAM (virtio_mem)\n")),
     ("dlpar", "severe", put("proc/sys/kernel/arch", "ppc64le\n")),
     ("initrd-without-safemem", "severe", lambda root: pack(root, None)),
+    ("initrd-not-first", "severe", lambda root: pack(root, (root / boot.POLICY).read_bytes(), b"#!/bin/sh\n")),
+    ("policy-refused", "severe", put("etc/safemem/policy.toml", "format = 2\n")),
     ("initrd-other-policy", "severe", put("etc/safemem/policy.toml", (POLICIES / "minimal.toml").read_text())),
     ("initrd-unreadable", "severe", lambda root: pack(root, b"{}")),
     ("no-initrd", "note", lambda root: shutil.rmtree(root / "boot")),

@@ -59,6 +59,7 @@ def test_nothing_inside() -> None:
         ({"lib/dracut/hooks/cmdline/00-gate.sh": b"", "lib/dracut/hooks/cmdline/00-a.sh": b""}, "dracut", "the hook 00-a.sh runs before it"),
         ({"init": f"{LINE}\n{initramfs._GATE}\n".encode()}, "initramfs-tools", "/init does not run"),
         ({path: data for path, data in units().items() if "udevd" not in path}, "systemd", "systemd-udevd.service.d/50-safemem.conf is missing"),
+        ({"init": b"#!/bin/sh\n/usr/lib/safemem/boot || exit\n"}, "init", ""),
         ({"init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
         ({**units(), f"{image.PREFIX}/boot": None}, "systemd", "usr/lib/safemem/boot is missing"),
     ],

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
+from safemem.cpio import Archive
 from tests.test_package import build, contents
 from tests.vm import debian, harness
 from tests.vm.guests import HELD, archive, policy_text
@@ -17,9 +19,14 @@ pytestmark = pytest.mark.vm
 
 
 def test_faults_are_found_and_remedied(tmp_path: Path) -> None:
-    """After a lost handover: a stale initrd, Debian's own kexec-load and a rule that came later; then none of them."""
+    """After a lost handover: an initrd in which nothing starts safemem, Debian's own kexec-load and a rule that came later; then none of them."""
     text = policy_text("online-safe")
+    started = io.BytesIO()
+    with_init = Archive(started)
+    with_init.file("init", b"#!/bin/sh\n/usr/lib/safemem/boot || exit\n", 0o755)
+    with_init.close()
     script = """
+    mv /initrd.unstarted "/boot/initrd.img-$(uname -r)"
     safemem doctor --format json >/tmp/first; report first_code $?; report_file first /tmp/first
     safemem doctor >/tmp/text; report_file text /tmp/text
     mv /initrd.good "/boot/initrd.img-$(uname -r)"
@@ -33,7 +40,8 @@ def test_faults_are_found_and_remedied(tmp_path: Path) -> None:
         **contents(build("bookworm", tmp_path), tmp_path),
         "etc/systemd/system/sysinit.target.d/safemem.conf": b"[Unit]\nWants=safemem-hold.service\n",
         "etc/safemem/policy.toml": text.encode(),
-        "initrd.good": archive(text),
+        "initrd.unstarted": archive(text),
+        "initrd.good": started.getvalue() + archive(text),
         "verdict.d/late": SITE.encode(),
     }
     image = debian.initrd(
@@ -51,7 +59,7 @@ def test_faults_are_found_and_remedied(tmp_path: Path) -> None:
     print(report["text"])
     print(report["second"])
     assert report["first_code"] == "1"
-    assert {"no-initrd", "old-kexec", "udev-rule"} <= set(first)
+    assert {"initrd-not-first", "old-kexec", "udev-rule"} <= set(first)
     assert first["udev-rule"]["evidence"].endswith("41-late.rules:1")
     assert (report["second_code"], {item["severity"] for item in second.values()} & {"severe"}) == ("0", set()), second
     assert report["dimm"].split() == [HELD]
