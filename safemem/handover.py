@@ -344,7 +344,7 @@ def _nodes(root: str) -> tuple[tuple[Range, ...], ...]:
         names = [name for name in os.listdir(base) if name[:4] == "node" and name[4:].isdecimal()]
         if len(names) < 2:
             return ()
-        with open(os.path.join(root, probe.MEMORY, "block_size_bytes"), encoding="ascii") as file:
+        with open(os.path.join(root, probe.MEMORY, "block_size_bytes"), encoding="utf-8") as file:
             size = int(file.read(), 16)
         blocks = [
             {int(item[6:]) for item in os.listdir(os.path.join(base, name)) if item[:6] == "memory" and item[6:].isdecimal()}

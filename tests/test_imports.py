@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,11 @@ def test_boot_path_imports() -> None:
 def test_importing_the_package_costs_nothing() -> None:
     """safemem/__init__.py is empty."""
     assert (PACKAGE / "__init__.py").read_bytes() == b""
+
+
+def test_no_codec_that_the_archive_lacks() -> None:
+    """The archive carries UTF-8 alone of the codecs that a text file can be opened with."""
+    for name in (*BOOT_PATH, "safemem.handover"):
+        path = PACKAGE.parent / f"{name.replace('.', '/')}.py"
+        text = path.read_text() if path.exists() else ""
+        assert set(re.findall(r"encoding=\"(.*?)\"", text)) <= {"utf-8"}, name

@@ -67,6 +67,11 @@ machine() {
     for file in /sys/devices/system/node/node*/memory*; do mkdir -p "/tmp/machine$file"; done
     report machine "$(tar -c -C /tmp/machine . | gzip | base64 -w0)"
 }
+# arguments: set $arguments to what handover-args prints for the next kernel.
+arguments() {
+    arguments="$(/usr/lib/safemem/handover-args 2>/tmp/why)" || { report_file arguments /tmp/why; poweroff -f; }
+    report arguments "$arguments"
+}
 # preserve MIB: keep a memfd through the next kexec; returns when LUO has it.
 preserve() {
     luo preserve guest "$1" >/tmp/luo &

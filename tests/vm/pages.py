@@ -81,8 +81,7 @@ def row(machine: Machine, next_kernel: str, protection: str) -> Row:
     script = f"""{guests.SHELL}
 mount -t debugfs d /sys/kernel/debug
 if [ "$stage" = 1 ]; then
-    arguments="$(/usr/lib/safemem/handover-args)" || report arguments failed
-    report arguments "$arguments"
+    arguments
     preserve {machine.memfd}
     report checkpoint 1
     handover "{harness.CMDLINE} {append}"
@@ -111,7 +110,7 @@ report filled "$(fill {machine.boot})"
             cmdline=advised(machine).argument, memory=memory, checkpoint=count, timeout=900,
         )  # fmt: skip
         if result.report.get("luo") != "preserved" or not counts:
-            raise RuntimeError(f"the first kernel did not preserve anything: {result.report}")
+            raise RuntimeError(f"nothing was handed over: {result.report}")
         count(result.report)
     (guard_before, rest_before), (guard_after, rest_after) = counts
     area = parse_range(guard)

@@ -19,8 +19,7 @@ SCRIPT = f"""
 mount -t debugfs d /sys/kernel/debug
 if [ "$stage" = 1 ]; then
     preserve 256
-    arguments="$(/usr/lib/safemem/handover-args)" || report arguments failed
-    report arguments "$arguments"
+    arguments
     report checkpoint 1
     handover "{harness.CMDLINE} $arguments"
 fi
