@@ -87,7 +87,7 @@ class Tree:
         for name in ("modules.builtin", "modules.order", "modules.builtin.modinfo"):  # no modules: all is built in
             (modules / name).touch()
         shutil.copy(harness.kernel("current"), folder / f"boot/vmlinuz-{self.release}")
-        (folder / f"boot/config-{self.release}").write_text("CONFIG_RD_GZIP=y\n")
+        (folder / f"boot/config-{self.release}").write_text("CONFIG_BLK_DEV_INITRD=y\nCONFIG_RD_GZIP=y\n")
         (folder / "etc/fstab").touch()
         (folder / "verdict").write_text(_VERDICT)
         units = folder / "etc/systemd/system"
@@ -128,13 +128,17 @@ class Tree:
 
     def make_initrd(self) -> str:
         """Make the image by the distribution's own command, as its documentation says."""
+        before = self.initrd.stat().st_mtime_ns if self.initrd.exists() else None
         if self.maker == "initramfs-tools":
-            return self.run(f"update-initramfs -{'u' if self.initrd.exists() else 'c'} -k {self.release}")
-        return self.run(f"dracut --force /boot/initrd.img-{self.release} {self.release}")
+            out = self.run(f"update-initramfs -{'u' if before else 'c'} -k {self.release}")
+        else:
+            out = self.run(f"dracut --force /boot/initrd.img-{self.release} {self.release}")
+        # dracut's exit status says nothing: it is 0 as well when it has decided that no image is wanted.
+        assert self.initrd.exists() and self.initrd.stat().st_mtime_ns != before, f"no image was made: {out}"
+        return out
 
     def system(self, folder: Path, policy: str, files: dict[str, bytes] | None = None) -> System:
-        """Return the system with `policy` in force, as a disk and an initramfs in `folder`."""
-        folder.mkdir()
+        """Return the system with `policy` in force, as a disk and an initramfs in `folder`, which is there and empty."""
         (self.path / "etc/safemem/policy.toml").write_text(policy)
         for path, data in (files or {}).items():
             (self.path / path).parent.mkdir(parents=True, exist_ok=True)

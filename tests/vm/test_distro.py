@@ -17,7 +17,11 @@ from tests.vm.guests import ALL_ONLINE, HELD, decided, policy_text
 
 pytestmark = pytest.mark.vm
 
-IDS = [f"{suite}-{maker}" for suite, maker in distro.MAKERS]
+#: One worker for each, so that no tree is made twice.
+MAKERS = [
+    pytest.param(suite, maker, id=f"{suite}-{maker}", marks=pytest.mark.xdist_group(f"{suite}-{maker}"))
+    for suite, maker in distro.MAKERS
+]
 VERSIONS = {"bookworm": "252", "trixie": "257"}
 Make = Callable[..., distro.System]
 
@@ -39,9 +43,11 @@ def make() -> Iterator[Make]:
                     for old in trees.values():  # one at a time: they are large
                         shutil.rmtree(old.path)
                     trees.clear()
-                    trees[suite, maker] = distro.Tree(folder / f"tree-{len(known)}", suite, maker)
-                    trees[suite, maker].install(distro.package(suite, folder))
-                known[key] = trees[suite, maker].system(folder / f"system-{len(known)}", policy_text(policy, **more))
+                    tree = distro.Tree(Path(tempfile.mkdtemp(dir=folder)) / "tree", suite, maker)
+                    tree.install(distro.package(suite, folder))
+                    trees[suite, maker] = tree
+                place = Path(tempfile.mkdtemp(dir=folder))  # another one each time, also after a failure
+                known[key] = trees[suite, maker].system(place, policy_text(policy, **more))
             return known[key]
 
         yield system
@@ -74,7 +80,7 @@ def checked(result: harness.Result, suite: str, maker: str) -> dict[str, str]:
     return report
 
 
-@pytest.mark.parametrize(("suite", "maker"), distro.MAKERS, ids=IDS)
+@pytest.mark.parametrize(("suite", "maker"), MAKERS)
 def test_cold(make: Make, suite: str, maker: str) -> None:
     """No handover: all memory is online at the login target."""
     report = checked(distro.boot(f"distro-{suite}-{maker}-cold", make(suite, maker)), suite, maker)
@@ -83,7 +89,7 @@ def test_cold(make: Make, suite: str, maker: str) -> None:
     assert report["status"] == "0", report["status_text"]
 
 
-@pytest.mark.parametrize(("suite", "maker"), distro.MAKERS, ids=IDS)
+@pytest.mark.parametrize(("suite", "maker"), MAKERS)
 def test_accepted(make: Make, suite: str, maker: str) -> None:
     """All memory is online, and nobody has touched the device of the live update: it opens."""
     result = distro.boot(f"distro-{suite}-{maker}-accepted", make(suite, maker), handover_from="current")
@@ -95,7 +101,7 @@ def test_accepted(make: Make, suite: str, maker: str) -> None:
     assert report["status"] == "0", report["status_text"]
 
 
-@pytest.mark.parametrize(("suite", "maker"), distro.MAKERS, ids=IDS)
+@pytest.mark.parametrize(("suite", "maker"), MAKERS)
 def test_rejected(make: Make, suite: str, maker: str) -> None:
     """The login target is reached without one block of what has to be held."""
     result = distro.boot(f"distro-{suite}-{maker}-rejected", make(suite, maker), handover_from="old-kho")
@@ -107,7 +113,7 @@ def test_rejected(make: Make, suite: str, maker: str) -> None:
     assert report["status"] == "4", report["status_text"]
 
 
-@pytest.mark.parametrize(("suite", "maker"), distro.MAKERS, ids=IDS)
+@pytest.mark.parametrize(("suite", "maker"), MAKERS)
 def test_rejected_panic(make: Make, suite: str, maker: str) -> None:
     """The kernel panics before udev is started, and no shell of the initramfs comes up."""
     result = distro.boot(f"distro-{suite}-{maker}-panic", make(suite, maker, "panic"), handover_from="old-kho")
