@@ -4,9 +4,10 @@
 A closed fact has finitely many values. Numbers, releases, texts and names are split into the
 classes that the policy's own conditions tell apart, each with one value to stand for it. So the
 state space is finite and is enumerated whole; no solver is needed, and the answer is a proof.
-One restriction: a release that is asked for by globs *and* comparisons is split by trial values.
+One restriction: releases with numbers of more than nine digits, which have no order, are not looked for.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, product
 from typing import NamedTuple
@@ -189,22 +190,29 @@ def _candidates(name: str, kind: str, conditions: "list[Condition]") -> "Iterabl
         return (subset for size in range(len(every) + 1) for subset in combinations(every, size))
     globs = [str(term.value) for term in terms if term.op in ("is", "glob") and term.value != UNKNOWN]
     bounds = [str(term.value) for term in terms if term.op in ("<", "<=", ">", ">=")]
-    texts = _texts(globs)
-    return (*_releases(bounds, globs), *texts) if kind == "version" else texts
+    # Without globs the releases around the bounds are all there is, and read better.
+    return (*_releases(bounds), *_texts(globs, bounds if globs else []))
 
 
-def _texts(patterns: "list[str]") -> "list[str]":
-    """Return a text for every combination of `patterns` that some text matches: a walk over the product automaton."""
-    letters = sorted({letter for pattern in patterns for letter in pattern if letter not in "*?"})
+def _texts(patterns: "list[str]", bounds: "list[str]") -> "list[str]":
+    """Return a text for every combination of `patterns` that some text matches and `bounds` that it lies between.
+
+    A walk over the product automaton.
+    """
+    order = _Order(bounds)
+    letters = sorted({letter for text in (*patterns, *order.letters) for letter in text if letter not in "*?"})
     fresh = next(
         letter for letter in "xyzuvw0123456789-" + "".join(map(chr, range(192, 0x2000))) if letter not in letters
     )
-    start = tuple(_closure(pattern, {0}) for pattern in patterns)
+    start = (tuple(_closure(pattern, {0}) for pattern in patterns), order.start)
     texts = {start: ""}
     queue = [start]
     for at in queue:
         for letter in (fresh, *letters):
-            after = tuple(_step(pattern, places, letter) for pattern, places in zip(patterns, at, strict=True))
+            after = (
+                tuple(_step(pattern, places, letter) for pattern, places in zip(patterns, at[0], strict=True)),
+                order.step(at[1], letter),
+            )
             if after not in texts:
                 texts[after] = texts[at] + letter
                 queue.append(after)
@@ -234,7 +242,51 @@ def _step(pattern: str, places: "frozenset[int]", letter: str) -> "frozenset[int
     return _closure(pattern, after)
 
 
-def _releases(bounds: "list[str]", globs: "list[str]") -> "list[str]":
+class _Order:
+    """Where a text that is read letter by letter stands among `bounds`, as `engine.order_key` reads it.
+
+    A state is (phase, index of the number, the bounds `low`..`high` that the numbers before are equal to, the number
+    so far); two texts in the same state compare alike whatever follows.
+    """
+
+    State = tuple[str, int, int, int, int]
+
+    def __init__(self, bounds: "list[str]") -> None:
+        self._keys = sorted({key for bound in bounds if (key := engine.order_key(bound))})
+        self.letters = "0123456789.-rc" if self._keys else ""
+        self.start: _Order.State = ("number", 0, 0, len(self._keys), 0) if self._keys else ("over", 0, 0, 0, 0)
+
+    def step(self, state: State, letter: str) -> State:
+        """Return the state after one more letter."""
+        phase, index, low, high, number = state
+        if phase == "number" and letter in "0123456789":
+            return ("digits", index, low, high, self._class(state, int(letter)))
+        if phase == "digits" and letter in "0123456789":
+            return ("digits", index, low, high, self._class(state, 10 * number + int(letter)))
+        if phase == "number" and (index == 0 or letter.isdecimal()):  # no number at all, or digits that are not ASCII
+            return ("none", 0, 0, 0, 0)
+        if phase == "digits":
+            column = [key[index] for key in self._keys[low:high]]
+            low, high = low + bisect_left(column, number), low + bisect_right(column, number)
+            if letter == ".":
+                return ("number" if index < 2 else "over", index + 1, low, high, 0)
+            return ("-" if letter == "-" else "over", index + 1, low, high, 0)
+        if (phase, letter) in (("-", "r"), ("-r", "c")):
+            return (phase + letter, index, low, high, 0)
+        return state if phase in ("-rc", "none") else ("over", index, low, high, 0)
+
+    def _class(self, state: State, number: int) -> int:
+        """Return the smallest number that compares like `number`, and still does with more digits behind."""
+        column = [key[state[1]] for key in self._keys[state[2] : state[3]]]
+        if not column:
+            return 0
+        place = bisect_left(column, number)
+        if number <= column[-1] // 10 or (place < len(column) and column[place] == number):
+            return number
+        return max(column[-1] // 10, column[place - 1] if place else 0) + 1
+
+
+def _releases(bounds: "list[str]") -> "list[str]":
     """Return releases at, just below, just above and between `bounds`, plain, as candidates and as a distribution's."""
     if not bounds:
         return []
@@ -242,16 +294,7 @@ def _releases(bounds: "list[str]", globs: "list[str]") -> "list[str]":
     for bound in bounds:
         a, b, c = (engine.order_key(bound) or (0, 0, 0))[:3]
         keys.update({(a, b, c), _below(a, b, c), (a, b, c + 1), (a, b + 1, 0), (a + 1, 0, 0)})
-    plain = [f"{a}.{b}.{c}" for a, b, c in sorted(keys)]
-    texts = [text + tail for text in plain for tail in ("", "-rc1", "-x")]
-    for glob in globs:
-        texts.append(glob.replace("*", "").replace("?", "0"))
-        head, star, tail = glob.partition("*")
-        if star and "*" not in tail and "?" not in glob:
-            texts += [head + text[len(head) :] + tail for text in list(texts) if text.startswith(head)]
-            texts += [text + tail for text in plain if not head]
-            texts += [head + filler + tail for filler in ("0", ".0", ".99", "-x", "99")]
-    return texts
+    return [f"{a}.{b}.{c}{tail}" for a, b, c in sorted(keys) for tail in ("", "-rc1", "-x")]
 
 
 def _below(a: int, b: int, c: int) -> "tuple[int, int, int]":

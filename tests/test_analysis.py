@@ -117,6 +117,16 @@ def test_every_machine_falls_into_a_class_with_its_outcome(drawn: Policy, facts:
     assert decision.rule == outcomes.rule(state).name
 
 
+@settings(max_examples=max(200, DRAWS // 10), deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(conditions("kernel"), min_size=1, max_size=4), st.lists(values("kernel"), min_size=20, max_size=20))
+def test_every_release_falls_into_a_class(asked: list[Condition], releases: list[str]) -> None:
+    """Globs and comparisons on one fact, in any mixture."""
+    rules = tuple(Rule(f"r{index}", "panic", (condition,)) for index, condition in enumerate(asked))
+    space = analysis.Space(Policy("p", rules, Rule("otherwise", "panic"), Failure("panic"), ("none",)))
+    for release in releases:
+        space.locate({"handover": Fact("none", ""), "kernel": Fact(release, "")})
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.builds(Rule, st.uuids().map(str), ACTION, st.lists(st.sampled_from(["handover", "luo"]), min_size=1, unique=True)
