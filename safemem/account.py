@@ -67,7 +67,7 @@ def account(
                 why = refused.get(first) or _why(decision, was)
                 _in_use(shares, start, end, guard, decision.region, why)
             else:
-                shares.add("exposed", start, end, f"its state is {run.state}")
+                shares.add("exposed", start, end, refused.get(first) or f"its state is {run.state}")
             first = last + 1
     return tuple(shares.found)
 

@@ -13,7 +13,20 @@ from itertools import combinations, product
 from typing import NamedTuple
 
 from safemem import engine
-from safemem.model import FACTS, FINAL, PERMISSIVENESS, UNKNOWN, Blocks, Condition, Fact, Policy, Range, Rule, Snapshot
+from safemem.model import (
+    FACTS,
+    FINAL,
+    PERMISSIVENESS,
+    UNKNOWN,
+    Blocks,
+    Condition,
+    Fact,
+    Policy,
+    Range,
+    Rule,
+    Snapshot,
+    parse_limit,
+)
 
 Value = str | int | tuple[str, ...]
 State = tuple[Value, ...]
@@ -497,18 +510,13 @@ def _failure(policy: Policy) -> "Iterator[Finding]":
         )  # fmt: skip
 
 
+def _effect(rule: Rule) -> "tuple[object, ...]":
+    """Return what a rule does, without what it is called, asks for and says."""
+    return tuple(rule._replace(name="", when=(), message="", accept_data_exposure=False))
+
+
 def _outcome(rule: Rule) -> "tuple[object, ...]":
-    return (
-        rule.action,
-        rule.zone,
-        rule.enter,
-        rule.on_shortfall,
-        rule.boot_memory,
-        rule.if_onlined,
-        rule.final,
-        rule.accept_data_exposure,
-        rule.message,
-    )
+    return (*_effect(rule), rule.accept_data_exposure, rule.message)
 
 
 def _same(policy: Policy) -> "Iterator[Finding]":
@@ -569,9 +577,8 @@ def compare(old: Policy, new: Policy) -> "tuple[list[Change], int]":
     before, after = Outcomes(space, old), Outcomes(space, new)
     groups: dict[tuple[int, int], list[State]] = {}
     for state, index in before.of.items():
-        if _outcome(before.rules[index])[:5] != _outcome(after.rule(state))[:5] or _said(before.rules[index]) != _said(
-            after.rule(state)
-        ):
+        mine, other = before.rules[index], after.rule(state)
+        if _effect(mine) != _effect(other) or _said(mine) != _said(other):
             groups.setdefault((index, after.of[state]), []).append(state)
     changes = []
     for (first, second), states in groups.items():
@@ -593,11 +600,19 @@ def _said(rule: Rule) -> "tuple[str, str]":
 
 
 def _direction(old: Rule, new: Rule) -> str:
-    if _outcome(old)[:7] == _outcome(new)[:7]:
+    if _effect(old) == _effect(new):
         return "reason"
     # The action first; then whether the boot goes on as usual; then what a shortfall leads to, and whether the hold outlasts a hand.
     strict = [
         (-PERMISSIVENESS[rule.action], rule.boot_memory == "offline", bool(rule.enter), rule.on_shortfall in FINAL,
-         rule.final, rule.if_onlined == "offline") for rule in (old, new)
+         -_allowed(rule.exposed_max, other.exposed_max), -_allowed(rule.floor, other.floor), rule.final, rule.if_onlined == "offline")
+        for rule, other in ((old, new), (new, old))
     ]  # fmt: skip
     return "other" if strict[0] == strict[1] else "stricter" if strict[1] > strict[0] else "looser"
+
+
+def _allowed(text: str, other: str) -> int:
+    """Return the size of a limit as far as it can be compared with `other`: two sizes, or two shares."""
+    if not text or not other or text.endswith("%") != other.endswith("%"):
+        return 0
+    return parse_limit(text, 1 << 40)

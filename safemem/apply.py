@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` would bring `enum`
 import os
+import time
 
 from safemem import probe
-from safemem.model import FINAL, Blocks, Decision, Range, Step, size_text
+from safemem.model import Blocks, Decision, Range, Step, parse_size, size_text
 from safemem.probe import AUTO_ONLINE, CRASH_SIZE, MEMORY
 from safemem.tuples import NamedTuple
 
@@ -30,7 +31,9 @@ UDEV_RUN = "run/udev/rules.d"
 GUARD_PIECE = 256 << 20
 #: Blocks between two signs of progress: 2 GiB blocks of a slow machine still count often enough.
 PROGRESS_EVERY = 8
-#: Bytes that have to be available beside the block that is taken offline, or a sixteenth of all memory.
+#: Seconds after which a long run says how far it is, again and again.
+SAY_EVERY = 5.0
+#: Bytes that stay available for the first programs of a real root; what grows with the machine comes on top (`_Quarantine`).
 _FLOOR = 128 << 20
 _ENOENT, _EBUSY, _EINVAL = 2, 16, 22
 ONLINE_WORD = {"movable": "online_movable", "kernel": "online_kernel", "auto": "online"}
@@ -127,19 +130,21 @@ def carry_out(decision: Decision, root: str = "/", progress: Progress = lambda: 
     block may take to go offline, in seconds.
     """
     problems: "list[str]" = []
-    onlined = wanted = 0
+    onlined = 0
+    online = [step for step in decision.steps if step.op == "online"]
+    wanted = sum(step.size for step in online)
+    told = _Told(root, "onlining memory", wanted, progress)
+    # Safe memory first: what quarantine moves out of the way can go there, and more of the rest can be given up.
+    for step in online:
+        done, trouble = _online(root, step, told)
+        onlined += done
+        problems += trouble
     quarantine = _Quarantine(root, decision, progress, patience)
     quarantine.attempt()
-    for step in decision.steps:
-        if step.op == "online":
-            wanted += step.size
-            done, trouble = _online(root, step, progress)
-            onlined += done
-            problems += trouble
     quarantine.attempt()  # what refused once more: some of it was only busy
     for step in decision.steps:
         if step.op == "release-guard":
-            problems += _release_guard(root, step, progress)
+            problems += _release_guard(root, step, _Told(root, "giving back the guard", step.size, progress))
     short = bool(problems) and decision.action == "online-all"
     after = probe.states(root) if any(step.op in ("hold", "offline") for step in decision.steps) else ()
     held_problems = _still_held(decision, after)
@@ -171,14 +176,29 @@ def end(action: str, reason: str, root: str = "/") -> None:
 
     sysrq-trigger takes root's word whatever kernel.sysrq says (Documentation/admin-guide/sysrq.rst).
     """
-    assert action in FINAL
     say(root, 0, f"{action}: {reason}")
     for key in {"panic": "cb", "reboot": "bc", "halt": ""}[action]:
         _write(root, SYSRQ, key)
         say(root, 0, f"writing `{key}` to {SYSRQ} did not end this boot")
 
 
-def _online(root: str, step: Step, progress: Progress) -> "tuple[int, list[str]]":
+class _Told:
+    """Counts work for the watchdog, and says on the console every few seconds how far it is."""
+
+    def __init__(self, root: str, what: str, whole: int, progress: Progress) -> None:
+        self._root, self._what, self._whole, self._progress = root, what, whole, progress
+        self._done, self._next = 0, time.monotonic() + SAY_EVERY
+
+    def step(self, size: int, more: str = "") -> None:
+        """Count `size` bytes more; `more` is said after the figures."""
+        self._progress()
+        self._done += size
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + SAY_EVERY
+            say(self._root, 5, f"{self._what}: {size_text(self._done)} of {size_text(self._whole)}{more}")
+
+
+def _online(root: str, step: Step, told: _Told) -> "tuple[int, list[str]]":
     """Online the step's blocks; return the bytes that are online afterwards, and the problems as ranges."""
     word = ONLINE_WORD[step.zone].encode()
     block = step.size // (step.last - step.first + 1)
@@ -199,7 +219,7 @@ def _online(root: str, step: Step, progress: Progress) -> "tuple[int, list[str]]
             except OSError as error:
                 failed[number] = (error.strerror or "cannot be written").lower()
             if number % PROGRESS_EVERY == 0:
-                progress()
+                told.step(min(PROGRESS_EVERY, number + 1 - step.first) * block)
         for number in range(step.first, step.last + 1):
             state = _line(folder, f"memory{number}/state")
             if state != "online":
@@ -218,16 +238,24 @@ def _online(root: str, step: Step, progress: Progress) -> "tuple[int, list[str]]
 
 
 class _Quarantine:
-    """Takes blocks offline, from the top down: the kernel is low in memory, so the top is most likely to be free.
+    """Takes blocks offline: the movable zone first, which nothing keeps, then from the top down, away from the kernel.
 
-    Offlining moves what is in use elsewhere, so it needs memory: below a floor the rest stays.
+    Offlining moves what is in use elsewhere, and what boots needs memory: below a floor the rest stays. By default that
+    is room for the first programs, for four times the packed initrd (the real root brings no less than the initramfs,
+    which is in use already) and for the memory map of as much memory as there is, should it be plugged in later.
     """
 
     def __init__(self, root: str, decision: Decision, progress: Progress, patience: float) -> None:
         self._root, self._progress, self._patience = root, progress, patience
         steps = [step for step in decision.steps if step.op == "offline"]
         self.block = steps[0].size // (steps[0].last - steps[0].first + 1) if steps else 0
-        self._left = [number for step in reversed(steps) for number in range(step.last, step.first - 1, -1)]
+        numbers = [number for step in steps for number in range(step.first, step.last + 1)]
+        movable = {number for number in numbers if _read(root, f"{MEMORY}/memory{number}/valid_zones") == "Movable"}
+        self._left = sorted(numbers, key=lambda number: (number not in movable, -number))
+        blocks = sum(step.size for step in decision.steps if step.first >= 0)
+        self.floor = (
+            parse_size(decision.floor) if decision.floor else _FLOOR + 4 * probe.initrd_size(root) + blocks // 64
+        )
         known = probe.resources(root) if steps else []
         self._kernel = [area for area, name in known if name.startswith("Kernel ")]
         self._ram = [area for area, name in known if name.startswith("System RAM")]
@@ -237,12 +265,14 @@ class _Quarantine:
 
     def attempt(self) -> None:
         """Try every block that is left once."""
-        tried, self.refused = self._left, {}
+        tried, before, self.refused = self._left, self.refused, {}
+        told = _Told(self._root, "taking memory offline", len(tried) * self.block, self._progress)
         for number in tried:
-            self._progress()
             why = self._try(number)
             if why is not None:
-                self.refused[number] = why
+                # That memory ran out since is not why a block refused.
+                self.refused[number] = before.get(number, why) if why.startswith("below the floor") else why
+            told.step(self.block, f" tried, {size_text(len(self.taken) * self.block)} are offline")
         self._left = list(self.refused)
 
     def problems(self) -> "list[str]":
@@ -260,10 +290,8 @@ class _Quarantine:
         span = Range(number * self.block, (number + 1) * self.block)
         if any(_overlap(span, area) for area in self._kernel):
             return "kernel text or data"  # never goes: not even tried
-        total, available = _meminfo(self._root)
-        floor = max(_FLOOR, total // 16)
-        if available - self.block < floor:
-            return f"below the floor: {size_text(floor)} of memory have to stay available"
+        if _available(self._root) - self.block < self.floor:
+            return f"below the floor: {size_text(self.floor)} of memory have to stay available"
         errno, trouble = _take_off(self._root, number, self._patience)
         state = _read(self._root, f"{MEMORY}/memory{number}/state")
         if state == "offline":
@@ -298,7 +326,7 @@ def _take_off(root: str, number: int, patience: float) -> "tuple[int, str]":
     previous = _signal.signal(_signal.SIGALRM, stop)
     _signal.setitimer(_signal.ITIMER_REAL, patience)
     try:
-        _put(root, f"{MEMORY}/memory{number}/state", "offline")
+        _put(root, f"{MEMORY}/memory{number}/state", "offline", os.O_WRONLY | os.O_CLOEXEC)
     except OSError as error:
         return error.errno or 0, _reason(error)
     finally:
@@ -307,15 +335,14 @@ def _take_off(root: str, number: int, patience: float) -> "tuple[int, str]":
     return 0, ""
 
 
-def _meminfo(root: str) -> "tuple[int, int]":
-    """Return MemTotal and MemAvailable in bytes; 0 if they cannot be read, which takes nothing off."""
-    found = {"MemTotal": 0, "MemAvailable": 0}
+def _available(root: str) -> int:
+    """Return MemAvailable in bytes; 0 if it cannot be read, which takes nothing off."""
     for line in _read(root, "proc/meminfo").splitlines():
         name, _, rest = line.partition(":")
         words = rest.split()
-        if name in found and words and words[0].isdecimal():
-            found[name] = int(words[0]) << 10
-    return found["MemTotal"], found["MemAvailable"]
+        if name == "MemAvailable" and words and words[0].isdecimal():
+            return int(words[0]) << 10
+    return 0
 
 
 def _spans(failed: "dict[int, str]", block: int) -> "list[tuple[str, str]]":
@@ -353,7 +380,7 @@ def _still_held(decision: Decision, after: "tuple[Blocks, ...]") -> "list[str]":
     return stuck + [f"{span} should be held, but somebody else has onlined it" for span, _ in _spans(loose, block)]
 
 
-def _release_guard(root: str, step: Step, progress: Progress) -> "list[str]":
+def _release_guard(root: str, step: Step, told: _Told) -> "list[str]":
     """Give the step's range, which is the guard or its tail, back from its end.
 
     `kexec_crash_size` holds bytes and can only shrink.
@@ -363,9 +390,10 @@ def _release_guard(root: str, step: Step, progress: Progress) -> "list[str]":
     size = int(text) if text.isdecimal() else step.size
     target = max(0, size - step.size)
     while size > target and not trouble:
-        size = max(target, size - GUARD_PIECE)
+        piece = min(GUARD_PIECE, size - target)
+        size -= piece
         trouble = _write(root, CRASH_SIZE, str(size))
-        progress()
+        told.step(piece)
     left = _read(root, CRASH_SIZE)
     if left != str(target):
         why = trouble or f"{CRASH_SIZE} reads `{left}`"
@@ -382,9 +410,9 @@ def _write(root: str, path: str, text: str) -> "str | None":
     return None
 
 
-def _put(root: str, path: str, text: str) -> None:
+def _put(root: str, path: str, text: str, flags: int = os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK) -> None:
     """Write `text` in one write. Raises OSError."""
-    fd = os.open(os.path.join(root, path), os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = os.open(os.path.join(root, path), flags)
     try:
         os.write(fd, text.encode())
     finally:

@@ -10,7 +10,7 @@ import os
 import sys
 
 from safemem import account, apply, compiled, engine, plainjson, probe, record
-from safemem.model import FINAL, Range, Snapshot, size_text
+from safemem.model import FINAL, Decision, Range, Snapshot, parse_limit, size_text
 
 POLICY = "usr/lib/safemem/policy.json"
 #: Names of udev rules files that online memory, one a line; found when the archive was built.
@@ -79,6 +79,7 @@ def _boot(root: str) -> int:
         result.taken,
     )
     totals = account.totals(shares)
+    short = _shortfall(decision, result, problems, totals)
     record.write(
         root,
         record.record_text(
@@ -91,6 +92,7 @@ def _boot(root: str) -> int:
                 "bytes_quarantined": result.quarantined,
                 "masked": masked,
                 "problems": [*problems, *result.problems],
+                "shortfall": short or None,
             },
             account.to_json(shares),
             totals,
@@ -101,11 +103,24 @@ def _boot(root: str) -> int:
     quarantine = f", {size_text(result.quarantined)} taken offline" if result.quarantined else ""
     apply.say(root, _NOTICE, f"done: {size_text(result.onlined)} of {size_text(result.wanted)} onlined{quarantine}")
     apply.say(root, _NOTICE, account.totals_text(totals))
-    # A hold that somebody else can end is none: what could not be masked or forbidden counts as well.
-    if (result.shortfall or (problems and not decision.arrivals)) and decision.on_shortfall != "continue":
-        why = "memory that should be held is online" if result.shortfall else problems[0]
-        return _end(root, decision.on_shortfall, why)
+    if short and decision.on_shortfall != "continue":
+        return _end(root, decision.on_shortfall, short)
     return 0
+
+
+def _shortfall(decision: Decision, result: apply.Result, problems: "list[str]", totals: "dict[str, int]") -> str:
+    """Return in which way less was reached than was decided, or nothing."""
+    if decision.exposed_max:
+        whole, exposed = sum(totals.values()), totals["exposed"]
+        limit = parse_limit(decision.exposed_max, whole)
+        if exposed > limit:
+            allowed = f"{decision.exposed_max}, {size_text(limit)}"
+            return f"{size_text(exposed)} of {size_text(whole)} are exposed, and the policy allows {allowed}"
+    elif result.shortfall:
+        what = "should be in use is not" if decision.action == "online-all" else "should be held is online"
+        return f"memory that {what}: {result.problems[0]}"
+    # A hold that somebody else can end is none: what could not be masked or forbidden counts as well.
+    return problems[0] if problems and not decision.arrivals else ""
 
 
 def _guard_now(root: str, snapshot: Snapshot) -> "Range | None":

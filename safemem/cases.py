@@ -9,7 +9,7 @@
     state = { handover = ["rejected", "orphaned"] }     # facts left out may have any value
     action = "panic"
     rule = "otherwise"
-    message = "handover lost"                           # a part of it; zone, enter, on_shortfall, boot_memory, if_onlined, final as in the policy
+    message = "handover lost"                           # a part of it; zone, enter, on_shortfall, exposed_max, boot_memory, floor, if_onlined, final as in the policy
 
 A case holds if every state that it describes has the expected outcome, from the expected rule.
 """
@@ -23,7 +23,9 @@ from safemem.analysis import Outcomes, Space, State, Value, smallest
 from safemem.model import FACTS, Condition, Fact, Policy, Rule
 
 _BESIDE = ("on_failure", "sources", "allow_cmdline_override", "open_luo")
-_EXPECTED = ("action", "rule", "message", "zone", "enter", "on_shortfall", "boot_memory", "if_onlined", "final")
+_EXPECTED = (
+    "action", "rule", "message", "zone", "enter", "on_shortfall", "exposed_max", "boot_memory", "floor", "if_onlined", "final"
+)  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -121,7 +123,9 @@ def _verdict(case: Case, outcomes: Outcomes) -> Verdict:
             "zone": rule.zone,
             "enter": rule.enter,
             "on_shortfall": rule.on_shortfall,
+            "exposed_max": rule.exposed_max,
             "boot_memory": rule.boot_memory,
+            "floor": rule.floor,
             "if_onlined": rule.if_onlined,
             "final": str(rule.final).lower(),
         }

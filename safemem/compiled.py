@@ -49,7 +49,9 @@ _RULE_KEYS = (
     "action",
     "boot_memory",
     "enter",
+    "exposed_max",
     "final",
+    "floor",
     "if_onlined",
     "message",
     "name",
@@ -272,6 +274,8 @@ def _rule(value: object, at: str) -> model.Rule:
         zone=_choice(table["zone"], ("", *model.ZONES), f"{at}.zone"),
         enter=enter,
         on_shortfall=_choice(table["on_shortfall"], ON_SHORTFALL, f"{at}.on_shortfall"),
+        exposed_max=_size(table["exposed_max"], f"{at}.exposed_max", share=True),
+        floor=_size(table["floor"], f"{at}.floor"),
         boot_memory=_choice(table["boot_memory"], BOOT_MEMORY, f"{at}.boot_memory"),
         accept_data_exposure=_bool(table["accept_data_exposure"], f"{at}.accept_data_exposure"),
         if_onlined=_choice(table["if_onlined"], IF_ONLINED, f"{at}.if_onlined"),
@@ -351,6 +355,16 @@ def _text(value: object, at: str, empty: bool = True) -> str:
     if not value.isprintable():
         _fail(f"`{at}` holds characters that cannot be printed")
     return value
+
+
+def _size(value: object, at: str, share: bool = False) -> str:
+    text = _text(value, at)
+    try:
+        if text:
+            model.parse_limit(text, 0) if share else model.parse_size(text)
+    except ValueError as error:
+        _fail(f"`{at}`: {error}")
+    return text
 
 
 def _choice(value: object, choices: "tuple[str, ...]", at: str) -> str:

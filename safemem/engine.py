@@ -45,6 +45,8 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
         zone=zone,
         enter=rule.enter,
         on_shortfall=rule.on_shortfall,
+        exposed_max=rule.exposed_max,
+        floor=rule.floor,
         if_onlined=rule.if_onlined,
         final=rule.final,
         exceptions=policy.memory,

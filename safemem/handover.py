@@ -33,8 +33,8 @@ LOW, LOW_ROOM = 1 << 32, 128 << 20
 TOP = 32 << 20
 #: What x86 takes as a command line (COMMAND_LINE_SIZE less its end); what is longer the kernel cuts off.
 LONGEST = 2047
-#: Offsets in the x86 zero page and in a bzImage: ramdisk_size, init_size, magic.
-_RAMDISK_SIZE, _INIT_SIZE, _MAGIC = 0x21C, 0x260, 0x202
+#: Offsets in a bzImage: init_size, magic.
+_INIT_SIZE, _MAGIC = 0x260, 0x202
 #: Names in /proc/iomem of what this kernel keeps inside System RAM and the next one does not.
 _OURS = ("Kernel code", "Kernel rodata", "Kernel data", "Kernel bss", "Crash kernel")
 #: Arguments that are written anew; the kernel reads `-` in a name as `_`.
@@ -130,8 +130,6 @@ def read_ground(root: str, cmdline: str, scratch: tuple[Range, ...], kernel: str
     """
     try:
         firmware = probe.firmware_memory(root)
-        with open(os.path.join(root, probe.BOOT_PARAMS), "rb") as file:
-            page = file.read()
     except OSError as error:
         raise CannotSay(
             f"{probe.BOOT_PARAMS}: {(error.strerror or 'cannot be read').lower()}: which memory firmware gave is not known"
@@ -145,7 +143,7 @@ def read_ground(root: str, cmdline: str, scratch: tuple[Range, ...], kernel: str
         scratch,
         nodes or (firmware,),
         _image_size(kernel) if kernel else image,
-        _file_size(initrd) if initrd else int.from_bytes(page[_RAMDISK_SIZE : _RAMDISK_SIZE + 4], "little"),
+        _file_size(initrd) if initrd else probe.initrd_size(root),
         any(key.replace("-", "_") == "movable_node" for key, _ in probe.arguments(cmdline)),
     )
 

@@ -66,8 +66,9 @@ print("\\n" + json.dumps({"files": files, "version": "python%d.%d" % sys.version
 
 _COMPILE = """
 import json, py_compile, sys
-for source, target, shown, level in json.load(sys.stdin):
-    py_compile.compile(source, target, shown, True, level, py_compile.PycInvalidationMode.UNCHECKED_HASH)
+# Level 2 leaves out docstrings and assertions: nothing on the boot path asserts.
+for source, target, shown in json.load(sys.stdin):
+    py_compile.compile(source, target, shown, True, 2, py_compile.PycInvalidationMode.UNCHECKED_HASH)
 """
 
 
@@ -130,7 +131,7 @@ def _collect(scratch: Path, python: str, policy: bytes, checked: model.Policy) -
         "usr/lib/udev/rules.d/60-safemem.rules": Item(shipped("udev/60-safemem.rules"), 0o644),
     }
     binaries = {f"{PREFIX}/bin/python3": python}
-    sources: "list[tuple[str, str, str, int]]" = []
+    sources: "list[tuple[str, str, str]]" = []
     for name, file in sorted(listing["files"].items()):
         if file is None:
             continue
@@ -140,13 +141,12 @@ def _collect(scratch: Path, python: str, policy: bytes, checked: model.Policy) -
         if not file.endswith(".py"):
             binaries[f"{home}/lib-dynload/{Path(file).name}"] = file
         elif parts[0] == "safemem":
-            sources.append((file, f"{PREFIX}/app/{'/'.join(parts)}.pyc", f"{'/'.join(parts)}.py", 0))
+            sources.append((file, f"{PREFIX}/app/{'/'.join(parts)}.pyc", f"{'/'.join(parts)}.py"))
         else:
-            # Level 2 leaves out docstrings and assertions of the standard library, never of ours.
-            sources.append((file, f"{home}/{'/'.join(parts)}.pyc", f"{listing['version']}/{'/'.join(parts)}.py", 2))
-    jobs = [(source, str(scratch / target), shown, level) for source, target, shown, level in sources]
+            sources.append((file, f"{home}/{'/'.join(parts)}.pyc", f"{listing['version']}/{'/'.join(parts)}.py"))
+    jobs = [(source, str(scratch / target), shown) for source, target, shown in sources]
     subprocess.run([python, "-I", "-c", _COMPILE], input=json.dumps(jobs), text=True, check=True, capture_output=True)
-    for _, target, _, _ in sources:
+    for _, target, _ in sources:
         items[target] = Item((scratch / target).read_bytes(), 0o644)
     loader, libraries = _libraries(list(binaries.values()))
     for target, file in {**binaries, **{f"{PREFIX}/lib/{Path(lib).name}": lib for lib in libraries}}.items():

@@ -125,7 +125,9 @@ class Rule(NamedTuple):
     zone: str = ""  #: "" lets the engine choose: movable where KHO is on
     enter: str = ""  #: "" or `maintenance`
     on_shortfall: str = "continue"
+    exposed_max: str = ""  #: a size or a share; "" makes any refusal a shortfall
     boot_memory: str = "leave"  #: or `offline`: take what is online outside the safe region off again
+    floor: str = ""  #: size that `boot_memory = "offline"` leaves available; "" lets `apply` work it out
     accept_data_exposure: bool = False
     if_onlined: str = "report"  #: or `offline`: what `watch` does with a held block that somebody onlined
     final: bool = False  #: `release` needs to be forced
@@ -211,6 +213,8 @@ class Decision(NamedTuple):
     steps: "tuple[Step, ...]"
     warnings: "tuple[str, ...]"
     arrivals: str = ""  #: zone for blocks that are plugged in later; "" keeps them offline
+    exposed_max: str = ""
+    floor: str = ""
     if_onlined: str = "report"
     final: bool = False
     exceptions: "tuple[Override, ...]" = ()  #: with them, and what is above, anybody can tell what is held later
@@ -222,6 +226,42 @@ def size_text(size: int) -> str:
         if size >= unit:
             return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
     return f"{size} B"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that a whole number of KiB, MiB, GiB or TiB is, such as `256MiB`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    number, unit = text[:-3], text[-3:]
+    if unit not in _UNITS or not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise ValueError(f"`{text}` is not a size, such as 256MiB or 2GiB")
+    return int(number) * _UNITS[unit]
+
+
+def parse_limit(text: str, whole: int) -> int:
+    """Return the bytes of a size, or of a share of `whole` such as `1%` or `0.5%`.
+
+    Raises:
+        ValueError: neither.
+    """
+    if not text.endswith("%"):
+        return parse_size(text)
+    percent, dot, tenth = text[:-1].partition(".")
+    digits = percent + tenth
+    if not (
+        digits.isascii()
+        and digits.isdecimal()
+        and percent
+        and len(tenth) == len(dot)
+        and int(digits) <= 10 ** (2 + len(dot))
+    ):
+        raise ValueError(f"`{text}` is not a share, such as 1% or 0.5%")
+    return whole * int(digits) // (1000 if dot else 100)
+
+
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 def parse_range(text: str) -> Range:

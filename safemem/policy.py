@@ -160,6 +160,28 @@ def _source(value: object) -> "str | model.Range":
         _fail(((), str(error)))
 
 
+def _size(value: object) -> str:
+    if not isinstance(value, str):
+        _fail(((), f"expected a size such as `256MiB`, not {_show(value)}"))
+    try:
+        model.parse_size(value)
+    except ValueError as error:
+        _fail(((), str(error)))
+    return value
+
+
+def _limit(value: object) -> str:
+    if not isinstance(value, str):
+        _fail(((), f"expected a size such as `2GiB` or a share such as `1%`, not {_show(value)}"))
+    try:
+        model.parse_limit(value, 0)
+    except ValueError as error:
+        _fail(((), str(error)))
+    return value
+
+
+Size = Annotated[str, PlainValidator(_size), WithJsonSchema({"type": "string", "examples": ["256MiB"]})]
+Limit = Annotated[str, PlainValidator(_limit), WithJsonSchema({"type": "string", "examples": ["2GiB", "1%"]})]
 Text = Annotated[str, PlainValidator(_text), WithJsonSchema({"type": "string", "minLength": 1})]
 Source = Annotated[
     Any,
@@ -209,9 +231,17 @@ class Outcome(_Table):
     on_shortfall: Shortfall = Field(
         "continue", description="What if memory that should be held turns out to be online."
     )
+    exposed_max: Limit | None = Field(
+        None,
+        description="With `online-safe`: `on_shortfall` applies if more than this is exposed in the end, `2GiB` or `1%` of all memory; default: if anything that should be off is on.",
+    )
     boot_memory: Literal["leave", "offline"] = Field(
         "leave",
         description="With `online-safe`: take memory offline that was online before the decision, outside the safe region.",
+    )
+    floor: Size | None = Field(
+        None,
+        description="With `boot_memory`: what stays available to run in; default: 128 MiB, four times the initrd and 1/64 of all memory.",
     )
     if_onlined: Literal["report", "offline"] = Field(
         "report",
@@ -481,6 +511,17 @@ def _contradictions(table: PolicyFile) -> "list[tuple[places.Path, str]]":
                     f"`boot_memory` has no effect with `{outcome.action}`, only with `online-safe`",
                 )
             )
+        if outcome.floor and outcome.boot_memory != "offline":
+            problems.append(((*path, "floor"), '`floor` has no effect without `boot_memory = "offline"`'))
+        if outcome.exposed_max and outcome.action != "online-safe":
+            problems.append(
+                (
+                    (*path, "exposed_max"),
+                    f"`exposed_max` has no effect with `{outcome.action}`, only with `online-safe`",
+                )
+            )
+        elif outcome.exposed_max and outcome.on_shortfall == "continue":
+            problems.append(((*path, "exposed_max"), "`exposed_max` has no effect while `on_shortfall` is `continue`"))
         if outcome.enter and outcome.action in model.FINAL:
             problems.append(
                 ((*path, "enter"), f"`enter` has no effect: after `{outcome.action}` the boot does not go on")
@@ -545,6 +586,8 @@ def _rule(table: Outcome, name: str, when: "tuple[Condition, ...]") -> model.Rul
         zone=table.zone or "",
         enter=table.enter or "",
         on_shortfall=table.on_shortfall,
+        exposed_max=table.exposed_max or "",
+        floor=table.floor or "",
         boot_memory=table.boot_memory,
         accept_data_exposure=table.accept_data_exposure,
         if_onlined=table.if_onlined,

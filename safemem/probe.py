@@ -20,7 +20,7 @@ DEBUGFS = "sys/kernel/debug"
 SETUP_DATA = "sys/kernel/boot_params/setup_data"
 BOOT_PARAMS = "sys/kernel/boot_params/data"
 #: Offsets in the x86 zero page (Documentation/arch/x86/zero-page.rst): entries, table; 20 bytes each.
-_E820_COUNT, _E820_TABLE, _E820_RAM = 0x1E8, 0x2D0, 1
+_E820_COUNT, _E820_TABLE, _E820_RAM, _RAMDISK_SIZE = 0x1E8, 0x2D0, 1, 0x21C
 SETUP_KEXEC_KHO = 10  # arch/x86/include/uapi/asm/setup_data.h
 CHOSEN = "proc/device-tree/chosen"
 MEMORY = "sys/devices/system/memory"
@@ -401,6 +401,15 @@ def firmware_memory(root: str) -> "tuple[Range, ...]":
     if not found:
         raise ValueError(f"{BOOT_PARAMS} holds no memory map")
     return merge_ranges(tuple(found))
+
+
+def initrd_size(root: str) -> int:
+    """Return the bytes of the initrd as it was loaded, from the x86 zero page; 0 if that cannot be read."""
+    try:
+        data = _bytes(_path(root, BOOT_PARAMS))
+    except OSError:
+        return 0
+    return int.from_bytes(data[_RAMDISK_SIZE : _RAMDISK_SIZE + 4], "little")
 
 
 def onlined_early(root: str, snapshot: Snapshot) -> "list[str]":

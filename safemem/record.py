@@ -44,6 +44,8 @@ def decision_to_json(decision: Decision) -> "dict[str, object]":
         "zone": decision.zone,
         "enter": decision.enter or None,
         "on_shortfall": decision.on_shortfall,
+        "exposed_max": decision.exposed_max or None,
+        "floor": decision.floor or None,
         "policy": {"name": decision.policy, "digest": decision.digest},
         "facts": {
             name: {"value": list(fact.value) if isinstance(fact.value, tuple) else fact.value,

@@ -210,7 +210,9 @@ def _outcome_text(rule: Rule) -> str:
     words += [f"zone {rule.zone}"] if rule.zone else []
     words += [f"enter {rule.enter}"] if rule.enter else []
     words += ["boot memory offline"] if rule.boot_memory == "offline" else []
-    words += [f"on_shortfall {rule.on_shortfall}"] if rule.on_shortfall != "continue" else []
+    words += [f"keep {rule.floor} available"] if rule.floor else []
+    beyond = f" beyond {rule.exposed_max} exposed" if rule.exposed_max else ""
+    words += [f"on_shortfall {rule.on_shortfall}{beyond}"] if rule.on_shortfall != "continue" else []
     words += ["onlined by hand: offline again"] if rule.if_onlined == "offline" else []
     words += ["final"] if rule.final else []
     said = f" ({rule.message})" if rule.message else ""
@@ -222,7 +224,8 @@ def diff_json(changes: "list[Change]", states: int) -> str:
 
     def side(rule: Rule) -> "dict[str, object]":
         return {"rule": rule.name, "action": rule.action, "zone": rule.zone or None, "enter": rule.enter or None,
-                "on_shortfall": rule.on_shortfall, "boot_memory": rule.boot_memory,
+                "on_shortfall": rule.on_shortfall, "exposed_max": rule.exposed_max or None,
+                "boot_memory": rule.boot_memory, "floor": rule.floor or None,
                 "if_onlined": rule.if_onlined, "final": rule.final, "message": rule.message or None}  # fmt: skip
 
     items = [

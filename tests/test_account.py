@@ -59,7 +59,7 @@ def test_each_byte_is_one_thing(
             wanted = ("held" if untouched else "quarantined", "", -1 if untouched else taken.get(number, -1))
             assert (share.kind, share.why, share.seconds) == wanted
         elif now != "online":
-            assert (share.kind, share.why) == ("exposed", f"its state is {now}")
+            assert (share.kind, share.why) == ("exposed", refused.get(number, f"its state is {now}"))
         elif guard and guard.start <= byte < guard.end:
             assert share.kind == "guarded"
         elif any(area.start <= byte < area.end for area in region):

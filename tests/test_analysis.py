@@ -252,7 +252,7 @@ def mutants(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             choices["deadline"] = [11]
         else:
             choices["action"] += ["online-all", "online-safe"]
-            choices |= {"zone": ["movable", "kernel", "auto"], "enter": ["maintenance"], "boot_memory": ["offline"], "if_onlined": ["offline"], "final": [True], "accept_data_exposure": [True, False],
+            choices |= {"zone": ["movable", "kernel", "auto"], "enter": ["maintenance"], "boot_memory": ["offline"], "floor": ["1GiB"], "exposed_max": ["1%"], "if_onlined": ["offline"], "final": [True], "accept_data_exposure": [True, False],
                         "on_shortfall": ["panic", "reboot", "halt", "continue"]}  # fmt: skip
         for key, options in choices.items():
             for value in options:

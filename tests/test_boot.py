@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from safemem import apply, boot, capture, compiled, engine, probe, record
-from safemem.model import Condition, Failure, Policy, Rule, Term
+from safemem.model import Blocks, Condition, Failure, Policy, Rule, Term
 from tests.fakes import make_root
 
 
@@ -150,9 +150,9 @@ def test_writes_that_do_not_take_are_reported(tmp_path: Path) -> None:
     ]
 
 
-def quarantine(root: Path) -> apply.Result:
+def quarantine(root: Path, floor: str = "") -> apply.Result:
     """Carry out online-safe with `boot_memory = "offline"` on a fake root."""
-    rule = Rule("otherwise", "online-safe", boot_memory="offline")
+    rule = Rule("otherwise", "online-safe", boot_memory="offline", floor=floor)
     decision = engine.decide(Policy("t", (), rule, Failure("panic"), ("none",)), probe.read_snapshot(str(root)))
     return apply.carry_out(decision, str(root), patience=0.2)
 
@@ -179,8 +179,151 @@ def test_quarantine_goes_from_the_top_and_stops_at_the_floor(tmp_path: Path) -> 
     result = quarantine(root)
     assert memory_states(root) == ["online"] * 8
     assert result.shortfall and result.problems == (
-        "blocks 0-7 (0x0-0x3fffffff, 1 GiB) could not be taken offline: below the floor: 128 MiB of memory have to stay available",
+        "blocks 0-7 (0x0-0x3fffffff, 1 GiB) could not be taken offline: below the floor: 160 MiB of memory have to stay available",
     )
+
+
+def lively(
+    root: Path, monkeypatch: pytest.MonkeyPatch, available: int, refuse: frozenset[int] = frozenset()
+) -> list[int]:
+    """Let a fake root lose a block's size of available memory, in bytes, with each that goes offline; return the order."""
+    left, order = [available], list[int]()
+    (root / "proc/meminfo").write_text(f"MemAvailable: {available >> 10} kB\n")
+
+    def take(base: str, number: int, patience: float) -> tuple[int, str]:
+        order.append(number)
+        if number in refuse:
+            return 16, "device or resource busy"
+        (root / f"sys/devices/system/memory/memory{number}/state").write_text("offline\n")
+        left[0] -= 128 << 20
+        (root / "proc/meminfo").write_text(f"MemAvailable: {left[0] >> 10} kB\n")
+        return 0, ""
+
+    monkeypatch.setattr(apply, "_take_off", take)
+    return order
+
+
+def test_what_is_surest_goes_first_and_the_floor_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Movable blocks first, then from the top down; what refused is tried once more; the policy's floor stays available."""
+    root = make_root(tmp_path, offered=True)
+    for number in (1, 3):
+        (root / f"sys/devices/system/memory/memory{number}/valid_zones").write_text("Movable\n")
+    order = lively(root, monkeypatch, 1 << 30, refuse=frozenset({6}))
+    result = quarantine(root, floor="500MiB")
+
+    assert order == [3, 1, 7, 6, 5]
+    assert result.quarantined == 4 << 27
+    floor = "below the floor: 500 MiB of memory have to stay available"
+    assert result.refused == {6: "unmovable: device or resource busy", 4: floor, 2: floor, 0: floor}
+
+    for number in range(8):
+        (root / f"sys/devices/system/memory/memory{number}/state").write_text("online\n")
+    order = lively(root, monkeypatch, 8 << 30, refuse=frozenset({6}))
+    assert quarantine(root).quarantined == 7 << 27
+    assert order == [3, 1, 7, 6, 5, 4, 2, 0, 6]
+
+
+def test_the_floor_grows_with_the_machine_and_its_initrd(tmp_path: Path) -> None:
+    """By default 128 MiB, four times the packed initrd and a 64th of all memory stay available."""
+    root = make_root(tmp_path, offered=True, online="0-71", offline="72-135")
+    page = bytearray(4096)
+    page[0x21C:0x220] = (10 << 20).to_bytes(4, "little")
+    (root / "sys/kernel/boot_params/data").write_bytes(page)
+    (root / "proc/meminfo").write_text("MemAvailable: 200000 kB\n")
+
+    assert "below the floor: 440 MiB of memory" in quarantine(root).problems[0]
+
+
+def test_a_long_run_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every few seconds one line; a short run says nothing."""
+    said: list[str] = []
+    monkeypatch.setattr(apply, "say", lambda root, priority, text: said.append(text))
+    monkeypatch.setattr(apply, "SAY_EVERY", 0)
+    lively(make_root(tmp_path, offered=True), monkeypatch, 8 << 30)
+    quarantine(tmp_path / "root")
+
+    assert said[:2] == [
+        "taking memory offline: 128 MiB of 1 GiB tried, 128 MiB are offline",
+        "taking memory offline: 256 MiB of 1 GiB tried, 256 MiB are offline",
+    ]
+
+
+def test_every_way_to_refuse_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FIFO nobody reads, an input error, a block that goes away: each is reported as what it is, and nothing hangs."""
+    root = make_root(tmp_path, offered=True)
+    (root / "proc/meminfo").write_text("MemAvailable: 9000000 kB\n")
+    folder = root / "sys/devices/system/memory"
+    (folder / "memory5/state").unlink()
+    os.mkfifo(folder / "memory5/state")
+    real, failing = os.write, os.stat(folder / "memory3/state").st_ino
+
+    def write(fd: int, data: bytes) -> int:
+        if os.fstat(fd).st_ino == failing:
+            raise OSError(5, "Input/output error")
+        if (folder / "memory2").exists():  # unplugged while the first block went offline
+            for file in (folder / "memory2").iterdir():
+                file.unlink()
+            (folder / "memory2").rmdir()
+        return real(fd, data + b"\n" if data == b"offline" else data)
+
+    monkeypatch.setattr(os, "write", write)
+    rule = Rule("otherwise", "online-safe", boot_memory="offline", on_shortfall="halt")
+    install(root, otherwise=rule)
+    (root / boot.POLICY).write_bytes(compiled.dump(Policy("t", (rule._replace(name="never", when=(
+        Condition("arch", ((Term("is", "vax"),),)),)),), rule, Failure("panic", deadline=1), ("none",))))  # fmt: skip
+    state = Blocks(0, 7, "online", 0)
+    monkeypatch.setattr(probe, "_blocks", lambda root, notes: (128 << 20, (state, Blocks(32, 39, "offline", 0))))
+    started = time.monotonic()
+
+    assert boot.main(["--root", str(root)]) == 5
+    assert time.monotonic() - started < 5
+    document = json.loads((root / record.RECORD).read_text())
+    assert document["result"]["problems"] == [
+        "blocks 3-3 (0x18000000-0x1fffffff, 128 MiB) could not be taken offline: input/output error",
+        "blocks 5-5 (0x28000000-0x2fffffff, 128 MiB) could not be taken offline: timeout: the kernel was still trying after 0.5 s",
+        "blocks 2-2 (0x10000000-0x17ffffff, 128 MiB) disappeared before its turn",
+    ]
+    assert (
+        document["result"]["shortfall"] == f"memory that should be held is online: {document['result']['problems'][0]}"
+    )
+    whys = {item["range"]: item["why"] for item in document["account"] if item["kind"] == "exposed"}
+    assert whys == {
+        "0x18000000-0x1fffffff": "input/output error",
+        "0x28000000-0x2fffffff": "timeout: the kernel was still trying after 0.5 s",
+    }
+
+
+@pytest.mark.parametrize(
+    ("limit", "short"),
+    [
+        ("512MiB", "1 GiB of 2 GiB are exposed, and the policy allows 512MiB, 512 MiB"),
+        ("49.9%", "1 GiB of 2 GiB are exposed, and the policy allows 49.9%, 1022.0 MiB"),
+        ("50%", None),
+        ("1GiB", None),
+    ],
+)
+def test_a_shortfall_may_have_a_limit(tmp_path: Path, limit: str, short: str | None) -> None:
+    """Beyond the limit the policy's way out is taken, with both figures; up to it the boot goes on."""
+    root = make_root(tmp_path, offered=True)
+    install(root, otherwise=Rule("otherwise", "online-safe", on_shortfall="halt", exposed_max=limit))
+
+    assert boot.main(["--root", str(root)]) == (5 if short else 0)
+    document = json.loads((root / record.RECORD).read_text())
+    assert document["result"]["shortfall"] == short
+    assert document["decision"]["exposed_max"] == limit
+    if short:
+        assert f"halt: {short}" in kmsg(root)
+
+
+def test_online_all_that_fails_half_way(tmp_path: Path) -> None:
+    """What should be in use and is not is a shortfall of its own, and said so."""
+    root = make_root(tmp_path)
+    rule = Rule("cold", "online-all", (Condition("handover", ((Term("is", "none"),),)),), on_shortfall="halt")
+    install(root, rule, otherwise=Rule("otherwise", "panic"))
+
+    assert boot.main(["--root", str(root)]) == 5
+    short = json.loads((root / record.RECORD).read_text())["result"]["shortfall"]
+    assert short.startswith("memory that should be in use is not: blocks 32-39 (0x100000000-0x13fffffff, 1 GiB)")
 
 
 def test_a_block_that_never_goes_offline_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,25 @@ def test_when(when: str, condition: Condition) -> None:
     assert found == compiled.load(compiled.dump(found), "x")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("2GiB", 2 << 30), ("0MiB", 0), ("1%", 10), ("0.5%", 5), ("100.0%", 1000), ("0%", 0), ("12.3%", 123)],
+)
+def test_limits(text: str, expected: int) -> None:
+    """Sizes and shares mean what they say, rounded down."""
+    assert model.parse_limit(text, 1000) == expected
+
+
+@given(st.text("0123456789.%KMGTiB -", max_size=8))
+def test_limits_are_total(text: str) -> None:
+    """Whatever is written is a limit within what there is, or refused."""
+    try:
+        limit = model.parse_limit(text, 1000)
+    except ValueError:
+        return
+    assert limit <= 1000 if text.endswith("%") else limit >= 0
+
+
 def test_sources() -> None:
     """Ranges take their end in."""
     text = GOOD.replace("[[rule]]", '[safe_region]\nsources = ["cmdline", "0x1000-0x1fff"]\n[[rule]]', 1)
@@ -130,6 +149,14 @@ def test_sources() -> None:
         ('name = "test"', 'name = "test"\nsafe_region.sources = ["0x2-0x1"]', "p.toml:3:24: safe_region.sources: range `0x2-0x1` is backwards: its end lies before its start"),
         ('name = "test"', 'name = "test"\nsafe_region.sources = ["0x0-0x10000000000000000"]', "p.toml:3:24: safe_region.sources: range `0x0-0x10000000000000000` does not fit into 64 bits"),
         ('name = "test"', 'name = "test"\nsafe_region.sources = ["0x0-0xfff", "0x800-0xfff"]', "p.toml:3:37: safe_region.sources: range `0x800-0xfff` overlaps `0x0-0xfff`"),
+        ("[otherwise]", '[otherwise]\nfloor = "1GiB"', "p.toml:8:1: otherwise.floor: `floor` has no effect without `boot_memory = \"offline\"`"),
+        ("[otherwise]", '[otherwise]\nfloor = "1 GB"', "p.toml:8:1: otherwise.floor: `1 GB` is not a size, such as 256MiB or 2GiB"),
+        ("[otherwise]", '[otherwise]\nfloor = 1', "p.toml:8:1: otherwise.floor: expected a size such as `256MiB`, not `1`"),
+        ("[otherwise]", '[otherwise]\nexposed_max = "1%"', "p.toml:8:1: otherwise.exposed_max: `exposed_max` has no effect with `panic`, only with `online-safe`"),
+        ('[otherwise]\naction = "panic"', '[otherwise]\nexposed_max = "1%"\naction = "online-safe"', "p.toml:8:1: otherwise.exposed_max: `exposed_max` has no effect while `on_shortfall` is `continue`"),
+        ("[otherwise]", '[otherwise]\nexposed_max = "101%"', "p.toml:8:1: otherwise.exposed_max: `101%` is not a share, such as 1% or 0.5%"),
+        ("[otherwise]", '[otherwise]\nexposed_max = "0.55%"', "p.toml:8:1: otherwise.exposed_max: `0.55%` is not a share, such as 1% or 0.5%"),
+        ("[otherwise]", '[otherwise]\nexposed_max = 5', "p.toml:8:1: otherwise.exposed_max: expected a size such as `2GiB` or a share such as `1%`, not `5`"),
         ('name = "test"', 'name = "test"\nname = "twice"', "p.toml:3:15: not valid TOML: cannot overwrite a value: `name = \"twice\"`"),
     ],
 )  # fmt: skip
