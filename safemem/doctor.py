@@ -10,16 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem import initramfs, operator, policy, probe, realroot, standing, udevrules
+from safemem import initramfs, operator, policy, probe, realroot, standing, suspects, udevrules
 from safemem.model import UNKNOWN, Range, Snapshot, size_text
 
 SEVERITIES = ("severe", "warning", "note")
-#: Programs that online memory on somebody else's word, by the name that /proc shows (15 characters).
-AGENTS = {
-    "qemu-ga": "the QEMU guest agent onlines blocks when the host says guest-set-memory-blocks",
-    "google_guest_ag": "Google's guest agent", "waagent": "Azure's guest agent",
-    "tuned": "tuned profiles may write to memory blocks",
-}  # fmt: skip
 
 
 class Finding(NamedTuple):
@@ -155,18 +149,10 @@ def _daxctl(machine: Machine) -> "Iterator[Finding]":
 
 
 def _agents(machine: Machine) -> "Iterator[Finding]":
-    seen = set()
-    for comm in sorted((Path(machine.root) / "proc").glob("[0-9]*/comm")):
-        name = machine.text(str(comm.relative_to(machine.root)))
-        if name in AGENTS and name not in seen:
-            seen.add(name)
-            yield Finding(
-                "agent",
-                "warning",
-                f"{name} is running: {AGENTS[name]}",
-                str(comm),
-                "keep it from onlining memory, or stop it",
-            )
+    for name, path in suspects.running(machine.root):
+        yield Finding(
+            "agent", "warning", f"{name} is running: {suspects.PROGRAMS[name]}", path, "keep it from onlining memory, or stop it",
+        )  # fmt: skip
 
 
 def _handover(machine: Machine) -> "Iterator[Finding]":

@@ -63,6 +63,15 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
     )
 
 
+def held(
+    action: str, snapshot: Snapshot, region: "tuple[Range, ...]", memory: "tuple[Override, ...]"
+) -> "tuple[Range, ...]":
+    """Return what `action` holds of the snapshot's blocks wherever they are offline, online now or not."""
+    offline = tuple(run._replace(state="offline") for run in snapshot.blocks)
+    steps = _block_steps(Rule("", action), snapshot._replace(blocks=offline), region, "auto", memory)
+    return tuple(Range(step.start, step.end) for step in steps if step.op == "hold")
+
+
 def matches(condition: Condition, fact: Fact) -> bool:
     """Return whether `condition` holds.
 

@@ -17,7 +17,7 @@ import os
 import sys
 
 from safemem import probe
-from safemem.model import Range, merge_ranges, size_text
+from safemem.model import Range, merge_ranges, size_text, without
 from safemem.tuples import NamedTuple
 
 #: The kernel wants the start of a crashkernel= range in these steps (x86, CRASH_ALIGN); seen with 7.3: the size is free.
@@ -139,7 +139,7 @@ def read_ground(root: str, cmdline: str, scratch: tuple[Range, ...], kernel: str
     ram, taken, image = _resources(root)
     nodes = _nodes(root)
     return Ground(
-        _without(_common(firmware, ram), taken),
+        without(_common(firmware, ram), taken),
         scratch,
         nodes or (firmware,),
         _image_size(kernel) if kernel else image,
@@ -176,7 +176,7 @@ def gaps(ground: Ground) -> list[Range]:
     """Return the ranges that nothing touches before the next kernel reserves its guard, each on one node."""
     found = []
     for node in ground.nodes:
-        free = list(_without(_common(ground.ram, node), ground.scratch))
+        free = list(without(_common(ground.ram, node), ground.scratch))
         _leave_out(free, -1, lambda area: Range(area.start, area.end - TOP))
         if ground.bottom_up:
             _leave_out(free, 0, lambda area: Range(area.start + TOP, area.end))
@@ -209,14 +209,14 @@ def _room(ground: Ground) -> int:
 def _left(ground: Ground, guard: Range) -> tuple[Left, ...]:
     free = gaps(ground)
     found = []
-    for area in _without(_without(ground.ram, ground.scratch), (guard,)):
+    for area in without(without(ground.ram, ground.scratch), (guard,)):
         inside = _common((area,), tuple(free))
         for piece in inside:
             why = "only one range can be guarded"
             if piece.start == guard.end:
                 why = "the next kernel needs room to run"
             found.append(Left(piece, why))
-        for piece in _without((area,), inside):
+        for piece in without((area,), inside):
             found.append(Left(piece, "the next kernel's first memory comes from the top of each node"))
     return tuple(sorted(found))
 
@@ -407,21 +407,6 @@ def _common(one: tuple[Range, ...], other: tuple[Range, ...]) -> tuple[Range, ..
             if a.start < b.end and b.start < a.end
         )
     )
-
-
-def _without(ranges: tuple[Range, ...], holes: tuple[Range, ...]) -> tuple[Range, ...]:
-    found = []
-    for area in ranges:
-        at = area.start
-        for hole in sorted(holes):
-            if hole.end <= at or hole.start >= area.end:
-                continue
-            if hole.start > at:
-                found.append(Range(at, hole.start))
-            at = hole.end
-        if at < area.end:
-            found.append(Range(at, area.end))
-    return tuple(found)
 
 
 _USAGE = "usage: handover-args [--root DIR] [--kernel IMAGE [--initrd FILE] [--kexec-command]]"

@@ -2,6 +2,7 @@
 """The decision that stands as a text file for node_exporter, in the exposition format of Prometheus 0.0.4."""
 
 from safemem.account import KINDS
+from safemem.counts import Counts
 from safemem.standing import Standing
 
 
@@ -38,7 +39,7 @@ def text(found: "Standing | None") -> str:
     )
     lines += _metric(
         "safemem_onlined_by_others_bytes",
-        "Held memory that is online although nobody released it.",
+        "Held memory that is online although nobody released it, now.",
         {"": sum(area.end - area.start for area in found.loose)},
     )
     lines += _metric(
@@ -49,11 +50,30 @@ def text(found: "Standing | None") -> str:
         "Parts of the decision that could not be carried out.",
         {"": len((found.result or {}).get("problems", []))},
     )
+    if found.watched:
+        lines += _counters(found.watched)
     return "".join(lines)
 
 
-def _metric(name: str, about: str, samples: "dict[str, int]") -> "list[str]":
-    head = [f"# HELP {name} {about}\n", f"# TYPE {name} gauge\n"]
+def _counters(seen: Counts) -> "list[str]":
+    """Return what `watch` counts in this boot; without it there is nothing, which an alert can tell from 0."""
+    found = {
+        "held_memory_onlined": ("Times that held memory was found online although nobody released it.", seen.incidents),
+        "held_memory_onlined_bytes": ("Held memory that was found online although nobody released it.", seen.onlined),
+        "held_memory_reverted_bytes": ("Of that, what was taken offline again.", seen.reverted),
+        "arrivals": ("Times that memory which arrived was onlined, as the decision says.", seen.bursts),
+        "arrivals_bytes": ("Memory that arrived and was onlined, as the decision says.", seen.applied),
+        "events_lost": ("Times that the kernel dropped events; all blocks were read anew.", seen.lost),
+    }
+    return [
+        line
+        for name, (about, value) in found.items()
+        for line in _metric(f"safemem_{name}_total", about, {"": value}, "counter")
+    ]
+
+
+def _metric(name: str, about: str, samples: "dict[str, int]", kind: str = "gauge") -> "list[str]":
+    head = [f"# HELP {name} {about}\n", f"# TYPE {name} {kind}\n"]
     return head + [f"{name}{labels} {value}\n" for labels, value in samples.items()]
 
 

@@ -294,3 +294,22 @@ def merge_ranges(ranges: "tuple[Range, ...]") -> "tuple[Range, ...]":
         else:
             merged.append(item)
     return tuple(merged)
+
+
+def without(ranges: "tuple[Range, ...]", holes: "tuple[Range, ...]") -> "tuple[Range, ...]":
+    """Return what of the ascending `ranges` lies in none of `holes`; the pieces of two ranges stay apart."""
+    found: "list[Range]" = []
+    taken, place = merge_ranges(holes), 0
+    for area in ranges:
+        at = area.start
+        while place < len(taken) and taken[place].end <= at:
+            place += 1
+        index = place
+        while index < len(taken) and taken[index].start < area.end:
+            if at < taken[index].start:
+                found.append(Range(at, taken[index].start))
+            at = taken[index].end
+            index += 1
+        if at < area.end:
+            found.append(Range(at, area.end))
+    return tuple(found)

@@ -5,9 +5,9 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from safemem import capture, probe, record
+from safemem import capture, counts, engine, probe, record
 from safemem.account import KINDS
-from safemem.model import Blocks, Range, Snapshot, parse_range
+from safemem.model import Blocks, Override, Range, Snapshot, merge_ranges, parse_range, without
 
 RELEASES = "run/safemem/releases.json"
 #: Of a release. The first is on the disk before anything is given back, so that nothing is given back unsaid.
@@ -27,6 +27,8 @@ class Standing(NamedTuple):
     now: Snapshot
     releases: "list[dict[str, Any]]"
     account: "list[dict[str, Any]]" = []  # noqa: RUF012  (of memory, when it was decided; nobody changes it)
+    watched: "counts.Counts | None" = None  #: what `watch` has counted; None if it has not run
+    problem: str = ""  #: why that cannot be told
 
     @property
     def totals(self) -> "dict[str, int]":
@@ -47,36 +49,30 @@ class Standing(NamedTuple):
         return [parse_range(text) for item in self.releases for text in item["ranges"]]
 
     @property
-    def loose(self) -> "list[Range]":
-        """Held by the decision, online now, and not released by hand."""
-        size = self.now.block_size
-        free = self.released
-        found = []
-        for step in self.decision["plan"]:
-            for run in self.now.blocks if step["op"] == "hold" else ():
-                first, last = max(step["blocks"][0], run.first), min(step["blocks"][1], run.last)
-                area = Range(first * size, (last + 1) * size)
-                if (
-                    run.state == "online"
-                    and first <= last
-                    and not any(r.start <= area.start and area.end <= r.end for r in free)
-                ):
-                    found.append(area)
-        return found
+    def dry_run(self) -> bool:
+        """Whether nothing of the decision is in force, as the command line asked."""
+        return bool(self.result and self.result.get("dry_run"))
+
+    @property
+    def loose(self) -> "tuple[Range, ...]":
+        """Held by the decision, online now and not released by hand: held since then, or arrived later."""
+        if self.dry_run:
+            return ()
+        size, decision = self.now.block_size, self.decision
+        held = engine.held(decision["action"], self.now, _region(decision), _exceptions(decision))
+        free = (
+            Range(-(-area.start // size) * size, area.end // size * size)
+            for area in (merge_ranges(tuple(self.released)) if size else ())
+        )
+        online = merge_ranges(_spans(self.now, "online"))
+        mine = without(online, (*_spans(self.then, "online"), *(area for area in free if area.start < area.end)))
+        return without(mine, without(mine, held))
 
     @property
     def arrived(self) -> "list[tuple[Range, str]]":
         """Blocks that did not exist when it was decided, as ranges with their state."""
-        size, found = self.now.block_size, []
-        for run in self.now.blocks:
-            first = run.first
-            for old in sorted(b for b in self.then.blocks if b.first <= run.last and run.first <= b.last):
-                if first < old.first:
-                    found.append((Range(first * size, old.first * size), run.state))
-                first = max(first, old.last + 1)
-            if first <= run.last:
-                found.append((Range(first * size, (run.last + 1) * size), run.state))
-        return found
+        old, states = _spans(self.then), {run.state for run in self.now.blocks}
+        return sorted((area, state) for state in states for area in without(merge_ranges(_spans(self.now, state)), old))
 
     @property
     def exit_code(self) -> int:
@@ -84,6 +80,26 @@ class Standing(NamedTuple):
         if self.result is None or not self.result.get("complete") or self.loose:
             return 64
         return 4 if self.held or self.now.guard else 0
+
+
+def _spans(snapshot: Snapshot, state: str = "") -> "tuple[Range, ...]":
+    """Return the blocks that are in one state, or all of them, as ranges."""
+    size = snapshot.block_size
+    return tuple(Range(run.first * size, (run.last + 1) * size) for run in snapshot.blocks if state in ("", run.state))
+
+
+def _region(decision: "dict[str, Any]") -> "tuple[Range, ...]":
+    return tuple(parse_range(text) for text in decision["safe_region"]["ranges"])
+
+
+def _exceptions(decision: "dict[str, Any]") -> "tuple[Override, ...]":
+    return tuple(
+        Override(
+            parse_range(item["range"]) if item["range"] else None,
+            int(item["node"]), str(item["driver"]), bool(item["hold"]), str(item["zone"]),
+        )
+        for item in decision.get("exceptions", [])
+    )  # fmt: skip
 
 
 def read(root: str) -> Standing:
@@ -104,9 +120,14 @@ def read(root: str) -> Standing:
         raise NoDecision(f"{path}: {getattr(error, 'strerror', None) or 'not text'}".lower()) from None
     document = parse_record(text, path)
     then = capture.snapshot_from_text(text, path)
+    watched, problem = None, ""
+    try:
+        watched = counts.read(root)
+    except counts.Unreadable as error:
+        problem = str(error)
     return Standing(
-        document["decision"], document["result"], then, probe.read_snapshot(root), _releases(root), document["account"]
-    )
+        document["decision"], document["result"], then, probe.read_snapshot(root), _releases(root), document["account"], watched, problem,
+    )  # fmt: skip
 
 
 def parse_record(text: str, path: str) -> "dict[str, Any]":
@@ -118,6 +139,7 @@ def parse_record(text: str, path: str) -> "dict[str, Any]":
         document["result"]
         for key in ("action", "rule", "message", "plan", "zone", "policy", "facts", "warnings"):
             decision[key]
+        _region(decision), _exceptions(decision)
         document["account"] = [
             {**item, "kind": str(item["kind"]), "range": str(parse_range(item["range"])), "bytes": int(item["bytes"])}
             for item in document.get("account", [])

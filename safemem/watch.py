@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import pyudev
 import structlog
 
-from safemem import apply, engine, probe, standing
+from safemem import apply, counts, engine, probe, standing, suspects
+from safemem.counts import Counts
 from safemem.model import Decision, Policy, Range, Snapshot, Step, size_text
 
 #: Seconds without an event after which a burst counts as over, and the longest that one may last.
@@ -29,50 +30,59 @@ BUFFER = 8 << 20
 class Batch(NamedTuple):
     """What one look at the machine led to."""
 
+    decision: Decision
+    counts: Counts
     onlined: int  #: bytes
-    quarantined: int  #: bytes
-    loose: "tuple[Range, ...]"  #: held by the decision, not released, and found online
-    left: "tuple[Range, ...]"  #: of those, what is online still
+    reverted: int  #: bytes
+    fresh: "tuple[Range, ...]"  #: held by the decision, not released, and found online for the first time
     problems: "tuple[str, ...]"
 
 
-def look(root: str, policy: Policy) -> "tuple[Decision, Batch]":
-    """Decide over the blocks as they are now, carry it out, and return both. Raises NoDecision, OSError."""
+def look(root: str, policy: Policy, seen: Counts) -> Batch:
+    """Decide over the blocks as they are now, carry it out, and count. Raises NoDecision, OSError."""
     found = standing.read(root)
     decision = engine.decide(policy, _with_blocks(found.then, found.now))
-    loose = _loose(decision, found, found.now)
-    steps = [step for step in decision.steps if step.op == "online"]
-    # Boot memory was tried once, at boot; what somebody onlined since is taken off again where the policy says so.
+    loose, problems = found.loose, []
+    fresh = seen.fresh(loose)
+    after = seen._replace(loose=loose)
+    if fresh:
+        # Before anything is done about it: what cuts us off here is not to hide that it happened.
+        after = after.found(fresh, int(time.time()), suspects.find(root))
+        problems += _keep(root, after)
+    # Boot memory is the boot program's to take off, once; what is held now was never in use until somebody onlined it.
     size = found.now.block_size
-    for area in loose:
-        if any(step.op == "offline" and step.start < area.end and area.start < step.end for step in decision.steps):
-            steps.append(Step("offline", area.start, area.end, area.start // size, area.end // size - 1))
+    steps = [step for step in decision.steps if step.op == "online"]
+    if decision.if_onlined == "offline":
+        steps += [Step("offline", *area, area.start // size, area.end // size - 1) for area in loose]
     result = apply.carry_out(decision._replace(steps=tuple(steps)), root)
-    left = _loose(decision, found, probe.read_snapshot(root)) if loose else loose
-    return decision, Batch(result.onlined, result.quarantined, tuple(loose), tuple(left), result.problems)
+    if result.quarantined:
+        *before, last = after.last
+        after = after._replace(
+            loose=found._replace(now=probe.read_snapshot(root)).loose,
+            reverted=after.reverted + result.quarantined,
+            last=(*before, last._replace(taken_offline=last.taken_offline + result.quarantined)),
+        )
+    if result.onlined:
+        after = after._replace(bursts=after.bursts + 1, applied=after.applied + result.onlined)
+    if after != seen:
+        problems += _keep(root, after)
+    return Batch(decision, after, result.onlined, result.quarantined, fresh, (*problems, *result.problems))
+
+
+def _keep(root: str, seen: Counts) -> "list[str]":
+    """Write the counts; return why they could not be: that is no reason to stop."""
+    try:
+        counts.write(root, seen)
+    except OSError as error:
+        return [
+            f"{counts.COUNTS}: what was counted is lost at a restart: {(error.strerror or 'cannot be written').lower()}"
+        ]
+    return []
 
 
 def _with_blocks(then: Snapshot, now: Snapshot) -> Snapshot:
     """Return the boot's facts with the blocks of now: what was decided does not change because memory was added."""
     return then._replace(blocks=now.blocks, block_size=now.block_size, guard=now.guard)
-
-
-def _loose(decision: Decision, found: standing.Standing, now: Snapshot) -> "list[Range]":
-    """Return what is online though the decision holds it back: it was offline when it was made, or arrived since."""
-    loose: list[Range] = []
-    if decision.action == "online-all":
-        return loose
-    for run in now.blocks:
-        for number in range(run.first, run.last + 1) if run.state == "online" else ():
-            area = Range(number * now.block_size, (number + 1) * now.block_size)
-            was_online = any(b.first <= number <= b.last and b.state == "online" for b in found.then.blocks)
-            free = any(r.start <= area.start and area.end <= r.end for r in (*decision.region, *found.released))
-            if not was_online and not free:
-                if loose and loose[-1].end == area.start:
-                    loose[-1] = Range(loose[-1].start, area.end)
-                else:
-                    loose.append(area)
-    return loose
 
 
 def notify(state: str) -> None:
@@ -96,25 +106,38 @@ def run(root: str, policy: Policy, found: standing.Standing) -> None:
         signal.signal(number, lambda got, _: stop.append(got))
     # Listen first, look second: nothing can arrive unseen in between.
     monitor.start()
-    seen: tuple[Range, ...] = ()
+    seen = _counted(root, log)
+    _keep(root, seen)  # a counter that starts at 0 shows the first time that it moves
     events = 0
     notify("READY=1")
     log.info("watching", policy=policy.name, digest=policy.digest[:12], action=found.decision["action"])
     while True:
-        decision, batch = look(root, policy)
-        _tell(log, decision, batch, events, seen)
-        seen = batch.left
-        events = 0
+        batch = look(root, policy, seen)
+        _tell(log, batch, events)
+        seen, events = batch.counts, 0
         while not events:
             if stop:
                 notify("STOPPING=1")
                 log.info("stopped", signal=signal.Signals(stop[0]).name)
                 return
-            events = _burst(monitor, log)
+            events, lost = _burst(monitor)
+            if lost:
+                log.warning("events were lost", advice="nothing to do: all blocks are read anew")
+                seen = seen._replace(lost=seen.lost + 1)
+                _keep(root, seen)
 
 
-def _burst(monitor: "pyudev.Monitor", log: Any) -> int:
-    """Return how many events came in one burst; a full buffer counts as one."""
+def _counted(root: str, log: Any) -> Counts:
+    """Return what was counted before a restart."""
+    try:
+        return counts.read(root) or Counts()
+    except counts.Unreadable as error:
+        log.warning("counting begins anew", reason=str(error))
+        return Counts()
+
+
+def _burst(monitor: "pyudev.Monitor") -> "tuple[int, bool]":
+    """Return how many events came in one burst, and whether the kernel had to drop some; that counts as one."""
     events, started = 0, time.monotonic()
     try:
         while monitor.poll(QUIET if events else 1.0) is not None:
@@ -122,27 +145,34 @@ def _burst(monitor: "pyudev.Monitor", log: Any) -> int:
             if time.monotonic() - started > LONGEST:
                 break
     except OSError as error:
-        if error.errno != errno.ENOBUFS:
+        # Where poll(2) finds it first, pyudev says no more than that there is an error.
+        if errno.ENOBUFS not in (error.errno, _pending(monitor)):
             raise
-        log.warning("events were lost", advice="nothing to do: all blocks are read anew")
-        events += 1
-    return events
+        return events + 1, True
+    return events, False
 
 
-def _tell(log: Any, decision: Decision, batch: Batch, events: int, seen: "tuple[Range, ...]") -> None:
-    if batch.onlined or batch.quarantined:
+def _pending(monitor: "pyudev.Monitor") -> int:
+    """Return the error that waits on the monitor's socket, and clear it."""
+    with socket.socket(fileno=os.dup(monitor.fileno())) as same:
+        return same.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def _tell(log: Any, batch: Batch, events: int) -> None:
+    if batch.onlined or batch.reverted:
         log.info(
             "applied",
             events=events,
-            rule=decision.rule,
+            rule=batch.decision.rule,
             onlined=size_text(batch.onlined),
-            taken_offline=size_text(batch.quarantined),
+            taken_offline=size_text(batch.reverted),
         )
     for text in batch.problems:
         log.warning("problem", text=text)
-    for area in batch.loose:
-        if area not in seen:  # once for each time that it happens
-            log.error(
-                "held memory was onlined", range=str(area), size=size_text(area.end - area.start),
-                advice="somebody outside safemem did that: `safemem doctor` names who could; what was in it may be lost",
-            )  # fmt: skip
+    if batch.fresh:  # once for each time that it happens
+        log.error(
+            "held memory was onlined", ranges=[str(area) for area in batch.fresh],
+            size=size_text(sum(area.end - area.start for area in batch.fresh)), taken_offline=size_text(batch.reverted),
+            if_onlined=batch.decision.if_onlined, who=suspects.text(batch.counts.last[-1].suspects),
+            advice="what was in it may be lost; if somebody is to be stopped, `safemem doctor` has remedies",
+        )  # fmt: skip

@@ -16,13 +16,14 @@ from safemem.model import Blocks, Condition, Failure, Policy, Rule, Term
 from tests.fakes import make_root
 
 
-def install(root: Path, *rules: Rule, otherwise: Rule) -> None:
+def install(root: Path, *rules: Rule, otherwise: Rule, **more: Any) -> None:
     """Put a compiled policy where the boot program looks for it; without `rules`, one that never matches here."""
     rules = rules or (Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),)),)
     path = root / boot.POLICY
     path.parent.mkdir(parents=True)
     (root / boot.MASKS).write_text("40-vendor.rules\n")
-    path.write_bytes(compiled.dump(Policy("test", rules, otherwise, Failure("panic"), ("kho-scratch", "cmdline"))))
+    policy = Policy("test", rules, otherwise, Failure("panic"), ("kho-scratch", "cmdline"))
+    path.write_bytes(compiled.dump(policy._replace(**more)))
 
 
 def kmsg(root: Path) -> str:

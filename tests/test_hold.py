@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from safemem import apply, boot, history, probe, releasing, standing, watch
+from safemem import apply, boot, history, probe, releasing, standing
 from safemem.cli import main
-from safemem.model import Decision, Failure, Policy, Range, Rule, parse_range
+from safemem.model import Decision, Range, Rule, parse_range
 from tests.fakes import make_root
 from tests.test_boot import install
 
@@ -302,19 +302,3 @@ def test_watch_refuses_another_policy(root: Path) -> None:
 
     assert result.exit_code == 3
     assert "but this boot was decided by" in result.stderr
-
-
-def test_watch_applies_the_same_engine_to_what_arrives(root: Path) -> None:
-    """A block inside the safe region comes online, its neighbour does not, and what somebody onlined is named."""
-    target = Policy("test", (), Rule("otherwise", "online-safe"), Failure("panic"), (Range(40 << 27, 41 << 27),))
-    memory = root / "sys/devices/system/memory"
-    for number in (40, 41):
-        (memory / f"memory{number}").mkdir()
-        (memory / f"memory{number}/state").write_text("offline\n")
-    (memory / "memory35/state").write_text("online\n")
-    decision, batch = watch.look(str(root), target)
-
-    assert (memory / "memory40/state").read_text().startswith("online_movable")
-    assert (memory / "memory41/state").read_text() == "offline\n"
-    assert batch.loose == batch.left == (Range(35 << 27, 36 << 27),)
-    assert decision.action == "online-safe"

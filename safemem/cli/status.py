@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from safemem import account, evidence, history, journal, metrics, record, render, standing
+from safemem import account, counts, evidence, history, journal, metrics, record, render, standing, suspects
 from safemem.cli.common import ROOT, write_whole
 from safemem.model import Range, size_text
 
@@ -80,6 +80,7 @@ def _json(found: standing.Standing) -> "dict[str, object]":
         "overrides": list(found.then.overrides),
         "arrived": [{"range": str(area), "state": state} for area, state in found.arrived],
         "onlined_by_others": [str(area) for area in found.loose],
+        "watch": counts.to_json(found.watched) if found.watched else None,
         "releases": found.releases,
     }  # fmt: skip
 
@@ -118,8 +119,26 @@ def _text(found: standing.Standing, before: "list[str]") -> "list[str]":
     lines += [f"warning   {text}" for text in decision["warnings"]]
     lines += [f"arrived   {area}  {size_text(area.end - area.start)}, {state}" for area, state in found.arrived]
     lines += [f"changed   {area} was held and is online now: somebody else did that" for area in found.loose]
+    lines += _watched(found)
     lines += ["final     the policy says so: `release` needs --force"] if decision.get("final") else []
     return lines + _released(found.releases) + [f"before    {text}" for text in before]
+
+
+def _watched(found: standing.Standing) -> "list[str]":
+    seen = found.watched
+    if seen is None:
+        return [f"problem   {found.problem}"] if found.problem else []
+    lines = [
+        f"watch     held memory was found online {_times(seen.incidents)} ({size_text(seen.onlined)}), {size_text(seen.reverted)}"
+        f" taken offline again; arrivals onlined {_times(seen.bursts)} ({size_text(seen.applied)}); events lost {_times(seen.lost)}"
+    ]
+    for item in seen.last[-1:]:
+        lines.append(f"who       {_utc(item.time)}, {', '.join(map(str, item.ranges))}: {suspects.text(item.suspects)}")
+    return lines
+
+
+def _times(number: int) -> str:
+    return f"{number} time{'s' * (number != 1)}"
 
 
 #: What is listed range by range; after `online-all`, everything may be used and one line says so.

@@ -15,7 +15,9 @@ def watch_command(context: click.Context, policy_file: str, root: str) -> None:
     """Watch for memory blocks that arrive, and apply the decision of this boot to them.
 
     Runs until it is told to stop; meant for the unit safemem-watch.service. Refuses a policy that is
-    not the one that decided.
+    not the one that decided, and does nothing after a dry run.
+
+    Exit code: 0 it was told to stop, 3 another policy decided, 6 no decision is in force.
     """
     from safemem import logs, watch  # pyudev and structlog: for this command only
 
@@ -26,6 +28,13 @@ def watch_command(context: click.Context, policy_file: str, root: str) -> None:
         raise InputError(
             f"{policy_file}: digest {policy.digest[:12]}, but this boot was decided by {decided[:12]}: give the same policy"
         )
+    if found.dry_run:
+        # To systemd this is success, not a unit that failed before it was ready.
+        watch.notify("READY=1\nSTATUS=dry run: nothing is in force")
+        click.echo(
+            "safemem: this boot is a dry run: its decision is not in force, so there is nothing to apply", err=True
+        )
+        context.exit(6)
     logs.configure()
     try:
         watch.run(root, policy, found)

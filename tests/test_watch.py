@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: MIT
+"""One look of `watch` on fake roots: what is applied, noticed, taken back and counted; tests/vm has the daemon."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from prometheus_client.parser import text_string_to_metric_families
+
+from safemem import apply, boot, compiled, counts, metrics, record, standing, suspects, watch
+from safemem.cli import main
+from safemem.counts import Counts
+from safemem.model import Blocks, Override, Policy, Range, Rule
+from tests.fakes import make_root
+from tests.test_boot import install
+
+MEMORY = "sys/devices/system/memory"
+BLOCK = 1 << 27
+
+
+def decided(
+    base: Path,
+    *,
+    action: str = "online-safe",
+    if_onlined: str = "report",
+    sources: tuple[Range, ...] = (Range(40 * BLOCK, 42 * BLOCK),),
+    memory: tuple[Override, ...] = (),
+    **options: Any,
+) -> tuple[Path, Policy]:
+    """Return a machine on which a lost handover was decided, and the policy; blocks 40 and 41 are safe."""
+    root = make_root(base, offered=True, **options)
+    (root / "proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n")
+    rule = Rule("otherwise", action, if_onlined=if_onlined, boot_memory="offline")
+    install(root, otherwise=rule, sources=sources, memory=memory, allow_cmdline_override=True)
+    boot.main(["--root", str(root)])
+    for number in range(8):  # as they are on a real machine: what refused is online
+        block(root, number, "online")
+    return root, compiled.load((root / boot.POLICY).read_bytes(), "policy")
+
+
+def block(root: Path, number: int, state: str) -> None:
+    """Give a block this state, and make it if it is not there."""
+    (root / f"{MEMORY}/memory{number}").mkdir(exist_ok=True)
+    (root / f"{MEMORY}/memory{number}/state").write_text(f"{state}\n")
+
+
+def states(root: Path, first: int, last: int) -> list[str]:
+    """Return what was written last to blocks."""
+    return [(root / f"{MEMORY}/memory{number}/state").read_text().strip() for number in range(first, last + 1)]
+
+
+def span(first: int, last: int) -> Range:
+    """Return the range of blocks."""
+    return Range(first * BLOCK, (last + 1) * BLOCK)
+
+
+def test_the_same_engine_for_what_arrives(tmp_path: Path) -> None:
+    """A block inside the safe region comes online, its neighbour does not, and nothing else is touched."""
+    root, policy = decided(tmp_path)
+    block(root, 41, "offline")
+    block(root, 42, "offline")
+    batch = watch.look(str(root), policy, Counts())
+
+    assert states(root, 41, 42) == ["online_movable", "offline"]
+    assert states(root, 0, 7) == ["online"] * 8
+    assert (batch.fresh, batch.counts.incidents) == ((), 0)
+
+
+@pytest.mark.parametrize("if_onlined", ["report", "offline"])
+def test_what_somebody_onlined(tmp_path: Path, if_onlined: str) -> None:
+    """Held since the decision or arrived later: noticed, counted once, and taken off only where the policy says so."""
+    root, policy = decided(tmp_path, if_onlined=if_onlined)
+    block(root, 35, "online")
+    block(root, 50, "online")
+    fresh = (span(35, 35), span(50, 50))
+    batch = watch.look(str(root), policy, Counts())
+
+    assert batch.fresh == fresh
+    assert (batch.counts.incidents, batch.counts.onlined) == (1, 2 * BLOCK)
+    assert states(root, 35, 35) + states(root, 50, 50) == [if_onlined.replace("report", "online")] * 2
+    # Boot memory was online before the decision: taken off at boot or not at all.
+    assert states(root, 0, 7) == ["online"] * 8
+    assert batch.counts.reverted == batch.counts.last[0].taken_offline == (2 * BLOCK if if_onlined == "offline" else 0)
+    assert batch.counts.loose == (() if if_onlined == "offline" else fresh)
+    kept = counts.read(str(root))
+    assert kept == batch.counts
+    # A restart counts nothing twice, and a second time is one more.
+    again = watch.look(str(root), policy, kept)
+    assert (again.fresh, again.counts) == ((), kept)
+    block(root, 35, "offline")
+    gone = watch.look(str(root), policy, kept).counts
+    block(root, 35, "online")
+    assert watch.look(str(root), policy, gone).counts.incidents == 2
+
+
+def test_only_what_is_new_is_counted(tmp_path: Path) -> None:
+    """A block beside one that is counted already is one block more, not two."""
+    root, policy = decided(tmp_path)
+    block(root, 35, "online")
+    seen = watch.look(str(root), policy, Counts()).counts
+    block(root, 36, "online")
+    batch = watch.look(str(root), policy, seen)
+
+    assert batch.fresh == (span(36, 36),)
+    assert (batch.counts.incidents, batch.counts.onlined) == (2, 2 * BLOCK)
+
+
+def test_counted_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that is killed while it takes memory off again does not hide that it was online."""
+    root, policy = decided(tmp_path, if_onlined="offline")
+    block(root, 35, "online")
+    monkeypatch.setattr(apply, "carry_out", lambda *_: (_ for _ in ()).throw(SystemExit))
+    with pytest.raises(SystemExit):
+        watch.look(str(root), policy, Counts())
+    kept = counts.read(str(root))
+
+    assert kept is not None and (kept.incidents, kept.reverted, kept.loose) == (1, 0, (span(35, 35),))
+    monkeypatch.undo()
+    after = watch.look(str(root), policy, kept).counts
+    assert (after.incidents, after.onlined, after.reverted, after.loose) == (1, BLOCK, BLOCK, ())
+
+
+def test_counts_that_cannot_be_kept(tmp_path: Path) -> None:
+    """It is said, and the decision is applied all the same."""
+    root, policy = decided(tmp_path, if_onlined="offline")
+    block(root, 35, "online")
+    (root / counts.COUNTS).mkdir()
+    batch = watch.look(str(root), policy, Counts())
+
+    assert states(root, 35, 35) == ["offline"]
+    assert "what was counted is lost at a restart" in batch.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("memory", "released", "free"),
+    [
+        ((), "", {40, 41}),
+        ((Override(range=span(41, 41), hold=True),), "", {40}),
+        ((Override(range=Range(40 * BLOCK + 1, 40 * BLOCK + 2), hold=True),), "", {41}),
+        ((Override(driver="dimm", hold=True),), "", set()),
+        ((), f"{span(34, 36)} {Range(37 * BLOCK + 1, 39 * BLOCK)} {Range(42 * BLOCK, 43 * BLOCK - 1)}", {34, 35, 36, 38, 40, 41}),
+        ((), f"{Range(34 * BLOCK, 34 * BLOCK + 4096)} {Range(34 * BLOCK + 4096, 36 * BLOCK)}", {34, 35, 40, 41}),
+        ((), f"{Range(0, 1 << 64)}", set(range(32, 44))),
+    ],
+)  # fmt: skip
+def test_loose(tmp_path: Path, memory: tuple[Override, ...], released: str, free: set[int]) -> None:
+    """Of what was held or arrived and is online now, all but the safe region and what was released; exceptions count."""
+    root, policy = decided(tmp_path, memory=memory)
+    for number in range(32, 44):
+        block(root, number, "online")
+    if released:
+        entry = {"time": 1, "reason": "x", "ranges": released.split(), "state": "done"}
+        record.write(str(root), json.dumps([entry]), standing.RELEASES)
+    found = standing.read(str(root)).loose
+
+    assert {n for n in range(44) if any(a.start <= n * BLOCK < a.end for a in found)} == set(range(32, 44)) - free
+    assert watch.look(str(root), policy, Counts()).fresh == found
+
+
+def test_loose_of_many_blocks(tmp_path: Path) -> None:
+    """32,768 blocks that alternate take time for their number, not for its square."""
+    root, _ = decided(tmp_path)
+    found = standing.read(str(root))
+    runs = tuple(Blocks(n, n, "offline") for n in range(32768))
+    flipped = tuple(run._replace(state="online" if run.first % 2 else "offline") for run in runs)
+    many = found._replace(then=found.then._replace(blocks=runs[::3]), now=found.now._replace(blocks=flipped))
+    began = time.process_time()
+    loose, arrived = many.loose, many.arrived
+
+    assert sum(area.end - area.start for area in loose) == (16384 - 1) * BLOCK
+    assert len(arrived) == 32768 - len(runs[::3])
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("if_onlined", ["report", "offline"])
+def test_online_all_with_an_exception(tmp_path: Path, if_onlined: str) -> None:
+    """Where everything may be used but one range, that range is all that can be loose."""
+    memory = (Override(range=span(33, 34), hold=True),)
+    root, policy = decided(tmp_path, action="online-all", if_onlined=if_onlined, memory=memory)
+    for number in range(32, 40):
+        block(root, number, "online")
+    batch = watch.look(str(root), policy, Counts())
+
+    assert batch.fresh == (span(33, 34),)
+    assert states(root, 32, 35) == ["online", *[if_onlined.replace("report", "online")] * 2, "online"]
+
+
+def test_safemem_off(tmp_path: Path) -> None:
+    """What the command line asked for is the decision that stands: arrivals come online, and nothing is loose."""
+    root, policy = decided(tmp_path, if_onlined="offline", cmdline="kho=on safemem=off memhp_default_state=offline")
+    block(root, 50, "offline")
+    block(root, 51, "online")
+    batch = watch.look(str(root), policy, Counts())
+
+    assert batch.decision.action == "online-all"
+    assert (batch.fresh, states(root, 50, 51)) == ((), ["online_movable", "online"])
+
+
+def test_after_a_dry_run_nothing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run's decision is not in force: `watch` says so and ends with 6, and nothing is somebody else's doing."""
+    root, policy = decided(tmp_path, cmdline="kho=on safemem.dry_run memhp_default_state=offline")
+    file = tmp_path / "policy.toml"
+    file.write_text("")
+    monkeypatch.setattr("safemem.cli.watch.load_policy", lambda _: policy)
+    block(root, 35, "online")
+    block(root, 40, "offline")
+    result = CliRunner().invoke(main, ["watch", "--policy", str(file), "--root", str(root)])
+
+    assert result.exit_code == 6
+    assert "this boot is a dry run: its decision is not in force, so there is nothing to apply" in result.stderr
+    assert states(root, 35, 35) + states(root, 40, 40) == ["online", "offline"]
+    status = CliRunner().invoke(main, ["status", "--root", str(root)])
+    assert (status.exit_code, "changed" in status.stdout) == (64, False)
+
+
+def test_who_could_have_done_it(tmp_path: Path) -> None:
+    """A rule in force, the kernel, a program that runs: each with its evidence; otherwise it cannot be known."""
+    root, policy = decided(tmp_path)
+    assert suspects.find(str(root)) == ()
+    assert suspects.text(()).startswith("who did it cannot be known")
+    for path, text in (
+        ("usr/lib/udev/rules.d/41-x.rules", 'SUBSYSTEM=="memory", ATTR{state}="online"\n'),
+        (f"{MEMORY}/auto_online_blocks", "online\n"),
+        ("proc/7/comm", "bash\n"), ("proc/71/comm", "google_guest_ag\n"), ("proc/72/comm", "python3\n"),
+        ("proc/72/cmdline", "/usr/bin/python3\0-u\0/usr/sbin/waagent\0-daemon\0"), ("proc/73/comm", "python3\n"),
+        ("proc/73/cmdline", "/usr/bin/python3\0/usr/bin/cat\0/usr/sbin/tuned\0"),
+    ):  # fmt: skip
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    block(root, 35, "online")
+    (incident,) = watch.look(str(root), policy, Counts()).counts.last
+
+    assert [(item.who, item.evidence.removeprefix(f"{root}/")) for item in incident.suspects] == [
+        ('a udev rule: ATTR{state}="online"', "usr/lib/udev/rules.d/41-x.rules:1"),
+        ("the kernel itself, if it had just added the memory", f"{MEMORY}/auto_online_blocks reads `online`"),
+        ("google_guest_agent", "proc/71/comm"), ("waagent", "proc/72/comm"),
+    ]  # fmt: skip
+    status = CliRunner().invoke(main, ["status", "--root", str(root)]).stdout
+    assert "watch     held memory was found online 1 time (128 MiB), 0 B taken offline again; " in status
+    assert (
+        'may have been a udev rule: ATTR{state}="online" (usr/lib/udev/rules.d/41-x.rules:1), or the kernel' in status
+    )
+
+
+def test_counts_in_status_and_metrics(tmp_path: Path) -> None:
+    """Counters that only grow, with `_total`; none without a daemon that counts."""
+    root, _ = decided(tmp_path)
+    assert "_total" not in metrics.text(standing.read(str(root)))
+    counts.write(str(root), Counts(2, 3 << 30, 1 << 30, 4, 5, 6 << 30))
+    families = {
+        family.name: family for family in text_string_to_metric_families(metrics.text(standing.read(str(root))))
+    }
+    values = {name: family.samples[0].value for name, family in families.items() if family.type == "counter"}
+
+    assert values == {
+        "safemem_held_memory_onlined": 2, "safemem_held_memory_onlined_bytes": 3 << 30, "safemem_events_lost": 4,
+        "safemem_held_memory_reverted_bytes": 1 << 30, "safemem_arrivals": 5, "safemem_arrivals_bytes": 6 << 30,
+    }  # fmt: skip
+    document = json.loads(CliRunner().invoke(main, ["status", "--format", "json", "--root", str(root)]).stdout)
+    assert (document["watch"]["lost"], document["watch"]["onlined"]) == (4, 3 << 30)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 2}', '{"schema": 1, "incidents": 1}'])
+def test_counts_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    """The decision is told all the same, and what is missing is named; no counter claims a 0."""
+    root, _ = decided(tmp_path)
+    (root / counts.COUNTS).write_text(text)
+    result = CliRunner().invoke(main, ["status", "--root", str(root)])
+
+    assert result.exit_code in (4, 64)
+    assert f"problem   {root / counts.COUNTS}: " in result.stdout
+    assert "_total" not in metrics.text(standing.read(str(root)))
