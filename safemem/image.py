@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,13 +73,16 @@ for source, target, shown in json.load(sys.stdin):
 """
 
 
-def build(policy: bytes, out: Path, interpreter: "str | None" = None) -> Cost:
-    """Write the archive with the compiled `policy` to `out`, after running it once.
+def build(
+    policy: bytes, out: Path, interpreter: "str | None" = None, more: "Mapping[str, bytes] | None" = None
+) -> Cost:
+    """Write the archive with the compiled `policy`, and `more` files by path, to `out`, after running it once.
 
     Raises:
         BuildError: something is missing, or the result does not run; `out` is left as it was.
     """
     items = files(policy, interpreter)
+    items.update({path: Item(data, 0o644) for path, data in (more or {}).items()})
     data = _archive(items)
     draft = out.with_name(f".{out.name}.new")
     try:

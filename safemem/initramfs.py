@@ -22,6 +22,8 @@ _ON_FAILURE = {
     "halt": "FailureAction=poweroff-immediate\nFailureAction=halt-immediate",
 }
 _LINE = "run_scripts /scripts/init-top"
+#: Where an initramfs has systemd; an archive that was appended may bring our units to one without.
+_SYSTEMD = ("usr/lib/systemd/systemd", "lib/systemd/systemd")
 _GATE = f". /{PREFIX}/gate.sh"
 #: Where distributions put an image, below the root, for one kernel release.
 PLACES = (
@@ -57,6 +59,11 @@ def units(failure: Failure) -> "dict[str, bytes]":
     return found
 
 
+def unit_files(failure: Failure) -> "dict[str, bytes]":
+    """Return the units as files of an initrd. Theirs is the folder that every systemd looks into."""
+    return {f"usr/lib/systemd/system/{path}": data for path, data in units(failure).items()}
+
+
 def find(root: str, release: str) -> "Path | None":
     """Return the image that is there for one kernel release, or None."""
     for place in PLACES:
@@ -80,7 +87,7 @@ def inside(data: bytes) -> "Inside | None":
         *(f"usr/lib/systemd/system/{unit}.d/50-safemem.conf" for unit in GUARDED),
     ]
     hooks = ("var/lib/dracut/hooks/cmdline/", "usr/lib/dracut/hooks/cmdline/", "lib/dracut/hooks/cmdline/")
-    names = [f"{PREFIX}/policy.json", f"{PREFIX}/boot", f"{PREFIX}/gate.sh", "init", *systemd, *hooks]
+    names = [f"{PREFIX}/policy.json", f"{PREFIX}/boot", f"{PREFIX}/gate.sh", "init", *_SYSTEMD, *systemd, *hooks]
     found = initrd.find(data, names)
     if f"{PREFIX}/policy.json" not in found:
         return None
@@ -88,7 +95,7 @@ def inside(data: bytes) -> "Inside | None":
     lines = [line.strip() for line in found.get("init", b"").decode("utf-8", "replace").splitlines()]
     first = sorted(path.rpartition("/")[2] for path in found if path.startswith(hooks) and path.endswith(".sh"))
     start, fault = "", ""
-    if systemd[0] in found:
+    if systemd[0] in found and any(path in found for path in _SYSTEMD):
         start = "systemd"
         missing = [path for path in systemd if path not in found]
         fault = f"{missing[0]} is missing" if missing else ""

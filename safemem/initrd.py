@@ -26,7 +26,7 @@ class Unreadable(ValueError):
 def find(data: bytes, wanted: "Iterable[str]") -> "dict[str, bytes]":
     """Return the wanted files of an initrd, by path without a leading slash; of a symbolic link its target.
 
-    A wanted path that ends in `/` stands for everything below it. What is not there is left out.
+    Of a unified kernel image it is the `.initrd` section that is read. A wanted path that ends in `/` stands for everything below it. What is not there is left out.
 
     Raises:
         Unreadable: damaged, cut off, or packed in a way that cannot be unpacked here.
@@ -34,12 +34,27 @@ def find(data: bytes, wanted: "Iterable[str]") -> "dict[str, bytes]":
     exact = {path for path in wanted if not path.endswith("/")}
     below = tuple(path for path in wanted if path.endswith("/"))
     found: dict[str, bytes] = {}
-    for path, mode, content in _entries(data):
+    for path, mode, content in _entries(_initrd_section(data) if data.startswith(b"MZ") else data):
         if path in exact or (below and path.startswith(below)):
             found.pop(path, None)
             if mode & 0o170000 in (_FILE, _SYMLINK):
                 found[path] = content
     return found
+
+
+def _initrd_section(data: bytes) -> bytes:
+    """Return the initrd of a unified kernel image (UAPI.5; sections as in the PE format)."""
+    head = _number(data, 0x3C, 4)
+    if data[head : head + 4] != b"PE\0\0":
+        raise Unreadable("this is a program for DOS, or a damaged image")
+    table = head + 24 + _number(data, head + 20, 2)
+    for at in range(table, table + 40 * _number(data, head + 6, 2), 40):
+        if data[at : at + 8].rstrip(b"\0") == b".initrd":
+            size, raw, start = (_number(data, at + place, 4) for place in (8, 16, 20))
+            if start + raw > len(data):
+                raise Unreadable(f"byte {start}: the .initrd section is cut off")
+            return data[start : start + min(size, raw)]
+    raise Unreadable("this is a kernel image without an .initrd section")
 
 
 def _entries(data: bytes) -> "Iterator[tuple[str, int, bytes]]":

@@ -6,13 +6,14 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from safemem import compiled, image, initramfs, operator, policy
+from safemem import compiled, image, initramfs, initrd, operator, policy
 from safemem.cli import main
 from safemem.cpio import Archive
 from safemem.model import Failure
@@ -41,8 +42,29 @@ def base() -> dict[str, bytes]:
 
 def units(action: str = "panic") -> dict[str, bytes]:
     """Return the units of an initramfs with systemd."""
-    found = initramfs.units(Failure(action))
-    return {f"usr/lib/systemd/system/{path}": data for path, data in found.items()}
+    return {**initramfs.unit_files(Failure(action)), "usr/lib/systemd/systemd": b""}
+
+
+def unified(section: bytes, data: bytes) -> bytes:
+    """Return a kernel image in the PE format with one section."""
+    head = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
+    coff = b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, 1, 0, 0, 0, 0xF0, 0)
+    start = 0x200
+    table = section.ljust(8, b"\0") + struct.pack("<IIII", len(data), 0x1000, -(-len(data) // 512) * 512, start)
+    return (head + coff + bytes(0xF0) + table.ljust(40, b"\0")).ljust(start, b"\0") + data + bytes(-len(data) % 512)
+
+
+def test_unified_kernel_image() -> None:
+    """Its initrd is read, an appended archive with units included; one that is cut off or has none is said to be."""
+    data = archive({"usr/lib/systemd/systemd": b""}) + archive({**base(), **initramfs.unit_files(Failure("panic"))})
+    found = initramfs.inside(unified(b".initrd", data))
+
+    assert found is not None and (found.start, found.fault) == ("systemd", "")
+    with pytest.raises(initrd.Unreadable, match="cut off"):
+        initramfs.inside(unified(b".initrd", data)[:-600])
+    for broken in (unified(b".text", data), b"MZ" + bytes(600)):
+        with pytest.raises(initrd.Unreadable, match=r"without an \.initrd section|a program for DOS"):
+            initramfs.inside(broken)
 
 
 def test_nothing_inside() -> None:
@@ -60,6 +82,7 @@ def test_nothing_inside() -> None:
         ({"init": f"{LINE}\n{initramfs._GATE}\n".encode()}, "initramfs-tools", "/init does not run"),
         ({path: data for path, data in units().items() if "udevd" not in path}, "systemd", "systemd-udevd.service.d/50-safemem.conf is missing"),
         ({"init": b"#!/bin/sh\n/usr/lib/safemem/boot || exit\n"}, "init", ""),
+        ({**units(), "usr/lib/systemd/systemd": None, "init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
         ({"init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
         ({**units(), f"{image.PREFIX}/boot": None}, "systemd", "usr/lib/safemem/boot is missing"),
     ],
@@ -187,7 +210,7 @@ def test_tree_and_units(tmp_path: Path) -> None:
     assert (made.exit_code, also.exit_code) == (0, 0), made.output + also.output
     files = {str(path.relative_to(tmp_path / "tree")): path.read_bytes() for path in (tmp_path / "tree").rglob("*") if path.is_file()}  # fmt: skip
     assert (tmp_path / "tree/usr/lib/safemem/boot").stat().st_mode & 0o777 == 0o755
-    found = initramfs.inside(archive(files))
+    found = initramfs.inside(archive({**files, "usr/lib/systemd/systemd": b""}))
     assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", policy.read(mine).digest)
 
     mine.chmod(0o664)

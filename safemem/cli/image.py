@@ -29,15 +29,17 @@ def initramfs() -> None:
 @initramfs.command()
 @click.option("--policy", "policy_file", metavar="POLICY", required=True, help="Policy to build in.")
 @click.option("--output", "-o", metavar="FILE", required=True, help="Archive to write.")
-def cpio(policy_file: str, output: str) -> None:
+@click.option("--systemd", is_flag=True, help="With the units that start it in an initrd with systemd.")
+def cpio(policy_file: str, output: str, systemd: bool) -> None:
     """Write a self-contained archive that can be appended to any initrd.
 
-    The init calls /usr/lib/safemem/boot before anything onlines memory, and goes on only if
-    that returns 0.
+    An init that is a script calls /usr/lib/safemem/boot before anything onlines memory, and goes on
+    only if that returns 0; with --systemd nothing of the initrd has to be changed.
     """
-    data = compiled.dump(load_policy(policy_file))
+    chosen = load_policy(policy_file)
     try:
-        cost = image.build(data, Path(output))
+        more = inside_image.unit_files(chosen.on_failure) if systemd else {}
+        cost = image.build(compiled.dump(chosen), Path(output), more=more)
     except image.BuildError as error:
         raise InputError(str(error)) from None
     click.echo(cost_text(output, cost))

@@ -7,11 +7,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from safemem.cli import main
 from tests.vm import distro, harness
 from tests.vm.guests import ALL_ONLINE, HELD, decided, policy_text
 
@@ -23,34 +25,74 @@ MAKERS = [
     for suite, maker in distro.MAKERS
 ]
 VERSIONS = {"bookworm": "252", "trixie": "257"}
-Make = Callable[..., distro.System]
+
+
+class Make:
+    """Makes a system for a suite, a maker of the initramfs and a policy, each once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[tuple[object, ...], distro.System] = {}
+        self._trees: dict[tuple[str, str], distro.Tree] = {}
+
+    def tree(self, suite: str, maker: str) -> distro.Tree:
+        """Return the tree, with the package installed. One at a time is kept: they are large."""
+        if (suite, maker) not in self._trees:
+            for old in self._trees.values():
+                shutil.rmtree(old.path)
+            self._trees.clear()
+            tree = distro.Tree(Path(tempfile.mkdtemp(dir=self._folder)) / "tree", suite, maker)
+            tree.install(distro.package(suite, self._folder))
+            self._trees[suite, maker] = tree
+        return self._trees[suite, maker]
+
+    def __call__(self, suite: str, maker: str, policy: str = "online-safe", **more: str) -> distro.System:
+        """Return the system."""
+        key = (suite, maker, policy, *sorted(more.items()))
+        if key not in self._known:
+            place = Path(tempfile.mkdtemp(dir=self._folder))  # another one each time, also after a failure
+            self._known[key] = self.tree(suite, maker).system(place, policy_text(policy, **more))
+        return self._known[key]
 
 
 @pytest.fixture(scope="module")
 def make() -> Iterator[Make]:
-    """Return a function that makes a system for a suite, a maker of the initramfs and a policy, each once."""
+    """Return what makes systems."""
     if os.geteuid():
         pytest.fail("these tests call chroot: run them as root")
-    known: dict[tuple[object, ...], distro.System] = {}
-    trees: dict[tuple[str, str], distro.Tree] = {}
     with tempfile.TemporaryDirectory(prefix="safemem-distro-", dir="/var/tmp") as name:
-        folder = Path(name)
+        yield Make(Path(name))
 
-        def system(suite: str, maker: str, policy: str = "online-safe", **more: str) -> distro.System:
-            key = (suite, maker, policy, *sorted(more.items()))
-            if key not in known:
-                if (suite, maker) not in trees:
-                    for old in trees.values():  # one at a time: they are large
-                        shutil.rmtree(old.path)
-                    trees.clear()
-                    tree = distro.Tree(Path(tempfile.mkdtemp(dir=folder)) / "tree", suite, maker)
-                    tree.install(distro.package(suite, folder))
-                    trees[suite, maker] = tree
-                place = Path(tempfile.mkdtemp(dir=folder))  # another one each time, also after a failure
-                known[key] = trees[suite, maker].system(place, policy_text(policy, **more))
-            return known[key]
 
-        yield system
+@pytest.mark.parametrize(("suite", "maker"), MAKERS)
+def test_image(make: Make, suite: str, maker: str) -> None:
+    """The image is what check wants; one that cannot be made leaves it alone; install and remove do without the package."""
+    make(suite, maker)
+    tree = make.tree(suite, maker)
+    assert "before everything else" in tree.run(f"safemem initramfs check --kernel {tree.release}")
+    good = tree.initrd.read_bytes()
+
+    # The distribution's own command, with a policy that anybody can write.
+    tree.run("chmod 666 /etc/safemem/policy.toml")
+    with pytest.raises(AssertionError, match="refused, because the file"):
+        tree.make_initrd()
+    assert tree.initrd.read_bytes() == good and not list(tree.path.glob("boot/*.new"))
+    tree.run("chmod 644 /etc/safemem/policy.toml")
+
+    # Without the package's hook, and from outside: the tree is another system.
+    packaged = "/usr/share/initramfs-tools/hooks/safemem" if maker == "initramfs-tools" else "/usr/lib/dracut/modules.d/50safemem"  # fmt: skip
+    tree.run(f"mv {packaged} /aside")
+    from_outside(tree, "install")
+    tree.run(f"safemem initramfs check --kernel {tree.release}")
+    from_outside(tree, "remove")
+    tree.run(f"safemem initramfs check --kernel {tree.release}", code=1)
+    tree.run(f"mv /aside {packaged}")
+
+
+def from_outside(tree: distro.Tree, verb: str) -> None:
+    """Run `safemem initramfs install` or `remove` of this machine's on a tree."""
+    result = CliRunner().invoke(main, ["initramfs", verb, "--root", str(tree.path)])
+    assert result.exit_code == 0, result.output
 
 
 def first(pattern: str, text: str) -> int:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""Images made by the distribution's own command, here one that makes what the test has put aside for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from safemem import initramfs
+from safemem.cli import main
+from tests.test_initramfs import POLICY, archive, base, units
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can enter another root")
+KERNEL = "9.9.9"
+OLD = b"the old image"
+MAKERS = {"initramfs-tools": ("usr/sbin/mkinitramfs", "$2"), "dracut": ("usr/bin/dracut", "$2")}
+HOOKS = {
+    "initramfs-tools": "etc/initramfs-tools/hooks/safemem",
+    "dracut": "usr/lib/dracut/modules.d/50safemem/module-setup.sh",
+}
+
+
+@pytest.fixture(params=MAKERS)
+def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Return a system with one maker, which copies /next to where it is told, if the hook is there /with."""
+    program, target = MAKERS[request.param]
+    for folder in ("bin", "usr/bin", "usr/sbin", "proc", "sys", "dev", "boot", f"lib/modules/{KERNEL}", "etc/safemem"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copy(shutil.which("busybox") or "/bin/busybox", tmp_path / "bin/busybox")
+    for name in ("sh", "cp", "run-parts"):
+        (tmp_path / "bin" / name).symlink_to("busybox")
+    (tmp_path / "usr/bin/safemem").write_text("#!/bin/sh\n")
+    (tmp_path / "usr/bin/safemem").chmod(0o755)
+    (tmp_path / "etc/debian_version").touch()
+    shutil.copy(POLICY, tmp_path / "etc/safemem/policy.toml")
+    maker = tmp_path / program
+    maker.write_text(f'#!/bin/sh\nif [ -x /{HOOKS[request.param]} ]; then from=/with; else from=/without; fi\n[ ! -e $from ] || cp $from "{target}"\n')  # fmt: skip
+    maker.chmod(0o755)
+    (tmp_path / "with").write_bytes(archive({**base(), **units()}))
+    (tmp_path / "without").write_bytes(archive({"init": b"#!/bin/sh\n"}))
+    image(tmp_path).write_bytes(OLD)
+    image(tmp_path).chmod(0o640)
+    return tmp_path
+
+
+def image(root: Path) -> Path:
+    """Return the image's place."""
+    return root / f"boot/initrd.img-{KERNEL}"
+
+
+def safemem(root: Path, *words: str) -> Result:
+    """Run `safemem initramfs`."""
+    return CliRunner().invoke(main, ["initramfs", *words, "--root", str(root)])
+
+
+def maker(root: Path) -> str:
+    """Return the name of the maker that this root has."""
+    return next(name for name, (program, _) in MAKERS.items() if (root / program).exists())
+
+
+def untouched(root: Path) -> bool:
+    """Return whether everything is as it was: the image, no draft beside it, no hook."""
+    left = [path for path in (root / "boot").iterdir() if path != image(root)]
+    return image(root).read_bytes() == OLD and not left and not any((root / path).exists() for path in HOOKS.values())
+
+
+def test_install_check_remove(root: Path) -> None:
+    """The image is replaced, keeps its mode, is what check wants to see, and goes back to what it was."""
+    assert safemem(root, "check", "--kernel", KERNEL).exit_code == 6  # what is there is no image at all
+    result = safemem(root, "install")
+
+    assert result.exit_code == 0, result.output
+    assert image(root).read_bytes() == (root / "with").read_bytes()
+    assert image(root).stat().st_mode & 0o777 == 0o640
+    assert os.access(root / HOOKS[maker(root)], os.X_OK)
+    found = safemem(root, "check", "--kernel", KERNEL)
+    assert found.exit_code == 0 and "by systemd, before everything else" in found.output, found.output
+    document = json.loads(safemem(root, "check", "--kernel", KERNEL, "--format", "json").output)
+    assert document["good"] and document["inside"]["digest"] == document["operator"]
+
+    result = safemem(root, "remove", f"--{maker(root)}", "--kernel", KERNEL)
+    assert result.exit_code == 0, result.output
+    assert image(root).read_bytes() == (root / "without").read_bytes()
+    assert not (root / HOOKS[maker(root)]).exists()
+    assert safemem(root, "check", "--kernel", KERNEL).exit_code == 1
+
+
+def test_another_policy(root: Path) -> None:
+    """An image that is older than the policy in /etc is said to be, and is not put into place either."""
+    text = POLICY.read_text().replace('name = "live-update-host"', 'name = "other"')
+    (root / "etc/safemem/policy.toml").write_text(text)
+    result = safemem(root, "install")
+
+    assert result.exit_code == 1 and "its policy has digest" in result.output and "stays as it was" in result.output
+    assert untouched(root)
+    found = safemem(root, "check", str(root / "with"))
+    assert found.exit_code == 1 and "another than the operator's" in found.output
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "has made no image (exit status 0)"),
+        (b"070701 half of one", "cannot be read"),
+        (archive({"init": b""}), "safemem is not in it"),
+        (archive(base()), "nothing in it starts the boot program"),
+    ],
+)
+def test_not_good_enough(root: Path, content: bytes | None, fault: str) -> None:
+    """Nothing that is not known to be good takes the place of what works."""
+    (root / "with").unlink()
+    if content is not None:
+        (root / "with").write_bytes(content)
+    result = safemem(root, "install")
+
+    assert result.exit_code == 1 and fault in result.output, result.output
+    assert "stays as it was" in result.output
+    assert untouched(root)
+
+
+def test_remove_fails(root: Path) -> None:
+    """The hook stays where the image could not be made without it."""
+    assert safemem(root, "install").exit_code == 0
+    (root / "without").unlink()
+    result = safemem(root, "remove")
+
+    assert result.exit_code == 1 and "has made no image" in result.output
+    assert image(root).read_bytes() == (root / "with").read_bytes()
+    assert (root / HOOKS[maker(root)]).exists()
+
+
+def test_the_packages_hook(root: Path) -> None:
+    """What the package has brought is used, and is not taken away."""
+    name = maker(root)
+    place = root / ("usr/share/initramfs-tools/hooks/safemem" if name == "initramfs-tools" else HOOKS["dracut"])
+    place.parent.mkdir(parents=True)
+    place.write_text("#!/bin/sh\n")
+    place.chmod(0o755)
+    (root / "without").write_bytes((root / "with").read_bytes())  # made by that hook
+
+    assert safemem(root, "install").exit_code == 0
+    assert name == "dracut" or not (root / HOOKS[name]).exists()
+    result = safemem(root, "remove")
+    assert result.exit_code == 1 and "remove the package" in result.output
+    assert place.exists()
+
+
+def test_what_is_missing(root: Path) -> None:
+    """No command for the hook to call, no such maker, two makers, an unknown kernel: said, and nothing is done."""
+    other = next(name for name in MAKERS if name != maker(root))
+    assert f"no {MAKERS[other][0]} in" in safemem(root, "install", f"--{other}").output
+    assert f"there is {KERNEL}" in safemem(root, "install", "--kernel", "1.0").output
+    (root / MAKERS[other][0]).write_text("")
+    assert "say which" in safemem(root, "install").output
+    (root / "usr/bin/safemem").unlink()
+    assert "the hook calls `safemem`" in safemem(root, "install", f"--{maker(root)}").output
+    assert untouched(root)
+
+
+def test_find_where_no_image_is(root: Path) -> None:
+    """The first image of a kernel goes where the distribution keeps them."""
+    image(root).unlink()
+    assert safemem(root, "install").exit_code == 0
+    assert initramfs.find(str(root), KERNEL) == image(root)
