@@ -39,7 +39,7 @@ def account(
     Args:
         guard: what is reserved of it now.
         refused: block -> why it did not go offline.
-        taken: block -> for how many seconds it had been in use when it went offline.
+        taken: block -> for how many seconds it had been in use when it went offline, in this run or an earlier one.
     """
     size, shares = before.block_size, _Shares()
     edges = {edge for run in (*before.blocks, *after) for edge in (run.first, run.last + 1)}
@@ -59,13 +59,13 @@ def account(
             )
             start, end = first * size, (last + 1) * size
             if run.state == "offline":
-                if was == "offline" or (was == "absent" and first not in taken):
+                if was in ("offline", "absent") and first not in taken:
                     shares.add("held", start, end)
                 else:
                     shares.add("quarantined", start, end, "", taken.get(first, -1))
             elif run.state == "online":
                 why = refused.get(first) or _why(decision, was)
-                _in_use(shares, start, end, guard, decision.region, why)
+                _in_use(shares, start, end, guard, decision, why)
             else:
                 shares.add("exposed", start, end, refused.get(first) or f"its state is {run.state}")
             first = last + 1
@@ -117,13 +117,13 @@ def _why(decision: Decision, was: str) -> str:
     return "in use since the start of this boot"
 
 
-def _in_use(shares: _Shares, start: int, end: int, guard: Range | None, region: tuple[Range, ...], why: str) -> None:
+def _in_use(shares: _Shares, start: int, end: int, guard: Range | None, decision: Decision, why: str) -> None:
     """Share out memory that is online: what is guarded first, of the rest what is safe."""
     for kind, area in _cut(start, end, (guard,) if guard else ()):
         if kind:
-            shares.add("guarded", *area)
+            shares.add("guarded", *area, "left to kdump" if decision.action == "online-all" else "")
             continue
-        for safe, part in _cut(*area, region):
+        for safe, part in _cut(*area, decision.region):
             shares.add("safe" if safe else "exposed", *part, "" if safe else why)
 
 

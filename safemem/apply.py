@@ -13,7 +13,7 @@ import time
 
 from safemem import probe
 from safemem.model import Blocks, Decision, Range, Step, parse_size, size_text
-from safemem.probe import AUTO_ONLINE, CRASH_SIZE, MEMORY
+from safemem.probe import AUTO_ONLINE, CRASH_SIZE, LOAD_LIMIT, MEMORY
 from safemem.tuples import NamedTuple
 
 TYPE_CHECKING = False
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
     Progress = Callable[[], None]
 
-LOAD_LIMIT = "proc/sys/kernel/kexec_load_limit_panic"
 SYSRQ = "proc/sysrq-trigger"
 KMSG = "dev/kmsg"
 UDEV_RUN = "run/udev/rules.d"
+UNITS_RUN = "run/systemd/system"
+#: What loads a crash kernel at boot: Fedora, RHEL and SUSE; SUSE's early one; Debian and Ubuntu.
+KDUMP = ("kdump.service", "kdump-early.service", "kdump-tools.service")
 #: Bytes of guard given back by one write, and by the time of one sign of progress. The kernel frees a range page by page: in one write, a guard
 #: of terabytes would look like a hang.
 GUARD_PIECE = 256 << 20
@@ -59,7 +61,7 @@ class Result(NamedTuple):
 
 
 def hold(root: str) -> "list[str]":
-    """Stop the kernel from onlining what arrives, and anybody from loading a crash kernel over a guard.
+    """Stop the kernel from onlining what arrives.
 
     Returns what could not be held, one sentence each; a kernel without the file cannot hot-add memory.
     """
@@ -71,13 +73,13 @@ def hold(root: str) -> "list[str]":
 
 
 def mask(root: str, names: "list[str]") -> "list[str]":
-    """Hide udev rules files that online memory, in this initramfs and in the real root: /run outlives switch-root.
+    """Hide udev rules files that online memory and units (`.service`), here and in the real root: /run outlives switch-root.
 
     Returns what could not be hidden, one sentence each.
     """
     problems = []
     for name in names:
-        link = os.path.join(root, UDEV_RUN, name)
+        link = _mask(root, name)
         try:
             os.makedirs(os.path.dirname(link), exist_ok=True)
             try:
@@ -87,14 +89,23 @@ def mask(root: str, names: "list[str]") -> "list[str]":
                     raise
         except OSError as error:
             why = (error.strerror or "cannot be made").lower()
-            problems.append(f"udev rules file {name} could not be masked, so it may online held memory: {why}")
+            what, may = (
+                ("unit", "load a crash kernel into the guard")
+                if link.endswith(".service")
+                else ("udev rules file", "online held memory")
+            )
+            problems.append(f"{what} {name} could not be masked, so it may {may}: {why}")
     return problems
+
+
+def _mask(root: str, name: str) -> str:
+    return os.path.join(root, UNITS_RUN if name.endswith(".service") else UDEV_RUN, name)
 
 
 def unmask(root: str, names: "list[str]") -> None:
     """Take back what `mask` did; a file that is not our link stays."""
     for name in names:
-        link = os.path.join(root, UDEV_RUN, name)
+        link = _mask(root, name)
         try:
             if os.readlink(link) == "/dev/null":
                 os.unlink(link)
@@ -112,13 +123,21 @@ def unhold(root: str, value: str) -> None:
         _write(root, AUTO_ONLINE, value)
 
 
-def forbid_crash_kernel(root: str) -> "list[str]":
-    """Forbid loading a crash kernel: it would be written into the guard (kernel.kexec_load_limit_panic, 6.3)."""
+def forbid_crash_kernel(root: str) -> "tuple[list[str], list[str]]":
+    """Forbid loading a crash kernel, which would be written into the guard, until the next boot.
+
+    `kernel.kexec_load_limit_panic` (Linux 6.3) can only be lowered, and a kernel refuses even the 0 that it has
+    already (kernel/kexec_core.c). An older kernel leaves kdump's units to be masked.
+
+    Returns what could not be done, and the names that are to be masked instead.
+    """
     trouble = _write(root, LOAD_LIMIT, "0")
-    return (
-        [f"{LOAD_LIMIT} could not be set to 0, so a crash kernel could be loaded into the guard: {trouble}"]
-        if trouble
-        else []
+    if not trouble or probe.crash_kernel_forbidden(root):
+        return [], []
+    if not os.path.lexists(os.path.join(root, LOAD_LIMIT)):
+        return [], list(KDUMP)
+    return [f"{LOAD_LIMIT} could not be set to 0, so a crash kernel could be loaded into the guard: {trouble}"], list(
+        KDUMP
     )
 
 

@@ -50,8 +50,6 @@ def _boot(root: str) -> int:
     snapshot = probe.read_snapshot(root, open_luo=policy.open_luo)
     snapshot = snapshot._replace(facts={**snapshot.facts, "auto_online": before})
     snapshot = snapshot._replace(notes=(*snapshot.notes, *probe.onlined_early(root, snapshot)))
-    if snapshot.guard:
-        problems += apply.forbid_crash_kernel(root)
     decision = engine.decide(policy, snapshot)
     record.write(root, record.record_text(snapshot, decision, None))
     for line in record.summary(decision):
@@ -68,15 +66,26 @@ def _boot(root: str) -> int:
     word = apply.ONLINE_WORD[decision.arrivals] if decision.arrivals else "hold"
     record.write(root, record.arrivals_text(decision, word), record.ARRIVALS)
     masked = [] if decision.arrivals else _read(os.path.join(root, MASKS)).decode().split()
+    if snapshot.guard and decision.action != "online-all":
+        trouble, units = apply.forbid_crash_kernel(root)
+        problems += trouble
+        masked += units
+        if units:
+            apply.say(
+                root, _WARNING, "kdump's units are masked; a crash kernel loaded by hand would overwrite the guard"
+            )
     problems += apply.mask(root, masked)
     result = apply.carry_out(decision, root, record.Progress(root).step, policy.on_failure.deadline / 2)
+    taken = {**record.read_taken(root), **result.taken}
+    if taken:
+        record.write(root, "".join(f"{number} {seconds}\n" for number, seconds in taken.items()), record.TAKEN)
     shares = account.account(
         decision,
         snapshot,
         result.after or probe.states(root),
         _guard_now(root, snapshot),
         result.refused,
-        result.taken,
+        taken,
     )
     totals = account.totals(shares)
     short = _shortfall(decision, result, problems, totals)

@@ -138,6 +138,7 @@ def _plain(policy: model.Policy) -> "dict[str, object]":
         "allow_cmdline_override": policy.allow_cmdline_override,
         "memory": [{**item._asdict(), "range": str(item.range) if item.range else None} for item in policy.memory],
         "open_luo": policy.open_luo,
+        "keep_crashkernel": policy.keep_crashkernel,
     }
 
 
@@ -156,7 +157,17 @@ def _plain_rule(rule: model.Rule) -> "dict[str, object]":
 def _policy(value: object) -> model.Policy:
     table = _keys(
         value,
-        ("allow_cmdline_override", "memory", "name", "on_failure", "open_luo", "otherwise", "rules", "sources"),
+        (
+            "allow_cmdline_override",
+            "keep_crashkernel",
+            "memory",
+            "name",
+            "on_failure",
+            "open_luo",
+            "otherwise",
+            "rules",
+            "sources",
+        ),
         "`policy`",
     )
     rules = tuple(
@@ -186,6 +197,7 @@ def _policy(value: object) -> model.Policy:
             for index, item in enumerate(_list(table["memory"], "policy.memory", True))
         ),
         open_luo=_bool(table["open_luo"], "policy.open_luo"),
+        keep_crashkernel=_size(table["keep_crashkernel"], "policy.keep_crashkernel"),
     )
 
 

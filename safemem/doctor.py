@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem import initramfs, operator, policy, probe, realroot, standing, suspects, udevrules
+from safemem import apply, initramfs, operator, policy, probe, realroot, standing, suspects, udevrules
 from safemem.model import UNKNOWN, Range, Snapshot, size_text
 
 SEVERITIES = ("severe", "warning", "note")
@@ -234,7 +234,7 @@ def _guard(machine: Machine) -> "Iterator[Finding]":
             f"{guard.source}: {guard.reason}",
             "compute it anew before the next kexec",
         )
-    if guard.value != "held":
+    if guard.value != "held" or (machine.standing and machine.standing.guard is None):
         return
     if machine.text("sys/kernel/kexec_crash_loaded") == "1":
         yield Finding(
@@ -244,11 +244,28 @@ def _guard(machine: Machine) -> "Iterator[Finding]":
             "sys/kernel/kexec_crash_loaded",
             "stop kdump's unit on hosts that use a guard",
         )
-    if machine.text("proc/sys/kernel/kexec_load_limit_panic") != "0":
+    limit = machine.text(probe.LOAD_LIMIT)
+    if limit and not probe.crash_kernel_forbidden(machine.root):
         yield Finding(
             "crash-kernel-allowed", "severe", "a crash kernel may be loaded, and would be written into the guard",
-            "proc/sys/kernel/kexec_load_limit_panic is not 0", "sysctl -w kernel.kexec_load_limit_panic=0",
+            f"{probe.LOAD_LIMIT} is not 0", "sysctl -w kernel.kexec_load_limit_panic=0",
         )  # fmt: skip
+    for unit in () if limit else apply.KDUMP:
+        there = any((Path(machine.root) / folder / unit).exists() for folder in _UNITS)
+        if there and not _masked(machine, unit):
+            yield Finding(
+                "crash-kernel-allowed", "severe", f"{unit} loads a crash kernel, which would be written into the guard",
+                f"there is no {probe.LOAD_LIMIT} (Linux 6.3), and the unit is not masked", f"systemctl mask {unit}",
+            )  # fmt: skip
+
+
+_UNITS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
+
+
+def _masked(machine: Machine, unit: str) -> bool:
+    """Return whether a unit is a link to /dev/null in one of the places that systemd looks into first."""
+    links = (os.path.join(machine.root, folder, unit) for folder in ("etc/systemd/system", apply.UNITS_RUN))
+    return any(os.path.islink(link) and os.readlink(link) == "/dev/null" for link in links)
 
 
 def _initrd(machine: Machine) -> "Iterator[Finding]":

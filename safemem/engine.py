@@ -20,6 +20,7 @@ from safemem.model import (
     Step,
     Term,
     merge_ranges,
+    parse_size,
     size_text,
 )
 
@@ -37,7 +38,10 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
         else:
             ignored.append("safemem=off on the command line is ignored: the policy does not allow it")
     zone = rule.zone or ("auto" if facts["kho"].value == "off" else "movable")
-    steps = (*_guard_steps(rule, snapshot), *_block_steps(rule, snapshot, region or (), zone, policy.memory))
+    steps = (
+        *_guard_steps(rule, snapshot, policy.keep_crashkernel),
+        *_block_steps(rule, snapshot, region or (), zone, policy.memory),
+    )
     return Decision(
         action=rule.action,
         rule=rule.name,
@@ -47,6 +51,7 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
         on_shortfall=rule.on_shortfall,
         exposed_max=rule.exposed_max,
         floor=rule.floor,
+        keep_crashkernel=policy.keep_crashkernel,
         if_onlined=rule.if_onlined,
         final=rule.final,
         exceptions=policy.memory,
@@ -213,12 +218,19 @@ def _derive(snapshot: Snapshot, region: "tuple[Range, ...] | None", source: str)
     return {**derived, **snapshot.facts}
 
 
-def _guard_steps(rule: Rule, snapshot: Snapshot) -> "tuple[Step, ...]":
+def _guard_steps(rule: Rule, snapshot: Snapshot, keep: str) -> "tuple[Step, ...]":
     if snapshot.guard is None:
         return ()
     if rule.action == "online-all":
-        return (Step("release-guard", *snapshot.guard, why=f"{rule.name}: all memory may be used"),)
+        return release_guard(snapshot.guard, keep, f"{rule.name}: all memory may be used")
     return (Step("keep-guard", *snapshot.guard, why="reserved since the first instruction of this boot"),)
+
+
+def release_guard(guard: Range, keep: str, why: str = "") -> "tuple[Step, ...]":
+    """Return the steps that give a guard back, but for its first `keep` bytes, which kdump gets."""
+    cut = min(guard.end, guard.start + (parse_size(keep) if keep else 0))
+    kept = (Step("keep-guard", guard.start, cut, why="left to kdump"),) if keep else ()
+    return (*kept, *((Step("release-guard", cut, guard.end, why=why),) if cut < guard.end else ()))
 
 
 def _block_steps(
@@ -226,7 +238,7 @@ def _block_steps(
 ) -> "tuple[Step, ...]":
     steps: "list[Step]" = []
     size = snapshot.block_size
-    for run in _cut(snapshot.blocks, memory, size):
+    for run in _cut(snapshot.blocks, memory, size, snapshot.guard):
         override = next((item for item in memory if _about(item, run, size)), None)
         held = override is not None and override.hold
         pieces = _split(run, size, region) if rule.action == "online-safe" else ((run, rule.action == "online-all"),)
@@ -300,11 +312,14 @@ def _about(override: Override, run: Blocks, size: int) -> bool:
     return run.driver == override.driver or (override.hold and run.driver == UNKNOWN)
 
 
-def _cut(blocks: "tuple[Blocks, ...]", memory: "tuple[Override, ...]", size: int) -> "list[Blocks]":
-    """Return the runs cut at the edges of the overrides' ranges."""
-    edges = sorted(
-        {edge for item in memory if item.range for edge in (_reach(item, size)[0], _reach(item, size)[1] + 1)}
-    )
+def _cut(
+    blocks: "tuple[Blocks, ...]", memory: "tuple[Override, ...]", size: int, guard: "Range | None"
+) -> "list[Blocks]":
+    """Return the runs cut at the edges of the overrides' ranges, and of the blocks that lie wholly in the guard."""
+    reaches = [_reach(item, size) for item in memory if item.range]
+    if guard and blocks:
+        reaches.append((-(-guard.start // size), guard.end // size - 1))
+    edges = sorted({edge for first, last in reaches for edge in (first, last + 1)})
     runs = []
     for run in blocks:
         at = run.first

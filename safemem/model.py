@@ -162,6 +162,7 @@ class Policy(NamedTuple):
     allow_cmdline_override: bool = False
     memory: "tuple[Override, ...]" = ()  #: the first that is about a block counts
     open_luo: bool = False  #: open /dev/liveupdate to tell ready from failed
+    keep_crashkernel: str = ""  #: size that is left of a guard for kdump when it is given back
     digest: str = ""  #: of the compiled form; 64 hex digits
 
 
@@ -215,6 +216,7 @@ class Decision(NamedTuple):
     arrivals: str = ""  #: zone for blocks that are plugged in later; "" keeps them offline
     exposed_max: str = ""
     floor: str = ""
+    keep_crashkernel: str = ""
     if_onlined: str = "report"
     final: bool = False
     exceptions: "tuple[Override, ...]" = ()  #: with them, and what is above, anybody can tell what is held later

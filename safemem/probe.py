@@ -27,6 +27,7 @@ MEMORY = "sys/devices/system/memory"
 NODES = "sys/devices/system/node"
 AUTO_ONLINE = "sys/devices/system/memory/auto_online_blocks"
 CRASH_SIZE = "sys/kernel/kexec_crash_size"
+LOAD_LIMIT = "proc/sys/kernel/kexec_load_limit_panic"
 IOMEM = "proc/iomem"
 UPTIME = "proc/uptime"
 LUO_DEVICE = "dev/liveupdate"
@@ -582,6 +583,11 @@ def crash_size(root: str) -> int:
     """Return the bytes reserved for a crash kernel or a guard; 0 if that cannot be read."""
     text = _text(root, CRASH_SIZE) or ""
     return int(text) if text.isdecimal() else 0
+
+
+def crash_kernel_forbidden(root: str) -> bool:
+    """Return whether no crash kernel can be loaded in the rest of this boot: the limit can only be lowered."""
+    return _text(root, LOAD_LIMIT) == "0"
 
 
 def uptime(root: str) -> int:

@@ -16,7 +16,6 @@ from safemem import apply, record, udevrules
 
 #: What was hidden here, one path a line, a mount marked by `mount `. /run outlives udev and us.
 MASKED = "run/safemem/masked"
-_UNITS = "run/systemd/system"
 #: Units that 90-daxctl-device.rules starts for each dax device; daxctl turns it into memory and onlines it.
 UNITS = ("daxdev-reconfigure@.service",)
 _MOUNT, _UMOUNT = "/usr/bin/mount", "/usr/bin/umount"
@@ -58,12 +57,12 @@ def hold(root: str) -> "list[str]":
         problems += [trouble] if trouble else []
         done += [line] if line not in done and not trouble else []
     for unit in UNITS:
-        path = os.path.join(root, _UNITS, unit)
+        path = os.path.join(root, apply.UNITS_RUN, unit)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             if not os.path.lexists(path):
                 os.symlink("/dev/null", path)
-                done.append(f"{_UNITS}/{unit}")
+                done.append(f"{apply.UNITS_RUN}/{unit}")
         except OSError as error:
             problems.append(f"unit {unit} could not be masked: {(error.strerror or str(error)).lower()}")
     record.write(root, "".join(f"{line}\n" for line in done), MASKED)

@@ -14,6 +14,8 @@ SCHEMA = 1
 RECORD = "run/safemem/decision.json"
 ARRIVALS = "run/safemem/arrivals"
 PROGRESS = "run/safemem/progress"
+#: Blocks that were taken offline in this boot and for how many seconds they had been in use, one pair a line.
+TAKEN = "run/safemem/quarantined"
 
 
 def snapshot_to_json(snapshot: Snapshot) -> "dict[str, object]":
@@ -46,6 +48,7 @@ def decision_to_json(decision: Decision) -> "dict[str, object]":
         "on_shortfall": decision.on_shortfall,
         "exposed_max": decision.exposed_max or None,
         "floor": decision.floor or None,
+        "keep_crashkernel": decision.keep_crashkernel or None,
         "policy": {"name": decision.policy, "digest": decision.digest},
         "facts": {
             name: {"value": list(fact.value) if isinstance(fact.value, tuple) else fact.value,
@@ -104,6 +107,15 @@ def arrivals_text(decision: Decision, word: str) -> str:
     why = f"{decision.action} by rule {decision.rule}, policy {decision.policy}"
     plain = "".join(" " if char in "\"'\\$" else char for char in why)
     return f"SAFEMEM_ARRIVALS={word}\nSAFEMEM_WHY={plain}\n"
+
+
+def read_taken(root: str) -> "dict[int, int]":
+    """Return what earlier runs in this boot took offline: it is offline now, and was touched. Raises ValueError, OSError."""
+    try:
+        with open(os.path.join(root, TAKEN), encoding="utf-8") as file:
+            return {int(number): int(seconds) for number, seconds in map(str.split, file)}
+    except FileNotFoundError:
+        return {}
 
 
 def write(root: str, text: str, name: str = RECORD) -> None:

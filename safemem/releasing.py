@@ -5,7 +5,7 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from safemem import apply, history, record
+from safemem import apply, engine, history, record
 from safemem.apply import GUARD_PIECE, ONLINE_WORD, PROGRESS_EVERY
 from safemem.model import Decision, Range, Step, merge_ranges, size_text
 from safemem.standing import RELEASES, Standing
@@ -13,6 +13,9 @@ from safemem.standing import RELEASES, Standing
 _ALL = Range(0, 1 << 64)
 #: What a guard is cut at: no kernel's page or reservation has a coarser grain on x86.
 _GRAIN = 1 << 20
+
+
+_NO_KDUMP = "kdump gets nothing of the guard: no crash kernel can be loaded any more in this boot"
 
 
 class NotPossible(Exception):
@@ -56,7 +59,8 @@ def plan(standing: Standing, ranges: "tuple[Range, ...]", zone: str) -> Release:
             if first <= last:
                 steps.append(Step("online", first * size, (last + 1) * size, first, last, zone))
     # The guard first: what it gives back may be needed to online the rest.
-    steps = [*_tail(standing.now.guard, areas), *steps]
+    keep = "" if standing.forbidden else str(standing.decision.get("keep_crashkernel") or "")
+    steps = [*_tail(standing.now.guard, areas, "" if ranges else keep), *steps]
     if ranges and not steps:
         raise NotPossible(
             f"nothing is held wholly inside {', '.join(map(str, ranges))}; `safemem status` lists what is"
@@ -69,8 +73,8 @@ def plan(standing: Standing, ranges: "tuple[Range, ...]", zone: str) -> Release:
     return Release(decision, ranges)
 
 
-def _tail(guard: "Range | None", areas: "tuple[Range, ...]") -> "list[Step]":
-    """Return the step for the part of the guard that `areas` cover. Raises NotPossible."""
+def _tail(guard: "Range | None", areas: "tuple[Range, ...]", keep: str) -> "list[Step]":
+    """Return the steps for the part of the guard that `areas` cover, less what kdump gets of it. Raises NotPossible."""
     if guard is None:
         return []
     touching = [area for area in areas if area.start < guard.end and guard.start < area.end]
@@ -82,7 +86,7 @@ def _tail(guard: "Range | None", areas: "tuple[Range, ...]") -> "list[Step]":
             f"the guard {guard} ({size_text(guard.end - guard.start)}) can only be given back from its end, in whole MiB:"
             f" name a range START-0x{guard.end - 1:x}, with a START from 0x{guard.start:x} up"
         )
-    return [Step("release-guard", start, guard.end)]
+    return list(engine.release_guard(Range(start, guard.end), keep))
 
 
 def carry_out(
@@ -106,7 +110,8 @@ def carry_out(
     }  # fmt: skip
     # Before the first block: what is being released is never mistaken for somebody else's doing, and a
     # power cut leaves word of it.
-    problems = _note(root, [*standing.releases, entry])
+    _note(root, [*standing.releases, entry])
+    problems: list[str] = []
     apply.say(root, 5, f"releasing {', '.join(spans)}: {reason}")
     try:
         if decision.arrivals:
@@ -114,12 +119,14 @@ def carry_out(
             apply.unmask(root, (standing.result or {}).get("masked", []))
         result = apply.carry_out(decision, root, progress)
         entry["state"] = "done" if result.complete else "partly"
+        if standing.forbidden and what.guard and standing.decision.get("keep_crashkernel"):
+            problems = [*problems, _NO_KDUMP]
     except BaseException:
         entry["state"] = "partly"
         apply.say(root, 4, f"the release of {', '.join(spans)} was interrupted")
         raise
     finally:
-        problems = _note(root, [*standing.releases, entry]) or problems
+        problems = [*problems, *_note(root, [*standing.releases, entry])]
     apply.say(root, 5, f"released {', '.join(spans)}{'' if result.complete else ' in part'}: {reason}")
     return result, problems
 

@@ -29,6 +29,7 @@ class Standing(NamedTuple):
     account: "list[dict[str, Any]]" = []  # noqa: RUF012  (of memory, when it was decided; nobody changes it)
     watched: "counts.Counts | None" = None  #: what `watch` has counted; None if it has not run
     problem: str = ""  #: why that cannot be told
+    forbidden: bool = False  #: no crash kernel can be loaded any more in this boot
 
     @property
     def totals(self) -> "dict[str, int]":
@@ -42,6 +43,12 @@ class Standing(NamedTuple):
     def held(self) -> "tuple[Blocks, ...]":
         """Blocks that are offline now."""
         return tuple(run for run in self.now.blocks if run.state == "offline")
+
+    @property
+    def guard(self) -> "Range | None":
+        """What is reserved of the guard now; what is left of one that was given back is kdump's."""
+        back = self.decision["action"] == "online-all" or any(area.end == 1 << 64 for area in self.released)
+        return None if back and self.decision.get("keep_crashkernel") and not self.forbidden else self.now.guard
 
     @property
     def released(self) -> "list[Range]":
@@ -79,7 +86,7 @@ class Standing(NamedTuple):
         """The design's: 64 partly applied, or not at all in a dry run, 4 memory is held back, 0 everything may be used."""
         if self.result is None or not self.result.get("complete") or self.loose:
             return 64
-        return 4 if self.held or self.now.guard else 0
+        return 4 if self.held or self.guard else 0
 
 
 def _spans(snapshot: Snapshot, state: str = "") -> "tuple[Range, ...]":
@@ -127,6 +134,7 @@ def read(root: str) -> Standing:
         problem = str(error)
     return Standing(
         document["decision"], document["result"], then, probe.read_snapshot(root), _releases(root), document["account"], watched, problem,
+        probe.crash_kernel_forbidden(root),
     )  # fmt: skip
 
 

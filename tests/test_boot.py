@@ -316,6 +316,48 @@ def test_a_shortfall_may_have_a_limit(tmp_path: Path, limit: str, short: str | N
         assert f"halt: {short}" in kmsg(root)
 
 
+@pytest.mark.parametrize("action", ["online-safe", "online-all"])
+def test_a_second_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    """What was done stays done, what was quarantined stays so in the account, and nothing fails for being done already."""
+    root = make_root(tmp_path, offered=True, crash="18000000-27ffffff", cmdline="safemem.guard=0x18000000-0x27ffffff")
+    rule = Rule("otherwise", action, boot_memory="offline" if action == "online-safe" else "leave")
+    install(root, otherwise=rule)
+    (root / "proc/meminfo").write_text("MemAvailable: 900000 kB\n")
+    (root / "proc/uptime").write_text("2.5 1.0\n")
+    for number in range(32, 40):
+        (root / f"sys/devices/system/memory/memory{number}/valid_zones").write_text("Movable\n")
+
+    def write(base: str, path: str, text: str, flags: int = 0) -> None:
+        file = Path(base) / path
+        assert file.exists()
+        if path == probe.LOAD_LIMIT and file.read_text() == "0\n":
+            raise OSError(22, "Invalid argument")  # kernel/kexec_core.c: only a lower limit than there is
+        file.write_text(f"{text}\n")
+
+    def files() -> dict[str, bytes]:
+        folders = (root / "sys", root / "proc", root / "run/udev", root / "run/safemem")
+        skip = ("decision.json", "progress")
+        return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*")
+                if path.is_file() and path.name not in skip}  # fmt: skip
+
+    monkeypatch.setattr(apply, "_put", write)
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, b"online\n" if data == b"online_movable" else data))
+    accounts, states = [], []
+    for _ in range(2):
+        assert boot.main(["--root", str(root)]) == 0
+        document = json.loads((root / record.RECORD).read_text())
+        assert document["result"]["problems"] == []
+        accounts.append(
+            [{key: item[key] for key in ("kind", "range", "seconds_in_use")} for item in document["account"]]
+        )
+        states.append(files())
+    assert accounts[0] == accounts[1]
+    assert states[0] == states[1]
+    kinds = {item["kind"] for item in accounts[1]}
+    assert kinds == ({"guarded", "quarantined", "held"} if action == "online-safe" else {"exposed"})
+
+
 def test_online_all_that_fails_half_way(tmp_path: Path) -> None:
     """What should be in use and is not is a shortfall of its own, and said so."""
     root = make_root(tmp_path)
@@ -390,17 +432,76 @@ def test_shortfall_ends_the_boot_if_the_policy_says_so(tmp_path: Path) -> None:
 
 
 def test_guard_is_kept_and_given_back(tmp_path: Path) -> None:
-    """online-safe keeps the guard and forbids crash kernels; online-all writes 0 to its size."""
-    for name, action, size, limit in (("a", "online-safe", "603979776\n", "01\n"), ("b", "online-all", "0", "01\n")):
-        (tmp_path / name).mkdir()
-        root = make_root(
-            tmp_path / name, offered=True, crash="01000000-24ffffff", cmdline="safemem.guard=0x1000000-0x24ffffff"
-        )
-        install(root, otherwise=Rule("otherwise", action))
+    """online-safe keeps the guard and forbids crash kernels; online-all writes 0 to its size, and forbids nothing."""
+    for name, action, size, limit in (("a", "online-safe", "603979776\n", "01\n"), ("b", "online-all", "0", "-1\n")):
+        root = guarded(tmp_path / name, action)
         boot.main(["--root", str(root)])
 
         assert (root / "sys/kernel/kexec_crash_size").read_text().startswith(size[:1])
-        assert limit == (root / apply.LOAD_LIMIT).read_text()
+        assert limit == (root / probe.LOAD_LIMIT).read_text()
+
+
+def guarded(base: Path, action: str, keep: str = "", **options: Any) -> Path:
+    """Return a machine with a guard of 576 MiB and a policy that is all `action`."""
+    base.mkdir()
+    root = make_root(
+        base, offered=True, crash="01000000-24ffffff", cmdline="safemem.guard=0x1000000-0x24ffffff", **options
+    )
+    install(root, otherwise=Rule("otherwise", action))
+    policy = compiled.load((root / boot.POLICY).read_bytes(), "p")._replace(keep_crashkernel=keep)
+    (root / boot.POLICY).write_bytes(compiled.dump(policy))
+    return root
+
+
+def test_kdump_keeps_its_part_of_a_guard(tmp_path: Path) -> None:
+    """online-all gives the guard back from its end, down to what kdump shall keep, and forbids it nothing."""
+    root = guarded(tmp_path / "a", "online-all", "256MiB")
+    assert boot.main(["--root", str(root)]) == 0
+
+    document = json.loads((root / record.RECORD).read_text())
+    assert [(step["op"], step["range"]) for step in document["decision"]["plan"][:2]] == [
+        ("keep-guard", "0x1000000-0x10ffffff"), ("release-guard", "0x11000000-0x24ffffff")
+    ]  # fmt: skip
+    assert (root / "sys/kernel/kexec_crash_size").read_text().startswith("268435456")
+    assert (root / probe.LOAD_LIMIT).read_text() == "-1\n"
+    assert not (root / "run/systemd").exists()
+
+    root = guarded(tmp_path / "b", "online-all", "1GiB")
+    assert boot.main(["--root", str(root)]) == 0
+    assert (root / "sys/kernel/kexec_crash_size").read_text() == "603979776\n"
+    assert {item["why"] for item in json.loads((root / record.RECORD).read_text())["account"]} >= {"left to kdump"}
+
+
+def test_kdump_units_are_masked_where_the_kernel_cannot_forbid(tmp_path: Path) -> None:
+    """Before Linux 6.3 there is no limit: kdump's units are hidden, in the real root too. A limit that is there must take."""
+    root = guarded(tmp_path / "a", "online-safe")
+    (root / probe.LOAD_LIMIT).unlink()
+    assert boot.main(["--root", str(root)]) == 0
+    units = [root / "run/systemd/system" / name for name in apply.KDUMP]
+    assert {unit.readlink() for unit in units} == {Path("/dev/null")}
+    result = json.loads((root / record.RECORD).read_text())["result"]
+    assert (result["complete"], result["masked"]) == (True, ["40-vendor.rules", *apply.KDUMP])
+    apply.unmask(str(root), result["masked"])
+    assert not any(unit.is_symlink() for unit in units)
+
+    root = guarded(tmp_path / "b", "online-safe")
+    (root / probe.LOAD_LIMIT).unlink()
+    (root / probe.LOAD_LIMIT).mkdir()
+    assert boot.main(["--root", str(root)]) == 0
+    problem = json.loads((root / record.RECORD).read_text())["result"]["problems"][0]
+    assert problem == (
+        "proc/sys/kernel/kexec_load_limit_panic could not be set to 0, so a crash kernel could be loaded into the guard: is a directory"
+    )
+
+
+def test_a_dry_run_forbids_nothing(tmp_path: Path) -> None:
+    """The limit on crash kernels cannot be raised again, so it is lowered only once the guard is to stay."""
+    root = guarded(tmp_path / "a", "online-safe")
+    policy = compiled.load((root / boot.POLICY).read_bytes(), "p")._replace(allow_cmdline_override=True)
+    (root / boot.POLICY).write_bytes(compiled.dump(policy))
+    (root / "proc/cmdline").write_text("safemem.guard=0x1000000-0x24ffffff safemem.dry_run\n")
+    assert boot.main(["--root", str(root)]) == 0
+    assert (root / probe.LOAD_LIMIT).read_text() == "-1\n"
 
 
 def test_a_crash_kernel_of_kdump_is_left_alone(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from safemem import boot, doctor
+from safemem import boot, doctor, probe
 from safemem.cli import main
 from safemem.cpio import Archive
 from safemem.model import Rule
 from tests.fakes import make_root
-from tests.test_boot import install
+from tests.test_boot import guarded, install
 
 POLICIES = Path(__file__).parent.parent / "policies"
 
@@ -150,6 +150,24 @@ def test_a_guard_that_could_be_overwritten(tmp_path: Path) -> None:
     (root / "proc/sys/kernel/kexec_load_limit_panic").write_text("-1\n")
     (root / "sys/kernel/kexec_crash_loaded").write_text("1\n")
     assert [item.code for item in doctor.examine(str(root))] == ["crash-kernel-in-guard", "crash-kernel-allowed"]
+
+
+def test_kdump_where_the_kernel_cannot_forbid_it(tmp_path: Path) -> None:
+    """Before Linux 6.3 a kdump unit that is there and not masked is severe; what online-all left to kdump is its own."""
+    root = guarded(tmp_path / "a", "online-safe")
+    (root / probe.LOAD_LIMIT).unlink()
+    put("usr/lib/systemd/system/kdump-tools.service", "")(root)
+    found = [item for item in doctor.examine(str(root)) if item.code == "crash-kernel-allowed"]
+    assert [item.message for item in found] == [
+        "kdump-tools.service loads a crash kernel, which would be written into the guard"
+    ]
+    assert boot.main(["--root", str(root)]) == 0
+    assert not [item for item in doctor.examine(str(root)) if item.code == "crash-kernel-allowed"]
+
+    root = guarded(tmp_path / "b", "online-all", "256MiB")
+    assert boot.main(["--root", str(root)]) == 0
+    put("sys/kernel/kexec_crash_loaded", "1\n")(root)
+    assert not [item for item in doctor.examine(str(root)) if "crash-kernel" in item.code]
 
 
 def test_a_kexec_that_hands_nothing_over_is_found_only_where_it_would_be_used(tmp_path: Path) -> None:

@@ -330,3 +330,12 @@ def test_safemem_off_on_the_command_line(allowed: bool) -> None:
 
     assert (decision.action, decision.rule) == (("online-all", "command line") if allowed else ("panic", "otherwise"))
     assert ("safemem=off on the command line is ignored: the policy does not allow it" in decision.warnings) != allowed
+
+
+def test_quarantine_leaves_the_guard_alone() -> None:
+    """Blocks wholly in the guard stay as they are; one that reaches outside by a byte is to go offline with the rest."""
+    chosen = policy()._replace(otherwise=Rule("otherwise", "online-safe", boot_memory="offline"))
+    guard = Range(2 * SIZE - 1, 5 * SIZE)
+    decision = engine.decide(chosen, snapshot()._replace(guard=guard))
+
+    assert plan(decision) == [("offline", 0, 1), ("keep", 2, 4), ("offline", 5, 7), ("hold", 32, 39)]

@@ -17,7 +17,7 @@ from safemem import apply, boot, history, probe, releasing, standing
 from safemem.cli import main
 from safemem.model import Decision, Range, Rule, parse_range
 from tests.fakes import make_root
-from tests.test_boot import install
+from tests.test_boot import guarded, install
 
 
 @pytest.fixture
@@ -277,6 +277,21 @@ def test_a_guard_is_given_back_from_its_end(tmp_path: Path, ranges: tuple[str, .
     what = releasing.plan(found, areas, "movable")
     steps = [str(Range(step.start, step.end)) for step in what.decision.steps if step.op == "release-guard"]
     assert steps == ([tail] if tail else [])
+
+
+def test_a_whole_release_leaves_kdump_its_part_if_it_can_be_used(tmp_path: Path) -> None:
+    """Where crash kernels were forbidden, which no kernel takes back in this boot, kdump gets nothing, and that is said."""
+    for limit, size in (("-1\n", "268435456"), ("0\n", "0")):
+        root = guarded(tmp_path / size, "online-safe", "256MiB")
+        assert boot.main(["--root", str(root)]) == 0
+        (root / probe.LOAD_LIMIT).write_text(limit)
+        (root / probe.CRASH_SIZE).write_text("603979776")
+        result = run(root, "release", "--reason", "x")
+        assert (root / probe.CRASH_SIZE).read_text().startswith(size)
+        assert ("kdump gets nothing of the guard" in result.stderr) == (size == "0")
+        if size != "0":
+            (root / probe.CRASH_SIZE).write_text(size)
+            assert "guarded" not in run(root, "status").stdout.split("memory    ")[0]
 
 
 def test_progress_covers_the_guard(tmp_path: Path) -> None:

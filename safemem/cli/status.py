@@ -74,7 +74,7 @@ def _json(found: standing.Standing) -> "dict[str, object]":
     return {
         "schema": 1, "kind": "status", "exit_code": found.exit_code, "decision": found.decision, "result": found.result,
         "held": [{"range": str(Range(run.first * size, (run.last + 1) * size)), "bytes": run.number * size} for run in found.held],
-        "guard": str(found.now.guard) if found.now.guard else None,
+        "guard": str(found.guard) if found.guard else None,
         "account": found.account,
         "totals": found.totals,
         "overrides": list(found.then.overrides),
@@ -109,8 +109,8 @@ def _text(found: standing.Standing, before: "list[str]") -> "list[str]":
         lines.append(
             f"held      {area}  {size_text(area.end - area.start)}  blocks {run.first}-{run.last}: never used in this boot"
         )
-    if found.now.guard:
-        guard = found.now.guard
+    if found.guard:
+        guard = found.guard
         lines.append(f"guarded   {guard}  {size_text(guard.end - guard.start)}: never used in this boot")
     lines += [_share(item) for item in found.account if item["kind"] in _TOUCHED.get(decision["action"], ())]
     if found.totals:

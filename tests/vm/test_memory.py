@@ -168,6 +168,29 @@ def test_guard_given_back() -> None:
     assert totals[0] == pytest.approx(totals[1], abs=1024)
 
 
+def test_kdump_keeps_its_part_of_a_guard() -> None:
+    """online-all leaves kdump what the policy keeps for it, and a crash kernel loads there; beside a kept guard none loads."""
+    for action, kept in (("online-all", 128 << 20), ("online-safe", 0)):
+        extra = "accept_data_exposure = true" if action == "online-all" else ""
+        text = policy_text(action, extra=extra).replace("format = 1", 'format = 1\nkeep_crashkernel = "128MiB"')
+        script = f"""{START}
+        [ "$stage" = 2 ] || guard
+        [ "$stage" = 2 ] || handover "$CMDLINE $crashkernel safemem.guard=$first-$last"
+        decide
+        head -c "$(cat /next_size)" "$(disk kernel)" >/next
+        report load "$(kexec -s -p /next --command-line=x 2>&1 && echo done)"
+        report loaded "$(cat /sys/kernel/kexec_crash_loaded)"
+        """
+        result = harness.run(
+            f"kdump-{action}", initrd(script, text, next_kernel="current"), kernel_name="old-kho", next_kernel="current"
+        )
+
+        assert result.fate == "poweroff" and result.report["returned"] == "0"
+        assert result.report["guard"] == str(kept or guarded_bytes(result))
+        assert result.report["loaded"] == ("1" if kept else "0"), result.report["load"]
+        simulated(result, text)
+
+
 def test_boot_memory_is_taken_offline() -> None:
     """After a rejected handover boot memory goes offline where the kernel can; the record says what sysfs says."""
     text = policy_text("online-safe", extra='boot_memory = "offline"')
