@@ -25,7 +25,7 @@ def text(found: "Standing | None") -> str:
             memory[item["kind"]] += item["bytes"]
     # What may have changed since is counted now.
     memory["held"] = sum(run.number * size for run in found.held)
-    memory["guarded"] = found.now.guard.end - found.now.guard.start if found.now.guard else 0
+    memory["guarded"] = found.guard.end - found.guard.start if found.guard else 0
     lines += _metric("safemem_decision_info", "What was decided in this boot.", {_labels(info): 1})
     lines += _metric(
         "safemem_decision_in_force",
