@@ -342,6 +342,7 @@ CODES = {
     "useless-region": ("warning", "A range of the safe region holds at least one whole memory block."),
     "idle-acceptance": ("warning", "`accept_data_exposure` stands only where it is needed."),
     "same-as-next": ("warning", "A rule differs from the one after it."),
+    "trusts-guard": ("note", "Evidence that is no proof counts as an accepted handover only where the policy says so."),
     "only-otherwise": ("note", "States that no rule asks for are decided by `otherwise`."),
 }
 
@@ -350,7 +351,8 @@ def check(policy: Policy, outcomes: Outcomes) -> "list[Finding]":
     """Return everything that is wrong with `policy`, the invariants first."""
     return [
         *_unreachable(policy, outcomes), *_exposes(outcomes), *_idle(outcomes), *_unknowns(outcomes), *_loops(outcomes),
-        *_blocks(policy), *_failure(policy), *_regions(policy), *_same(policy), *_otherwise(policy, outcomes),
+        *_blocks(policy), *_failure(policy), *_regions(policy), *_same(policy), *_trusts(policy, outcomes),
+        *_otherwise(policy, outcomes),
     ]  # fmt: skip
 
 
@@ -527,6 +529,27 @@ def _same(policy: Policy) -> "Iterator[Finding]":
                 "same-as-next", rule.name, "name", f"rule `{rule.name}` does and says what `{after.name}` after it does",
                 "join them, or give one its own message",
             )  # fmt: skip
+
+
+def _trusts(policy: Policy, outcomes: Outcomes) -> "Iterator[Finding]":
+    """States are what the engine matches: one that it derives from a guard is among the accepted ones already."""
+    if not policy.trust_guard:
+        return
+    found: dict[str, list[State]] = {}
+    for state in outcomes.of:
+        facts = outcomes.space.named(state)
+        unknown = tuple({"handover": UNKNOWN}.get(name, facts[name]) for name in outcomes.space.facts)
+        before = outcomes.of.get(unknown)
+        if facts["handover"] == "accepted" and facts.get("guard", "void") == "void" and before is not None:
+            mine, other = outcomes.rule(state).action, outcomes.rules[before].action
+            if PERMISSIVENESS[mine] > PERMISSIVENESS[other]:
+                found.setdefault(f"{mine} instead of {other}", []).append(state)
+    for what, states in found.items():
+        yield _finding(
+            "trusts-guard", outcomes.rule(states[0]).name, "action",
+            f"with trust_guard, a handover that nobody can tell ends in {what} if the guard is not in force", "",
+            smallest(outcomes, states, keep=("guard",)),
+        )  # fmt: skip
 
 
 def _otherwise(policy: Policy, outcomes: Outcomes) -> "Iterator[Finding]":

@@ -127,7 +127,12 @@ def _snapshot(place: _Place) -> Snapshot:
         guard=None if guard.value is None else guard.area(),
         overrides=tuple(item.text() for item in place.item("overrides").items()),
         notes=tuple(item.text() for item in place.item("notes").items()),
+        witness=place.item("witness").text() if _given(place, "witness") else "",
     )
+
+
+def _given(place: _Place, key: str) -> bool:
+    return key in place.keys() and place.item(key).value is not None
 
 
 def _fact(name: str, place: _Place) -> Fact:

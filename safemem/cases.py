@@ -2,7 +2,7 @@
 """Cases: what a policy is expected to decide, written beside it as NAME.cases.toml.
 
     policy = "live-update-host.toml"
-    on_failure = { action = "panic", deadline = 10 }    # likewise: sources, allow_cmdline_override, open_luo, keep_crashkernel
+    on_failure = { action = "panic", deadline = 10 }    # likewise: sources, allow_cmdline_override, open_luo, keep_crashkernel, trust_guard
 
     [[case]]
     name = "a lost handover never boots"
@@ -22,7 +22,7 @@ from safemem import engine, places, policy
 from safemem.analysis import Outcomes, Space, State, Value, smallest
 from safemem.model import FACTS, Condition, Fact, Policy, Rule
 
-_BESIDE = ("on_failure", "sources", "allow_cmdline_override", "open_luo", "keep_crashkernel")
+_BESIDE = ("on_failure", "sources", "allow_cmdline_override", "open_luo", "keep_crashkernel", "trust_guard")
 _EXPECTED = (
     "action", "rule", "message", "zone", "enter", "on_shortfall", "exposed_max", "boot_memory", "floor", "if_onlined", "final"
 )  # fmt: skip
@@ -87,6 +87,7 @@ def _beside(target: Policy, fixed: "dict[str, tuple[object, int]]") -> "Iterator
         "allow_cmdline_override": target.allow_cmdline_override,
         "open_luo": target.open_luo,
         "keep_crashkernel": target.keep_crashkernel,
+        "trust_guard": target.trust_guard,
     }
     for key, (wanted, line) in fixed.items():
         got = made[key]

@@ -139,6 +139,7 @@ def _plain(policy: model.Policy) -> "dict[str, object]":
         "memory": [{**item._asdict(), "range": str(item.range) if item.range else None} for item in policy.memory],
         "open_luo": policy.open_luo,
         "keep_crashkernel": policy.keep_crashkernel,
+        "trust_guard": policy.trust_guard,
     }
 
 
@@ -167,6 +168,7 @@ def _policy(value: object) -> model.Policy:
             "otherwise",
             "rules",
             "sources",
+            "trust_guard",
         ),
         "`policy`",
     )
@@ -198,6 +200,7 @@ def _policy(value: object) -> model.Policy:
         ),
         open_luo=_bool(table["open_luo"], "policy.open_luo"),
         keep_crashkernel=_size(table["keep_crashkernel"], "policy.keep_crashkernel"),
+        trust_guard=_bool(table["trust_guard"], "policy.trust_guard"),
     )
 
 

@@ -24,11 +24,17 @@ from safemem.model import (
     size_text,
 )
 
+#: Said wherever a policy's trust in the guard made a fact.
+TRUSTED = "the handover counts as accepted because the guard is not in force: that is evidence, not proof"
+
 
 def decide(policy: Policy, snapshot: Snapshot) -> Decision:
     """Return what `policy` says for `snapshot`, with its reasons and the plan. Never raises on values a reader made."""
     region, region_source = _safe_region(policy, snapshot)
     facts = _derive(snapshot, region, region_source)
+    trusted = policy.trust_guard and facts["handover"].value == UNKNOWN and bool(snapshot.witness)
+    if trusted:
+        facts["handover"] = Fact("accepted", "guard", f"{snapshot.witness}; the policy trusts that, it is no proof")
     rule, misses = _first_match(policy, facts)
     ignored = []
     if "off" in snapshot.overrides:
@@ -64,7 +70,7 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
         steps=steps,
         # The kernel and udev cannot tell one block that arrives from another: an exception holds all of them.
         arrivals=zone if rule.action == "online-all" and not policy.memory else "",
-        warnings=(*ignored, *_warnings(rule, snapshot, region, steps)),
+        warnings=(*ignored, *([TRUSTED] if trusted else []), *_warnings(rule, snapshot, region, steps)),
     )
 
 

@@ -98,6 +98,7 @@ class Snapshot(NamedTuple):
     guard: "Range | None" = None  #: boot memory reserved in this boot by our guard
     overrides: "tuple[str, ...]" = ()  #: what the command line asks for: `off`, `dry-run`
     notes: "tuple[str, ...]" = ()  #: what could not be read, and why
+    witness: str = ""  #: how a guard that is not in force shows that the handover was accepted; no proof
 
 
 class Term(NamedTuple):
@@ -163,6 +164,7 @@ class Policy(NamedTuple):
     memory: "tuple[Override, ...]" = ()  #: the first that is about a block counts
     open_luo: bool = False  #: open /dev/liveupdate to tell ready from failed
     keep_crashkernel: str = ""  #: size that is left of a guard for kdump when it is given back
+    trust_guard: bool = False  #: where the handover cannot be told, take a witness's word that it was accepted
     digest: str = ""  #: of the compiled form; 64 hex digits
 
 

@@ -321,6 +321,10 @@ class PolicyFile(_Table):
     name: Text = Field(description="Of the policy; the record and the console say it.")
     allow_cmdline_override: bool = Field(False, description="Let the kernel command line loosen the outcome.")
     open_luo: bool = Field(False, description="Open /dev/liveupdate, for an instant, to tell `ready` from `failed`.")
+    trust_guard: bool = Field(
+        False,
+        description="Where nothing else tells, take a handover as accepted if the guard that was asked for is not in force: only an accepted one keeps it from it, but a guard that was computed badly fails too.",
+    )
     keep_crashkernel: Size | None = Field(
         None,
         description="What of a guard stays reserved for kdump when it is given back; default: nothing. Not after `online-safe`, which forbids crash kernels for the rest of the boot (Linux 6.3 and later).",
@@ -579,6 +583,7 @@ def _policy(table: PolicyFile) -> model.Policy:
         ),
         open_luo=table.open_luo,
         keep_crashkernel=table.keep_crashkernel or "",
+        trust_guard=table.trust_guard,
     )
 
 

@@ -62,6 +62,9 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
     facts["virt"] = _virt(root)
     facts.update(_incoming(root, facts["handover"]))
     facts["guard"], guard = _guard(root, cmdline)
+    handover = facts["handover"]
+    if guard and handover.value == UNKNOWN:
+        facts["handover"] = handover._replace(reason=f"{handover.reason}; it was not accepted: the guard is in force")
     size, blocks = _blocks(root, notes)
     return Snapshot(
         facts=facts,
@@ -73,6 +76,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         guard=guard,
         overrides=_overrides(cmdline),
         notes=tuple(notes),
+        witness=_witness(root, cmdline, facts),
     )
 
 
@@ -524,6 +528,33 @@ def _guard(root: str, cmdline: "str | None") -> "tuple[Fact, Range | None]":
         if area.start == asked.start and area.end <= asked.end:
             return Fact("held", IOMEM, f"{area} is reserved"), area
     return Fact("void", IOMEM, f"{asked} was asked for, but {found[0]} is reserved and is not ours"), None
+
+
+def _witness(root: str, cmdline: "str | None", facts: "dict[str, Fact]") -> str:
+    """Return how a guard that is not in force shows that the handover was accepted, or nothing if it does not.
+
+    While an accepted handover is set up, the early allocator is in scratch areas only, and a `crashkernel=` outside
+    fails (seen on 7.2 and 7.3). The same happens with `kho=off`; so KHO has to be on for certain.
+    """
+    text, asked = argument(cmdline, "safemem.guard"), argument(cmdline, "crashkernel")
+    if not text or not asked or facts["kho"].value != "on" or _offered(root).value != "yes":
+        return ""
+    if _text(root, CRASH_SIZE) != "0":  # something else is reserved, or this kernel never reserves
+        return ""
+    size, at, start = asked.partition("@")
+    try:
+        guard = parse_range(text)
+        if not at or Range(_memparse(start), _memparse(start) + _memparse(size)) != guard:
+            return ""
+    except ValueError:
+        return ""
+    return f"a handover was offered, and the guard {guard} was asked for and could not be reserved"
+
+
+def _memparse(text: str) -> int:
+    """Return what the kernel's memparse makes of a number with a unit such as 576M. Raises ValueError."""
+    shift = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
+    return int(text[:-1] if shift else text, 0) << shift
 
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK

@@ -34,6 +34,7 @@ def snapshot_to_json(snapshot: Snapshot) -> "dict[str, object]":
         "guard": str(snapshot.guard) if snapshot.guard else None,
         "overrides": list(snapshot.overrides),
         "notes": list(snapshot.notes),
+        "witness": snapshot.witness or None,
     }  # fmt: skip
 
 

@@ -280,7 +280,7 @@ def mutants(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             )
     for sources in (["none"], ["cmdline"], ["kho-scratch"], ["cmdline", "kho-scratch"]):
         add(f"sources {sources}", lambda doc, s=sources: doc.update(safe_region={"sources": s}))
-    for key in ("allow_cmdline_override", "open_luo"):
+    for key in ("allow_cmdline_override", "open_luo", "trust_guard"):
         add(key, lambda doc, k=key: doc.update({k: True}))
     return found
 
@@ -369,3 +369,22 @@ def test_too_much_to_look_at() -> None:
     )
     with pytest.raises(analysis.TooLarge, match="`nodes`: 20 names are 1048576 combinations"):
         analysis.Space(wide)
+
+
+def test_trust_in_the_guard_is_noted() -> None:
+    """Where evidence that is no proof makes an outcome more permissive, `check` says so, and for which state."""
+
+    def found(trust: bool) -> list[analysis.Finding]:
+        whole = Rule(
+            "whole", "online-all", (Condition("handover", ((Term("is", "none"),), (Term("is", "accepted"),))),)
+        )
+        chosen = Policy("p", (whole,), Rule("otherwise", "panic"), Failure("panic"), ("none",), trust_guard=trust)
+        return [item for item in analysis.check(chosen, analysis.Outcomes(analysis.Space(chosen), chosen))
+                if item.code == "trusts-guard"]  # fmt: skip
+
+    assert found(False) == []
+    assert [(item.level, item.rule, item.message, item.example) for item in found(True)] == [(
+        "note", "whole",
+        "with trust_guard, a handover that nobody can tell ends in online-all instead of panic if the guard is not in force",
+        {"handover": "accepted"},
+    )]  # fmt: skip

@@ -339,3 +339,22 @@ def test_quarantine_leaves_the_guard_alone() -> None:
     decision = engine.decide(chosen, snapshot()._replace(guard=guard))
 
     assert plan(decision) == [("offline", 0, 1), ("keep", 2, 4), ("offline", 5, 7), ("hold", 32, 39)]
+
+
+@pytest.mark.parametrize("trust", [True, False])
+@pytest.mark.parametrize("witness", ["a guard failed", ""])
+@pytest.mark.parametrize("handover", ["unknown", "rejected"])
+def test_trust_in_the_guard(trust: bool, witness: str, handover: str) -> None:
+    """A witness makes an unknown handover count as accepted where the policy trusts it; the fact says why it does."""
+    chosen = policy(Rule("whole", "online-all", when("handover", Term("is", "accepted"))))._replace(trust_guard=trust)
+    decision = engine.decide(chosen, snapshot(handover=handover)._replace(witness=witness))
+
+    if trust and witness and handover == UNKNOWN:
+        assert decision.action == "online-all"
+        assert decision.facts["handover"] == Fact(
+            "accepted", "guard", "a guard failed; the policy trusts that, it is no proof"
+        )
+        assert engine.TRUSTED in decision.warnings
+    else:
+        assert (decision.action, decision.facts["handover"].value) == ("panic", handover)
+        assert engine.TRUSTED not in decision.warnings

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem import probe
+from safemem import capture, probe
 from safemem.model import UNKNOWN, Blocks, Range
 from tests.fakes import CONFIG_KHO, fdt, make_root
 
@@ -247,3 +247,35 @@ def test_overrides_on_the_command_line(tmp_path: Path) -> None:
         "off",
         "dry-run",
     )
+
+
+GUARDED = "kho=on crashkernel=576M@16M safemem.guard=0x1000000-0x24ffffff"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"cmdline": GUARDED.replace("576M@16M", "603979776@0x1000000")}, True),
+        ({"offered": False}, False),
+        ({"cmdline": "kho=on safemem.guard=0x1000000-0x24ffffff"}, False),  # nobody asked the kernel
+        ({"cmdline": GUARDED.replace("576M@16M", "512M@16M")}, False),
+        ({"cmdline": GUARDED.replace("576M@16M", "576M")}, False),
+        ({"cmdline": GUARDED.replace("576M@16M", "x@16M")}, False),
+        ({"cmdline": GUARDED.replace("0x1000000-", "")}, False),
+        ({"crash": "01000000-24ffffff"}, False),
+        ({"crash": "30000000-30ffffff"}, False),
+        ({"luo": False}, False),  # whether KHO is on cannot be told
+    ],
+)
+def test_a_guard_that_is_not_in_force_is_a_witness(tmp_path: Path, options: dict[str, Any], expected: bool) -> None:
+    """Only if a handover was offered, KHO is on, and the kernel was asked for that very range and reserved nothing."""
+    root = make_root(tmp_path, **{"offered": True, "debugfs": False, "config": None, "cmdline": GUARDED, **options})
+    found = probe.read_snapshot(str(root))
+
+    assert (found.witness != "") == expected
+    assert found.facts["handover"].value == ("unknown" if options.get("offered", True) else "none")
+    in_force = options.get("crash") == "01000000-24ffffff"
+    assert found.facts["handover"].reason.endswith("it was not accepted: the guard is in force") == in_force
+    again = capture.snapshot_from_text(capture.capture_text(found), "x")
+    assert again.witness == found.witness

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from safemem import engine
 from tests.vm import harness
-from tests.vm.guests import HELD, initrd, policy_text, simulated
+from tests.vm.guests import ALL_ONLINE, HELD, initrd, policy_text, simulated, snapshot
 
 pytestmark = pytest.mark.vm
 
@@ -52,6 +53,36 @@ def test_it_holds_after_a_rejection(tmp_path: Path, time: int) -> None:
     after = harness.count_pattern(tmp_path / "boot", 256, place[0], place[1] + 1)
     print(f"{after} of {before[0]} pages in {result.report['arguments']}")
     assert before[0] > 10_000 and after == before[0]
+
+
+@pytest.mark.parametrize(
+    ("outgoing", "trust"), [("current", True), ("current", False), ("old-kho", True)],
+    ids=["accepted-trusted", "accepted-untrusted", "rejected-trusted"],
+)  # fmt: skip
+def test_the_guard_as_a_witness(outgoing: str, trust: bool) -> None:
+    """A kernel without debugfs files cannot say whether it accepted; a guard that it could not reserve can, if trusted."""
+    text = policy_text("online-safe").replace("format = 1", f"format = 1\ntrust_guard = {str(trust).lower()}")
+    script = f'{SCRIPT}\nreport retrieved "$(luo retrieve guest 256)"\n'
+    result = harness.run(
+        f"witness-{outgoing}-{trust}", initrd(script, text, next_kernel="no-debugfs"),
+        kernel_name=outgoing, next_kernel="no-debugfs",
+    )  # fmt: skip
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    accepted = outgoing == "current"
+    handover = simulated(result, text)["facts"]["handover"]
+    assert handover["value"] == ("accepted" if accepted and trust else "unknown")
+    assert snapshot(result).facts["handover"].value == "unknown"
+    assert (snapshot(result).witness != "") == accepted
+    assert (result.report["guard"] == "0") == accepted
+    assert result.report["dimm"].split() == [ALL_ONLINE if accepted and trust else HELD]
+    if accepted:
+        assert result.report["retrieved"] == str(256 * 256)
+    if accepted and trust:
+        assert handover["source"] == "guard" and "it is no proof" in handover["reason"]
+        assert f"safemem: {engine.TRUSTED}" in result.serial
+    if not accepted:
+        assert handover["reason"].endswith("it was not accepted: the guard is in force")
 
 
 @pytest.mark.parametrize("time", TIMES)
