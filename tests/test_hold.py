@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -216,7 +215,7 @@ def test_an_interrupted_release_says_so_and_goes_on(root: Path, monkeypatch: pyt
     def carry_out(decision: Decision, folder: str, progress: Callable[[], None]) -> apply.Result:
         def stop() -> None:
             progress()
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # to this thread, at once
 
         result = real(decision, folder, stop if len(entries(root)) == 1 else progress)
         settle(root)
