@@ -65,6 +65,10 @@ mounts() {
         [ -e "$entry" ] || mount -t debugfs debugfs /sys/kernel/debug
         break
     done
+    for entry in /sys/firmware/efi/efivars/*; do
+        [ -e "$entry" ] || [ ! -d /sys/firmware/efi/efivars ] || mount -t efivarfs efivarfs /sys/firmware/efi/efivars
+        break
+    done
 }
 
 # Kills process $1 when it has made no progress for DEADLINE seconds. The program counts in a

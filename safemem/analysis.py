@@ -113,15 +113,17 @@ class Space:
 
     def locate(self, facts: "dict[str, Fact]") -> State:
         """Return the state that stands for a machine with `facts`, derived ones included."""
-        return tuple(
-            next(
-                value
-                for value in values
-                if _signature(name, value, self._conditions(name)) == _signature(name, facts[name].value, self._conditions(name))
-                and (FACTS[name][0] != "set" or value == facts[name].value)
-            )
-            for name, values in zip(self.facts, self.classes, strict=True)
-        )  # fmt: skip
+        return tuple(self.stand_in(name, facts[name].value) for name in self.facts)
+
+    def stand_in(self, name: str, value: Value) -> Value:
+        """Return the value that stands for the class of `value`."""
+        conditions = self._conditions(name)
+        wanted = _signature(name, value, conditions)
+        return next(
+            other
+            for other in self.classes[self.facts.index(name)]
+            if _signature(name, other, conditions) == wanted and (FACTS[name][0] != "set" or other == value)
+        )
 
     def _conditions(self, name: str) -> "list[Condition]":
         return [c for policy in self.policies for rule in policy.rules for c in rule.when if c.fact == name]
@@ -444,7 +446,7 @@ def _unknowns(outcomes: Outcomes) -> "Iterator[Finding]":
 
 
 def _loops(outcomes: Outcomes) -> "Iterator[Finding]":
-    """A firmware reset clears the handover and what came with it, and nothing else."""
+    """A firmware reset clears the handover and what came with it; each boot that ends so is counted where anything counts."""
     space = outcomes.space
     bad: dict[int, list[State]] = {}
     for state, index in outcomes.of.items():
@@ -453,7 +455,7 @@ def _loops(outcomes: Outcomes) -> "Iterator[Finding]":
         cleared = dict.fromkeys(FROM_THE_TREE, UNKNOWN) | {"handover": "none"}
         after = tuple(cleared.get(name, value) for name, value in zip(space.facts, state, strict=True))
         # Why the handover is unknown, nobody knows: the reset may find it unknown again.
-        again = state if state[0] == UNKNOWN else after
+        again = _counted(space, state if state[0] == UNKNOWN else after)
         following = outcomes.of.get(again)
         if following is not None and _reboots(outcomes.rules[following]):
             bad.setdefault(index, []).append(state)
@@ -461,9 +463,17 @@ def _loops(outcomes: Outcomes) -> "Iterator[Finding]":
         yield _finding(
             "reboot-loop", outcomes.rules[index].name, "action",
             f"handover {states[0][0]} ends in reboot, and the next boot finds a state that reboots again",
-            "use panic or halt here; a reboot ends by itself only where a reset clears the handover: rejected, orphaned, unsupported",
+            "use panic or halt here, or ask for `boot_attempts`; a reboot ends by itself only where a reset clears the handover: rejected, orphaned, unsupported",
             smallest(outcomes, states),
         )  # fmt: skip
+
+
+def _counted(space: Space, state: State) -> State:
+    """Return `state` with the count of boots beyond every bound, where it ends up; not known stays not known."""
+    return tuple(
+        space.stand_in(name, 1 << 63) if name == "boot_attempts" and value != UNKNOWN else value
+        for name, value in zip(space.facts, state, strict=True)
+    )
 
 
 def _reboots(rule: Rule) -> bool:

@@ -37,6 +37,8 @@ PROGRESS_EVERY = 8
 SAY_EVERY = 5.0
 #: Bytes that stay available for the first programs of a real root; what grows with the machine comes on top (`_Quarantine`).
 _FLOOR = 128 << 20
+#: FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IMMUTABLE_FL (include/uapi/linux/fs.h); non-volatile, for boot and run time.
+_GETFLAGS, _SETFLAGS, _IMMUTABLE, _ATTRIBUTES = 0x80086601, 0x40086602, 0x10, 7
 _ENOENT, _EBUSY, _EINVAL = 2, 16, 22
 ONLINE_WORD = {"movable": "online_movable", "kernel": "online_kernel", "auto": "online"}
 #: What `valid_zones` of an online block shows for each zone asked for.
@@ -121,6 +123,35 @@ def unhold(root: str, value: str) -> None:
     """Give `auto_online_blocks` the value back that it had before `hold`."""
     if value in ("online", "online_movable", "online_kernel"):
         _write(root, AUTO_ONLINE, value)
+
+
+def count_boot(root: str, number: int) -> "str | None":
+    """Keep `number` in the EFI variable that counts boots, or remove it for 0; return what went wrong, or None."""
+    import fcntl  # only where there are EFI variables
+
+    path = os.path.join(root, probe.ATTEMPTS)
+    try:
+        if os.path.exists(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                # efivarfs makes every variable immutable that it does not know (efivarfs.rst).
+                flags = int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, bytes(8))[:4], "little")
+                fcntl.ioctl(fd, _SETFLAGS, (flags & ~_IMMUTABLE).to_bytes(8, "little"))
+            except OSError:
+                pass  # then the write says so
+            finally:
+                os.close(fd)
+        if number:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, _ATTRIBUTES.to_bytes(4, "little") + number.to_bytes(4, "little"))
+            finally:
+                os.close(fd)
+        elif os.path.exists(path):
+            os.unlink(path)
+    except OSError as error:
+        return f"{probe.ATTEMPTS} could not be written, so boots are not counted: {_reason(error)}"
+    return None
 
 
 def forbid_crash_kernel(root: str) -> "tuple[list[str], list[str]]":

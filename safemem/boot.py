@@ -10,12 +10,13 @@ import os
 import sys
 
 from safemem import account, apply, compiled, engine, plainjson, probe, record
-from safemem.model import FINAL, Decision, Range, Snapshot, parse_limit, size_text
+from safemem.model import FINAL, Decision, Policy, Range, Snapshot, parse_limit, size_text
 
 POLICY = "usr/lib/safemem/policy.json"
 #: Names of udev rules files that online memory, one a line; found when the archive was built.
 MASKS = "usr/lib/safemem/masks"
 _NOTICE, _WARNING, _EMERGENCY = 5, 4, 0
+_MOST_ATTEMPTS = 1 << 16
 
 
 def main(argv: "list[str]") -> int:
@@ -56,12 +57,14 @@ def _boot(root: str) -> int:
         apply.say(root, _NOTICE, line)
     for text in (*problems, *snapshot.notes):
         apply.say(root, _WARNING, text)
+    said = len(problems)
     if "dry-run" in snapshot.overrides and policy.allow_cmdline_override:
         record.write(root, record.record_text(snapshot, decision, {"dry_run": True}))
         apply.unhold(root, str(before.value))
         apply.say(root, _WARNING, "safemem.dry_run on the command line: nothing of this is done")
         return 0
     if decision.action in FINAL:
+        _count(root, policy, snapshot, False, must=True)
         return _end(root, decision.action, decision.message)
     word = apply.ONLINE_WORD[decision.arrivals] if decision.arrivals else "hold"
     record.write(root, record.arrivals_text(decision, word), record.ARRIVALS)
@@ -89,6 +92,8 @@ def _boot(root: str) -> int:
     )
     totals = account.totals(shares)
     short = _shortfall(decision, result, problems, totals)
+    ends = bool(short) and decision.on_shortfall != "continue"
+    problems += _count(root, policy, snapshot, decision.action == "online-all" and not ends, must=ends)
     record.write(
         root,
         record.record_text(
@@ -107,14 +112,33 @@ def _boot(root: str) -> int:
             totals,
         ),
     )
-    for text in result.problems:
+    for text in (*result.problems, *problems[said:]):
         apply.say(root, _WARNING, text)
     quarantine = f", {size_text(result.quarantined)} taken offline" if result.quarantined else ""
     apply.say(root, _NOTICE, f"done: {size_text(result.onlined)} of {size_text(result.wanted)} onlined{quarantine}")
     apply.say(root, _NOTICE, account.totals_text(totals))
-    if short and decision.on_shortfall != "continue":
+    if ends:
         return _end(root, decision.on_shortfall, short)
     return 0
+
+
+def _count(root: str, policy: Policy, snapshot: Snapshot, whole: bool, must: bool) -> "list[str]":
+    """Keep count of boots in a row that did not online all memory, if the policy asks and firmware can keep it.
+
+    Returns what went wrong, one sentence.
+
+    Raises:
+        OSError: it `must` be counted, because this boot ends and would find the same state again.
+    """
+    fact = snapshot.facts["boot_attempts"]
+    if fact.source != probe.ATTEMPTS or not any(c.fact == "boot_attempts" for rule in policy.rules for c in rule.when):
+        return []
+    number = 0 if whole else (fact.value if isinstance(fact.value, int) else 0) + 1
+    # Flash wears off: what is there already is not written again.
+    trouble = None if number == fact.value else apply.count_boot(root, min(number, _MOST_ATTEMPTS))
+    if trouble and must:
+        raise OSError(trouble)
+    return [trouble] if trouble else []
 
 
 def _shortfall(decision: Decision, result: apply.Result, problems: "list[str]", totals: "dict[str, int]") -> str:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import os
 import sys
 
-from safemem import probe
-from safemem.model import Range, merge_ranges, size_text, without
+from safemem import plainjson, probe, record
+from safemem.model import Fact, Range, merge_ranges, size_text, without
 from safemem.tuples import NamedTuple
 
 #: The kernel wants the start of a crashkernel= range in these steps (x86, CRASH_ALIGN); seen with 7.3: the size is free.
@@ -105,6 +105,7 @@ def advise(root: str = "/", kernel: str = "", initrd: str = "") -> Advice:
         f"safemem.guard={guard}",
         f"safemem.safe={safe};crc32={binascii.crc32(safe.encode()):08x}",
         "memhp_default_state=offline",
+        *_attempts(root, snapshot.facts["boot_attempts"]),
     ]
     notes = _notes(snapshot.cmdline)
     understands = _has_kho(kernel) if kernel else None
@@ -120,6 +121,22 @@ def advise(root: str = "/", kernel: str = "", initrd: str = "") -> Advice:
         tuple(arguments), guard, _size(ground.ram), _size(_common(ground.ram, scratch)),
         _size(tuple(item.range for item in left)), left, tuple(notes), snapshot.cmdline,
     )  # fmt: skip
+
+
+def _attempts(root: str, fact: Fact) -> list[str]:
+    """Return the argument that carries the count of boots to the next kernel; nothing where firmware keeps it."""
+    if fact.source == probe.ATTEMPTS:
+        return []
+    number = fact.value if isinstance(fact.value, int) else 0
+    try:
+        with open(os.path.join(root, record.RECORD), encoding="utf-8") as file:
+            document = plainjson.loads(file.read())
+        number = 0 if document["decision"]["action"] == "online-all" else number + 1  # type: ignore[index]
+    except FileNotFoundError:
+        pass  # no decision in this boot: it is not counted
+    except (OSError, ValueError, KeyError, TypeError):
+        number += 1
+    return [f"safemem.attempts={number}"]
 
 
 def read_ground(root: str, cmdline: str, scratch: tuple[Range, ...], kernel: str = "", initrd: str = "") -> Ground:

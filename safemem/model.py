@@ -35,6 +35,7 @@ FACTS: "dict[str, tuple[str, tuple[str, ...]]]" = {
     "kernel": ("version", ()),
     "previous_kernel": ("version", ()),
     "kexec_count": ("number", ()),
+    "boot_attempts": ("number", ()),
     "nodes": ("names", ()),
     "safe_region": ("set", ("resolved", "unresolved")),
     "guard": ("set", ("none", "held", "void", UNKNOWN)),

@@ -27,6 +27,10 @@ MEMORY = "sys/devices/system/memory"
 NODES = "sys/devices/system/node"
 AUTO_ONLINE = "sys/devices/system/memory/auto_online_blocks"
 CRASH_SIZE = "sys/kernel/kexec_crash_size"
+EFI = "sys/firmware/efi"
+EFIVARS = "sys/firmware/efi/efivars"
+#: Ours; the kernel shows a variable as NAME-GUID of its vendor.
+ATTEMPTS = f"{EFIVARS}/SafememBootAttempts-8dd086fa-d2ca-4504-b0ce-17eb3fb081c5"
 LOAD_LIMIT = "proc/sys/kernel/kexec_load_limit_panic"
 IOMEM = "proc/iomem"
 UPTIME = "proc/uptime"
@@ -61,6 +65,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
     facts["kernel"] = _line(root, "proc/sys/kernel/osrelease")
     facts["virt"] = _virt(root)
     facts.update(_incoming(root, facts["handover"]))
+    facts["boot_attempts"] = _attempts(root, cmdline)
     facts["guard"], guard = _guard(root, cmdline)
     handover = facts["handover"]
     if guard and handover.value == UNKNOWN:
@@ -385,6 +390,32 @@ def _incoming(root: str, handover: Fact) -> "dict[str, Fact]":
         return {"nodes": nodes, "previous_kernel": absent, "kexec_count": absent}
     count = int.from_bytes(data[69:73], "little")
     return {"nodes": nodes, "previous_kernel": Fact(release, path), "kexec_count": Fact(count, path)}
+
+
+def _attempts(root: str, cmdline: "str | None") -> Fact:
+    """Return how many boots in a row, right before this one, did not online all memory, as far as anything kept count."""
+    trouble = "there are no EFI variables"
+    try:
+        if _exists(_path(root, EFI)):
+            trouble = f"{EFIVARS} is empty: it is not mounted"
+            if os.listdir(_path(root, EFIVARS)):
+                data = _bytes(_path(root, ATTEMPTS))
+                # Four bytes of attributes, then the count (Documentation/filesystems/efivarfs.rst).
+                if len(data) == 8:
+                    return Fact(int.from_bytes(data[4:], "little"), ATTEMPTS)
+                return Fact(UNKNOWN, ATTEMPTS, f"it has {len(data)} bytes, not 8")
+    except FileNotFoundError:
+        return Fact(0, ATTEMPTS, "it does not exist")
+    except OSError as error:
+        trouble = f"{EFIVARS}: {_reason(error)}"
+    text = argument(cmdline, "safemem.attempts")
+    if text is None:
+        return Fact(
+            UNKNOWN, "command line", f"nothing keeps count: {trouble}, and no safemem.attempts= from handover-args"
+        )
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        return Fact(UNKNOWN, "command line", f"safemem.attempts=: `{text}` is not a number")
+    return Fact(int(text), "command line", "the predecessor's count")
 
 
 def firmware_memory(root: str) -> "tuple[Range, ...]":

@@ -388,3 +388,21 @@ def test_trust_in_the_guard_is_noted() -> None:
         "with trust_guard, a handover that nobody can tell ends in online-all instead of panic if the guard is not in force",
         {"handover": "accepted"},
     )]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("condition", "loops"),
+    [
+        ((Term("<", 3),), False),
+        ((Term(">=", 3),), True),
+        ((Term("is", 2),), False),
+        ((Term("is", UNKNOWN),), True),
+        ((Term(">=", 0),), True),
+    ],
+)
+def test_a_count_of_boots_bounds_a_reboot(condition: tuple[Term, ...], loops: bool) -> None:
+    """A reboot that is counted ends where the count is beyond the bound; an unknown count never grows."""
+    rule = Rule("again", "reboot", (Condition("boot_attempts", (condition,)),))
+    chosen = Policy("p", (rule,), Rule("otherwise", "halt"), Failure("panic"), ("none",))
+    found = analysis.check(chosen, analysis.Outcomes(analysis.Space(chosen), chosen))
+    assert ("reboot-loop" in {item.code for item in found}) == loops

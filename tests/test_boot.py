@@ -528,3 +528,53 @@ def test_unknown_argument(capsys: pytest.CaptureFixture[str]) -> None:
     """A mistyped argument is refused before anything is touched."""
     assert boot.main(["captrue"]) == 2
     assert capsys.readouterr().err == "safemem: unknown argument `captrue`: the only one is capture\n"
+
+
+def counting(base: Path, action: str) -> tuple[Path, Path]:
+    """Return a machine with EFI variables and a policy that reboots twice at most, and then does `action`."""
+    root = make_root(base, offered=True)
+    (root / probe.EFIVARS).mkdir(parents=True)
+    (root / probe.EFIVARS / "Timeout-8be4df61-93ca-11d2-aa0d-00e098032b8c").touch()
+    rule = Rule("again", "reboot", (Condition("boot_attempts", ((Term("<", 2),),)),))
+    install(root, rule, otherwise=Rule("otherwise", action))
+    return root, root / probe.ATTEMPTS
+
+
+def test_boots_are_counted_in_firmware(tmp_path: Path) -> None:
+    """Each reboot counts one more before it happens; the policy's bound ends that; online-all starts anew."""
+    root, variable = counting(tmp_path, "online-all")
+    for number in (1, 2):
+        assert boot.main(["--root", str(root)]) == 1
+        assert variable.read_bytes() == b"\7\0\0\0" + number.to_bytes(4, "little")
+    assert boot.main(["--root", str(root)]) == 0
+    assert json.loads((root / record.RECORD).read_text())["decision"]["rule"] == "otherwise"
+    assert not variable.exists()
+
+
+def test_a_reboot_that_cannot_be_counted_is_none(tmp_path: Path) -> None:
+    """Without a count the next boot would find the same state: that is a failure of ours, with its own way out."""
+    root, variable = counting(tmp_path, "online-safe")
+    variable.mkdir()
+    (root / boot.POLICY).write_bytes(compiled.dump(Policy(
+        "t", (Rule("again", "reboot", (Condition("boot_attempts", ((Term("<", 2),), (Term("is", "unknown"),))),)),),
+        Rule("otherwise", "online-safe"), Failure("panic"), ("none",),
+    )))  # fmt: skip
+    # A folder in place of the variable can be neither read nor written.
+    assert "is a directory" in probe.read_snapshot(str(root)).facts["boot_attempts"].reason
+    variable.rmdir()
+    variable.symlink_to("/proc/version")
+
+    assert boot.main(["--root", str(root)]) == 1
+    assert "cannot decide: " in kmsg(root) and "so boots are not counted" in kmsg(root)
+    assert (root / apply.SYSRQ).read_text() == ""
+
+
+def test_firmware_is_left_alone_where_no_rule_asks(tmp_path: Path) -> None:
+    """A policy that bounds nothing by boots writes no variable."""
+    root, variable = counting(tmp_path, "online-safe")
+    (root / boot.POLICY).unlink()
+    (root / boot.MASKS).unlink()
+    (root / boot.POLICY).parent.rmdir()
+    install(root, otherwise=Rule("otherwise", "reboot"))
+    assert boot.main(["--root", str(root)]) == 1
+    assert not variable.exists()

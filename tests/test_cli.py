@@ -63,7 +63,7 @@ def test_text(tmp_path: Path) -> None:
 
     assert lines[0].startswith("online-safe  ")
     headings = [line for line in lines if line in ("why", "plan", "not protected", "not known")]
-    assert headings == ["why", "plan", "not protected"]
+    assert headings == ["why", "plan", "not protected", "not known"]
     assert any("[####" in line for line in lines)
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safemem import handover, probe
+from safemem import handover, probe, record
 from safemem.cli import main
 from safemem.handover import Ground
 from safemem.model import Range
@@ -260,6 +260,31 @@ COMMAND_LINES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("given", "action", "expected"),
+    [
+        ("", None, "0"),
+        ("", "online-safe", "1"),
+        ("safemem.attempts=1", "online-safe", "2"),
+        ("safemem.attempts=1", "online-all", "0"),
+        ("safemem.attempts=1", None, "1"),
+        ("safemem.attempts=1", "damaged", "2"),
+    ],
+)
+def test_boots_are_counted_for_the_next_kernel(tmp_path: Path, given: str, action: str | None, expected: str) -> None:
+    """One more for each boot whose decision was not online-all, and that ends in a kexec; firmware counts by itself."""
+    root = machine(tmp_path, f"kho=on liveupdate=on {given}")
+    if action:
+        (root / "run/safemem").mkdir(parents=True)
+        text = '{"decision"' if action == "damaged" else f'{{"decision":{{"action":"{action}"}}}}'
+        (root / record.RECORD).write_text(text)
+    assert invoke(root)[1].split()[4] == f"safemem.attempts={expected}"
+
+    (root / probe.EFIVARS).mkdir(parents=True)
+    (root / probe.EFIVARS / "Timeout-8be4df61-93ca-11d2-aa0d-00e098032b8c").touch()
+    assert "safemem.attempts" not in invoke(root)[1]
+
+
 @pytest.mark.parametrize("cmdline", COMMAND_LINES)
 def test_kexec_command(tmp_path: Path, cmdline: str) -> None:
     """A shell takes it apart into the words of the command; what the advice replaces is gone, all else is as it was."""
@@ -273,7 +298,7 @@ def test_kexec_command(tmp_path: Path, cmdline: str) -> None:
     assert len(words) == 5 and words[4].startswith("--command-line=")
     found = words[4].removeprefix("--command-line=")
     names = [key for key, _ in probe.arguments(found)]
-    replaced = {"crashkernel", "safemem.guard", "safemem.safe", "memhp_default_state"}
+    replaced = {"crashkernel", "safemem.guard", "safemem.safe", "memhp_default_state", "safemem.attempts"}
     assert all(names.count(name) == 1 for name in replaced)
     before = [pair for pair in probe.arguments(cmdline) if pair[0].replace("-", "_") not in replaced | {"BOOT_IMAGE"}]
     assert [pair for pair in probe.arguments(found) if pair[0] not in replaced] == [

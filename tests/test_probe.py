@@ -279,3 +279,26 @@ def test_a_guard_that_is_not_in_force_is_a_witness(tmp_path: Path, options: dict
     assert found.facts["handover"].reason.endswith("it was not accepted: the guard is in force") == in_force
     again = capture.snapshot_from_text(capture.capture_text(found), "x")
     assert again.witness == found.witness
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "efi", "value", "says"),
+    [
+        ("quiet", None, UNKNOWN, "nothing keeps count: there are no EFI variables, and no safemem.attempts= from handover-args"),
+        ("safemem.attempts=3", None, 3, "the predecessor's count"),
+        ("safemem.attempts=x", None, UNKNOWN, "safemem.attempts=: `x` is not a number"),
+        ("quiet", {}, UNKNOWN, f"nothing keeps count: {probe.EFIVARS} is empty: it is not mounted, and no safemem.attempts= from handover-args"),
+        ("safemem.attempts=3", {"Timeout-x": b"x"}, 0, "it does not exist"),
+        ("safemem.attempts=3", {"ours": b"\7\0\0\0\2\0\0\0"}, 2, ""),
+        ("quiet", {"ours": b"\7\0\0\0\2"}, UNKNOWN, "it has 5 bytes, not 8"),
+    ],
+)  # fmt: skip
+def test_boot_attempts(tmp_path: Path, cmdline: str, efi: dict[str, bytes] | None, value: object, says: str) -> None:
+    """Firmware's count is asked first; where nothing keeps one, it is unknown, not 0."""
+    root = make_root(tmp_path, cmdline=cmdline)
+    if efi is not None:
+        (root / probe.EFIVARS).mkdir(parents=True)
+        for name, data in efi.items():
+            (root / (probe.ATTEMPTS if name == "ours" else f"{probe.EFIVARS}/{name}")).write_bytes(data)
+    fact = probe.read_snapshot(str(root)).facts["boot_attempts"]
+    assert (fact.value, fact.reason) == (value, says)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.vm import harness
@@ -108,6 +110,52 @@ def test_luo(state: str, kernel: str, arguments: str) -> None:
 
     assert result.fate == "poweroff"
     assert simulated(result, text)["facts"]["luo"]["value"] == state
+
+
+#: Holds twice, then gives up.
+BOUNDED = policy_text("online-safe").replace(
+    "[otherwise]", '[[rule]]\nname = "enough"\nwhen = { boot_attempts = ">=2" }\naction = "halt"\n[otherwise]'
+).replace('["none", "accepted"]', '"orphaned"')  # fmt: skip
+
+
+def test_kexecs_are_counted_on_the_command_line() -> None:
+    """Without firmware to keep it, handover-args carries the count of boots in a row that did not online all memory."""
+    script = f"""
+    mount -t debugfs d /sys/kernel/debug
+    decide
+    arguments="$(/usr/lib/safemem/handover-args)" || report arguments failed
+    report "arguments$(sed -n 's/.*safemem.attempts=\\([0-9]*\\).*/\\1/p' /proc/cmdline)" "$arguments"
+    handover "{harness.CMDLINE} $arguments"
+    """
+    result = harness.run("attempts-cmdline", initrd(script, BOUNDED, next_kernel="current"), next_kernel="current")
+
+    assert result.fate == "halted"
+    assert result.report["arguments"].endswith("safemem.attempts=1")
+    assert result.report["arguments1"].endswith("safemem.attempts=2")
+    assert "safemem: halt: handover accepted (rule `enough`, policy `vm`)" in result.serial
+
+
+def test_boots_are_counted_in_efi_variables(tmp_path: Path) -> None:
+    """Over resets, real firmware keeps the count: two reboots, then the policy's bound; a boot with all memory clears it."""
+    firmware = Path("/usr/share/OVMF")
+    (tmp_path / "vars").write_bytes((firmware / "OVMF_VARS_4M.fd").read_bytes())
+    flash = ("-drive", f"if=pflash,format=raw,readonly=on,file={firmware / 'OVMF_CODE_4M.fd'}",
+             "-drive", f"if=pflash,format=raw,file={tmp_path / 'vars'}")  # fmt: skip
+    rule = '[[rule]]\nname = "again"\nwhen = { boot_attempts = "<2" }\naction = "reboot"\n'
+    text = (
+        policy_text("online-safe")
+        .replace("[otherwise]", f"{rule}[otherwise]")
+        .replace('["none", "accepted"]', '"orphaned"')
+    )
+    well = text.replace('"orphaned"', '"none"')
+    fates = []
+    for number, policy in enumerate((text, text, text, well, text)):
+        result = harness.run(f"attempts-efi-{number}", initrd("decide", policy), devices=flash)
+        fates.append(result.fate)
+        if number == 2:
+            fact = simulated(result, policy)["facts"]["boot_attempts"]
+            assert (fact["value"], "efivars" in fact["source"]) == (2, True)
+    assert fates == ["reset", "reset", "poweroff", "poweroff", "reset"]
 
 
 def test_safe_region_from_the_command_line() -> None:
