@@ -30,6 +30,7 @@ class Layout(NamedTuple):
     now_reason: str  #: why there is none
     after: int  #: what one guard covers at least with the argument
     nodes: int
+    node: int  #: the NUMA node of that guard, -1 if it is not known
     notes: "tuple[str, ...]"
 
 
@@ -41,7 +42,7 @@ def advise(root: str = "/") -> Layout:
     """
     snapshot = probe.read_snapshot(root)
     ground = handover.read_ground(root, snapshot.cmdline, ())
-    low, rest, after = best(ground)
+    low, rest, guard = best(ground)
     now, reason = None, ""
     try:
         now = handover.advise(root)
@@ -61,14 +62,15 @@ def advise(root: str = "/") -> Layout:
         sum(area.end - area.start for area in ground.ram),
         now,
         reason,
-        after,
+        guard.end - guard.start,
         len(ground.nodes),
+        next((run.node for run in snapshot.blocks if run.first <= guard.start // snapshot.block_size <= run.last), -1),
         tuple(notes),
     )
 
 
-def best(ground: Ground) -> "tuple[int, int, int]":
-    """Return the sizes of the low and the global scratch area that leave the largest guard, and its size at least.
+def best(ground: Ground) -> "tuple[int, int, Range]":
+    """Return the sizes of the low and the global scratch area that leave the largest guard, and that at its smallest.
 
     Raises:
         CannotSay: none leaves one.
@@ -87,11 +89,11 @@ def best(ground: Ground) -> "tuple[int, int, int]":
             guard = handover.best_guard(ground._replace(scratch=areas))
         except CannotSay:
             continue
-        found.append((guard.end - guard.start, low))
+        found.append((guard.end - guard.start, low, guard))
     if not found:
         raise CannotSay(f"no layout of {need // MIB} MiB of scratch leaves anything to guard")
-    after, low = max(found)
-    return low, need - low, after
+    _, low, guard = max(found)
+    return low, need - low, guard
 
 
 def _areas(ground: Ground, low: int, rest: int) -> "tuple[Range, ...] | None":

@@ -61,7 +61,7 @@ guard() {
 machine() {
     for file in proc/iomem proc/cmdline proc/sys/kernel/osrelease sys/kernel/boot_params/data \
         sys/kernel/debug/kho/out/scratch_phys sys/kernel/debug/kho/out/scratch_len \
-        sys/devices/system/memory/block_size_bytes; do
+        sys/devices/system/memory/block_size_bytes $(cd / && ls sys/devices/system/memory/memory*/state); do
         mkdir -p "/tmp/machine/${file%/*}" && cat "/$file" >"/tmp/machine/$file"
     done
     for file in /sys/devices/system/node/node*/memory*; do mkdir -p "/tmp/machine$file"; done
@@ -72,9 +72,9 @@ arguments() {
     arguments="$(/usr/lib/safemem/handover-args 2>/tmp/why)" || { report_file arguments /tmp/why; poweroff -f; }
     report arguments "$arguments"
 }
-# preserve MIB: keep a memfd through the next kexec; returns when LUO has it.
+# preserve MIB [NODE]: keep a memfd through the next kexec; returns when LUO has it.
 preserve() {
-    luo preserve guest "$1" >/tmp/luo &
+    luo preserve guest "$@" >/tmp/luo &
     until [ -s /tmp/luo ]; do sleep 0.1; done
     read -r said </tmp/luo
     report luo "$said"

@@ -10,7 +10,9 @@ from tests.vm.pages import BOTH, GUARD, MACHINES, NOTHING
 
 pytestmark = pytest.mark.vm
 #: Less than `make pages` preserves, but in the guest of 4 GiB more than fits above 4 GiB: its guard lies below.
-SMALL, MIDDLE, LARGE = (machine._replace(memfd=size) for machine, size in zip(MACHINES, (256, 1536, 256), strict=True))
+SMALL, MIDDLE, LARGE, BOUND = (
+    machine._replace(memfd=size) for machine, size in zip(MACHINES, (256, 1536, 256, 256), strict=True)
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,7 @@ SMALL, MIDDLE, LARGE = (machine._replace(memfd=size) for machine, size in zip(MA
         (SMALL, "has no KHO", GUARD),
         (MIDDLE, "rejects", GUARD),
         (LARGE, "rejects", GUARD),
+        (BOUND, "rejects", GUARD),
     ],
 )
 def test_every_guarded_page_is_intact(machine: pages.Machine, next_kernel: str, protection: str) -> None:
@@ -33,6 +36,8 @@ def test_every_guarded_page_is_intact(machine: pages.Machine, next_kernel: str, 
     assert found.guarded_share * (machine.boot << 20) >= promised.after
     assert promised.now is None or promised.after > promised.now.guarded
     assert found.filled > 0
+    if machine.bound:
+        assert found.rest[0] < found.guard[0] // 100
 
 
 def test_without_safemem_they_are_lost() -> None:

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Preserve a memfd with a known pattern through the Live Update Orchestrator, or get it back.
-//   luo preserve SESSION MIB   fill, preserve, print "preserved", then stay alive: closing the session ends it
-//   luo retrieve SESSION MIB   get it back and print how many pages are intact
-//   luo hold MIB               fill plain anonymous memory with the pattern and stay alive
+//   luo preserve SESSION MIB [NODE]  fill, preserve, print "preserved", then stay alive: closing the session ends it
+//   luo retrieve SESSION MIB         get it back and print how many pages are intact
+//   luo hold MIB                     fill plain anonymous memory with the pattern and stay alive
 // Each page begins with the magic, then its own number, so that a page in the wrong place counts as lost.
 #include <errno.h>
 #include <fcntl.h>
@@ -56,13 +56,15 @@ int main(int argc, char **argv)
 		printf("held\n");
 		pause();
 	}
-	if (argc != 4)
+	if (argc != 4 && argc != 5)
 		return 2;
 	size_t size = strtoul(argv[3], NULL, 10) << 20;
 	if (!strcmp(argv[1], "preserve")) {
 		// Page by page over both nodes of a guest that has two; one node's kernel refuses the second, and needs none.
-		unsigned long nodes = 3;
-		syscall(SYS_set_mempolicy, 3 /* MPOL_INTERLEAVE */, &nodes, 8 * sizeof nodes);
+		unsigned long nodes = argc == 5 ? 1UL << atoi(argv[4]) : 3;
+		int mode = argc == 5 ? 2 /* MPOL_BIND */ : 3 /* MPOL_INTERLEAVE */;
+		if (syscall(SYS_set_mempolicy, mode, &nodes, 8 * sizeof nodes) && argc == 5)
+			die("set_mempolicy");
 		int owner = session(CREATE, argv[2]);
 		int fd = memfd_create("guest", 0);
 		if (fd < 0 || ftruncate(fd, size))
