@@ -184,6 +184,10 @@ def carry_out(decision: Decision, root: str = "/", progress: Progress = lambda: 
     online = [step for step in decision.steps if step.op == "online"]
     wanted = sum(step.size for step in online)
     told = _Told(root, "onlining memory", wanted, progress)
+    # The guard before everything: what it gives back may be needed to online the rest.
+    for step in decision.steps:
+        if step.op == "release-guard":
+            problems += _release_guard(root, step, _Told(root, "giving back the guard", step.size, progress))
     # Safe memory first: what quarantine moves out of the way can go there, and more of the rest can be given up.
     for step in online:
         done, trouble = _online(root, step, told)
@@ -192,9 +196,6 @@ def carry_out(decision: Decision, root: str = "/", progress: Progress = lambda: 
     quarantine = _Quarantine(root, decision, progress, patience)
     quarantine.attempt()
     quarantine.attempt()  # what refused once more: some of it was only busy
-    for step in decision.steps:
-        if step.op == "release-guard":
-            problems += _release_guard(root, step, _Told(root, "giving back the guard", step.size, progress))
     short = bool(problems) and decision.action == "online-all"
     after = probe.states(root) if any(step.op in ("hold", "offline") for step in decision.steps) else ()
     held_problems = _still_held(decision, after)

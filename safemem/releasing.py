@@ -58,7 +58,7 @@ def plan(standing: Standing, ranges: "tuple[Range, ...]", zone: str) -> Release:
             first, last = max(run.first, -(-area.start // size)), min(run.last, area.end // size - 1)
             if first <= last:
                 steps.append(Step("online", first * size, (last + 1) * size, first, last, zone))
-    # The guard first: what it gives back may be needed to online the rest.
+    # The guard first, as it is carried out.
     keep = "" if standing.forbidden else str(standing.decision.get("keep_crashkernel") or "")
     steps = [*_tail(standing.now.guard, areas, "" if ranges else keep), *steps]
     if ranges and not steps:

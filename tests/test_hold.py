@@ -301,9 +301,12 @@ def test_progress_covers_the_guard(tmp_path: Path) -> None:
     assert boot.main(["--root", str(root)]) == 0
     found = standing.read(str(root))
     what = releasing.plan(found, (parse_range("0x20000000-0x1ffffffff"),), "movable")
-    signs: list[int] = []
-    releasing.carry_out(str(root), found, what, "x", 0, lambda: signs.append(1))
+    signs: list[str] = []
+    first = root / "sys/devices/system/memory/memory32/state"
+    releasing.carry_out(str(root), found, what, "x", 0, lambda: signs.append(first.read_text().strip()))
 
+    # What the guard gives back is there before anything is onlined.
+    assert signs[:3] == ["offline"] * 3
     assert len(signs) == what.ticks == 3 + 3
     # A file keeps the tail of what was longer.
     assert (root / probe.CRASH_SIZE).read_text().startswith(str(0x10000000))

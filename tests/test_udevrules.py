@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safemem import udevrules
+from tests.vm.test_udev import VENDOR
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,6 +42,17 @@ HARMLESS = {
     "another device's state": 'SUBSYSTEM=="power_supply", ATTR{state}="online"',
     "processors": 'SUBSYSTEM=="cpu", ACTION=="add", ATTR{online}="1"',
 }
+
+
+def test_every_known_file(tmp_path: Path) -> None:
+    """Each file that is masked by name is a test input, here and in guests, and is found by what it does as well."""
+    folder = tmp_path / "usr/lib/udev/rules.d"
+    folder.mkdir(parents=True)
+    for name, text in VENDOR.items():
+        (folder / name).write_text(text)
+
+    assert tuple(sorted(VENDOR)) == udevrules.KNOWN
+    assert [os.path.basename(item.file) for item in udevrules.find(str(tmp_path))] == sorted(VENDOR)
 
 
 @settings(max_examples=500, deadline=None)

@@ -9,6 +9,7 @@ ended comes from QEMU itself.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import io
@@ -35,12 +36,14 @@ LOGGED: list[Path] = []
 #: Kernel arguments of every guest; `stage=` and what the test adds come after them.
 CMDLINE = "console=ttyS0 panic=-1 kho=on liveupdate=on memhp_default_state=offline"
 GIB = 1024
+#: What a checkpoint returns to cut the guest's power: what is not on a disk by then is gone.
+CUT: list[dict[str, Any]] = [{"execute": "quit"}]
 
 
 class Result(NamedTuple):
     """What became of a guest.
 
-    `fate` is `poweroff` (the script's own end), `panic`, `reset`, `halted`, `timeout` or `lost`.
+    `fate` is `poweroff` (the script's own end), `panic`, `reset`, `halted`, `killed` (by a checkpoint), `timeout` or `lost`.
     """
 
     fate: str
@@ -227,7 +230,8 @@ def run(
         memory: a folder in which the guest's memory is kept as `boot` (of more nodes: and `boot1`, ...) and `dimm`,
             to count pages from outside.
         checkpoint: called with what was reported so far and the guest's processors stopped, each time it has said
-            `report checkpoint` with another number; may return commands for the machine protocol (QMP), such as to plug memory.
+            `report checkpoint` with another number; may return commands for the machine protocol (QMP), such as to plug
+            memory, or `CUT`.
         devices: more arguments for QEMU.
         watch: called with each new piece of the console.
         timeout: seconds, then the guest is killed and its fate is `timeout`.
@@ -319,9 +323,10 @@ def _wait(
                 reached = report["checkpoint"]
                 monitor.sendall(b'{"execute": "stop"}\n')
                 more = checkpoint(report) or ()
-                for command in more:
-                    monitor.sendall(json.dumps(command).encode() + b"\n")
-                monitor.sendall(b'{"execute": "cont"}\n')
+                with contextlib.suppress(ConnectionError):  # after CUT nobody listens
+                    for command in more:
+                        monitor.sendall(json.dumps(command).encode() + b"\n")
+                    monitor.sendall(b'{"execute": "cont"}\n')
             serial = (base / "serial").read_bytes()
             if watch and len(serial) > seen:
                 watch(serial[seen:].decode("utf-8", "replace"))
@@ -348,6 +353,8 @@ def _connect(path: Path, process: subprocess.Popen[bytes], deadline: float) -> s
 def _fate(reason: str, serial: str) -> str:
     if reason == "guest-shutdown":
         return "poweroff"
+    if reason == "host-qmp-quit":
+        return "killed"
     if reason == "guest-reset":
         # With panic=-1 a panic ends in a reset; these kernels have no pvpanic driver to tell them apart.
         return "panic" if "Kernel panic - not syncing" in serial else "reset"

@@ -15,13 +15,15 @@ from tests.vm.test_udev import PLUG
 
 pytestmark = pytest.mark.vm
 
+#: The command in this machine's own environment.
+SAFEMEM = f"{Path(sys.executable).parent}/safemem"
 SHARE = ("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap")
 #: The kernel's file systems over those of the share, then the command as an operator would call it.
 COMMAND = f"""
 mkdir -p /host
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose host /host
 for folder in proc sys run dev; do mount --bind /$folder /host/$folder; done
-safemem() {{ PYTHONDONTWRITEBYTECODE=1 chroot /host {Path(sys.executable).parent}/safemem "$@" >/tmp/out 2>&1; code=$?; }}
+safemem() {{ PYTHONDONTWRITEBYTECODE=1 chroot /host {SAFEMEM} "$@" >/tmp/out 2>&1; code=$?; }}
 """
 
 
@@ -34,7 +36,7 @@ def daemon(text: str, script: str) -> str:
     {COMMAND}
     mkdir -p /run/etc; cp /policy.toml /run/etc/vm.toml
     watch() {{
-        PYTHONDONTWRITEBYTECODE=1 chroot /host {Path(sys.executable).parent}/safemem watch --policy /run/etc/vm.toml >"$1" 2>&1 &
+        PYTHONDONTWRITEBYTECODE=1 chroot /host {SAFEMEM} watch --policy /run/etc/vm.toml >"$1" 2>&1 &
         watch=$!
         until grep -q watching "$1"; do sleep 0.2; done
     }}

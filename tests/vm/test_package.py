@@ -11,7 +11,7 @@ import pytest
 
 from tests.test_package import RELEASES, build, contents
 from tests.vm import debian, harness
-from tests.vm.guests import initrd, policy_text
+from tests.vm.guests import ALL_ONLINE, HELD, initrd, policy_text
 from tests.vm.test_evidence import RAMOOPS
 
 pytestmark = pytest.mark.vm
@@ -105,3 +105,43 @@ def test_units_in_two_boots(tmp_path: Path) -> None:
     assert second["archive"].startswith("/var/lib/systemd/pstore/dmesg-ramoops-0")
     assert lines[2].split(", ")[0].split()[1] in second["archive"].split()
     assert "online-safe  handover lost, says the test" in lines
+
+
+@pytest.mark.parametrize("word", ["", "safemem.dry_run"])
+def test_watch_unit(word: str, tmp_path: Path) -> None:
+    """It comes back when it is killed, not with another policy than the one that decided, and does nothing after a dry run."""
+    text = policy_text().replace('name = "vm"', 'name = "vm"\nallow_cmdline_override = true')
+    files = contents(build("bookworm", tmp_path), tmp_path)
+    files["etc/safemem/policy.toml"] = text.encode()
+    script = """
+    shown() { report "$1" "$(systemctl show -p ActiveState,Result,ExecMainStatus,NRestarts --value safemem-watch | tr '\\n' ' ')"; }
+    systemctl start safemem-watch; report started $?; sleep 1; shown first
+    if [ "$(systemctl is-active safemem-watch)" = active ]; then
+        systemctl kill -s KILL safemem-watch; sleep 10; shown killed
+        echo '# other words, same policy' >>/etc/safemem/policy.toml
+        systemctl restart safemem-watch; report same $?
+        sed -i 's/action = "online-safe"/action = "panic"/' /etc/safemem/policy.toml
+        systemctl restart safemem-watch; sleep 10; shown other
+    fi
+    journalctl -b -u safemem-watch -o cat >/tmp/log; report_file log /tmp/log
+    systemctl reset-failed safemem-watch
+    report dimm "$(blocks 32 39)"
+    """
+    image = debian.initrd("decide\n", script, policy=text, files=files)
+    result = debian.run(f"package-watch-{word or 'plain'}", "bookworm", image, cmdline=word)
+    report = result.report
+
+    assert result.fate == "poweroff", result.serial[-3000:]
+    # systemd shows Result, NRestarts, ExecMainStatus and ActiveState in this order.
+    if word:
+        # A unit that has ended well is forgotten, its exit status too.
+        assert (report["started"], report["first"].split()[0::3]) == ("0", ["success", "inactive"]), report["log"]
+        assert "this boot is a dry run: its decision is not in force" in report["log"]
+        assert report["dimm"].split() == [HELD]
+    else:
+        assert (report["started"], report["first"].split()) == ("0", ["success", "0", "0", "active"]), report["log"]
+        assert report["killed"].split() == ["success", "1", "0", "active"]
+        assert (report["same"], report["other"].split()) == ("0", ["exit-code", "0", "3", "failed"])
+        assert "but this boot was decided by" in report["log"]
+        assert report["dimm"].split() == [ALL_ONLINE]
+    assert report["failed"] == ""
