@@ -59,10 +59,10 @@ def account(
             )
             start, end = first * size, (last + 1) * size
             if run.state == "offline":
-                if was in ("offline", "absent") and first not in taken:
-                    shares.add("held", start, end)
-                else:
-                    shares.add("quarantined", start, end, "", taken.get(first, -1))
+                untouched = was in ("offline", "absent") and first not in taken
+                kind, seconds = ("held", -1) if untouched else ("quarantined", taken.get(first, -1))
+                for safe, part in _cut(start, end, decision.region):
+                    shares.add(kind, *part, "safe, but out of use with its block" if safe else "", seconds)
             elif run.state == "online":
                 why = refused.get(first) or _why(decision, was)
                 _in_use(shares, start, end, guard, decision, why)

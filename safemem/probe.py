@@ -514,10 +514,13 @@ def _cmdline_safe(cmdline: "str | None", notes: "list[str]") -> "tuple[Range, ..
 
             if checksum.lower() != f"crc32={binascii.crc32(ranges.encode()):08x}":
                 raise ValueError(f"check sum of `{text}` does not match: the command line may have been cut off")
-        return tuple(parse_range(item) for item in ranges.split(","))
+        found = tuple(parse_range(item) for item in ranges.split(","))
     except ValueError as error:
         notes.append(f"safemem.safe= on the command line is ignored: {error}")
         return ()
+    if not separator:
+        notes.append("safemem.safe= has no check sum: its ranges are taken as they are written")
+    return found
 
 
 def _guard(root: str, cmdline: "str | None") -> "tuple[Fact, Range | None]":

@@ -56,8 +56,10 @@ def test_each_byte_is_one_thing(
         now, was = state_of(after, number), state_of(before, number)
         if now == "offline":
             untouched = was in ("offline", "absent") and number not in taken
-            wanted = ("held" if untouched else "quarantined", "", -1 if untouched else taken.get(number, -1))
-            assert (share.kind, share.why, share.seconds) == wanted
+            lost = any(area.start <= byte < area.end for area in region)
+            assert share.kind == ("held" if untouched else "quarantined")
+            assert share.why == ("safe, but out of use with its block" if lost else "")
+            assert share.seconds == (-1 if untouched else taken.get(number, -1))
         elif now != "online":
             assert (share.kind, share.why) == ("exposed", refused.get(number, f"its state is {now}"))
         elif guard and guard.start <= byte < guard.end:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import binascii
 import json
 import os
 import time
@@ -578,3 +579,29 @@ def test_firmware_is_left_alone_where_no_rule_asks(tmp_path: Path) -> None:
     install(root, otherwise=Rule("otherwise", "reboot"))
     assert boot.main(["--root", str(root)]) == 1
     assert not variable.exists()
+
+
+@pytest.mark.parametrize(
+    ("checksum", "says", "online"),
+    [
+        (";crc32=%08x", "", True),
+        ("", "safemem.safe= has no check sum: its ranges are taken as they are written", True),
+        (";crc32=00000000", "safemem.safe= on the command line is ignored: check sum of", False),
+    ],
+)
+def test_a_safe_region_on_the_command_line(tmp_path: Path, checksum: str, says: str, online: bool) -> None:
+    """Without a check sum the record says so; with a wrong one nothing is safe; what no whole block holds is accounted for."""
+    text = "0x104000000-0x113ffffff"
+    safe = f"safemem.safe={text}{checksum % binascii.crc32(text.encode()) if '%' in checksum else checksum}"
+    root = make_root(tmp_path, offered=True, cmdline=f"kho=on {safe}")
+    install(root, otherwise=Rule("otherwise", "online-safe"))
+    assert boot.main(["--root", str(root)]) == 0
+
+    document = json.loads((root / record.RECORD).read_text())
+    assert (says in "\n".join(document["snapshot"]["notes"])) and bool(document["snapshot"]["notes"]) == bool(says)
+    assert document["decision"]["facts"]["safe_region"]["value"] == ("resolved" if online else "unresolved")
+    assert [step["range"] for step in document["decision"]["plan"] if step["op"] == "online"] == (
+        ["0x108000000-0x10fffffff"] if online else []
+    )
+    lost = [item["range"] for item in document["account"] if item["why"] == "safe, but out of use with its block"]
+    assert lost == (["0x104000000-0x107ffffff", "0x110000000-0x113ffffff"] if online else [])
