@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""Boot memory taken offline on real kernels: what refuses, how much goes, and that the account says what sysfs says."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from safemem.model import Range, parse_range
+from tests.vm import harness
+from tests.vm.guests import BLOCK, HELD, initrd, policy_text, simulated
+from tests.vm.test_memory import START, kinds
+
+pytestmark = pytest.mark.vm
+
+#: No state is whole, so that every boot decides what `[otherwise]` says.
+OFFLINE = policy_text("online-safe", extra='boot_memory = "offline"').replace('["none", "accepted"]', '"orphaned"')
+#: Why a block is still in use.
+WHY = "unmovable|hole|zone none|kernel text or data|timeout|below the floor"
+#: Reports the state of every block, one word each: NUMBER:STATE.
+ALL_BLOCKS = """
+report all "$(cd /sys/devices/system/memory; for b in memory[0-9]*; do echo "${b#memory}:$(cat $b/state)"; done | tr '\\n' ' ')"
+"""
+
+
+def states(result: harness.Result) -> dict[int, str]:
+    """Return what sysfs said of each block."""
+    return {int(word.partition(":")[0]): word.partition(":")[2] for word in result.report["all"].split()}
+
+
+def checked(result: harness.Result) -> dict[str, Any]:
+    """Return the record, after checking its account block by block against sysfs."""
+    document: dict[str, Any] = json.loads(result.report["record"])
+    shown, then = states(result), document["snapshot"]["blocks"]
+    online = {number for run in then if run["state"] == "online" for number in range(run["first"], run["last"] + 1)}
+    for number, state in shown.items():
+        found = kinds(document["account"], range(number, number + 1))[0]
+        if state == "offline":
+            assert found == ({"quarantined"} if number in online else {"held"}), number
+        else:
+            assert state == "online" and found <= {"exposed", "safe", "guarded"}, number
+    whole = sum(document["totals"].values())
+    assert whole == len(shown) * BLOCK
+    assert all(re.match(WHY, item["why"]) for item in document["account"] if item["kind"] == "exposed")
+    return document
+
+
+def share(document: dict[str, Any], kind: str) -> int:
+    """Return how many per cent of all memory are of one kind."""
+    return int(document["totals"][kind] * 100 // sum(document["totals"].values()))
+
+
+def test_a_pinned_page_ends_in_a_timeout() -> None:
+    """The kernel tries for ever to move a page that a driver pinned: a signal ends that, twice, and the rest goes on."""
+    script = f"""
+    pin 128 600 >/tmp/pinned &
+    until [ -s /tmp/pinned ]; do sleep 0.1; done
+    report pinned "$(cat /tmp/pinned)"
+    decide
+    {ALL_BLOCKS}
+    """
+    result = harness.run("pinned", initrd(script, OFFLINE, files={"bin/pin": harness.program("pin").read_bytes()}))
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    document = checked(result)
+    whys = {parse_range(item["range"]).start // BLOCK: item["why"] for item in document["account"] if item["why"]}
+    pinned = [int(word) for word in result.report["pinned"].split()]
+    print(f"pinned {pinned}: {document['result']['problems']}")
+    late = [number for number in pinned if whys.get(number) == "timeout: the kernel was still trying after 5 s"]
+    assert late
+    assert not [number for number in pinned if states(result)[number] == "offline"]
+    assert "safemem: taking memory offline: " in result.serial
+    assert "going-offline" not in states(result).values()
+
+
+def test_four_gibibytes_without_a_guard() -> None:
+    """After a rejection most of 4 GiB goes offline; what does not has a reason; the guest runs a program in the rest."""
+    script = f"""{START}
+    if [ "$stage" = 1 ]; then
+        preserve 256
+        handover "$CMDLINE"
+    fi
+    decide
+    report after "$(grep MemAvailable /proc/meminfo)"
+    report filled "$(fill 100)"
+    {ALL_BLOCKS}
+    """
+    result = harness.run(
+        "quarantine-4g", initrd(script, OFFLINE, next_kernel="current"), kernel_name="old-kho", next_kernel="current",
+        boot_mib=4 * harness.GIB, dimm_mib=0, timeout=240,
+    )  # fmt: skip
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    document = checked(result)
+    print(f"{share(document, 'quarantined')} % quarantined, {document['result']['problems']}, {result.report['after']}")
+    assert share(document, "quarantined") >= 50
+    assert result.report["filled"] == "100"
+
+
+def test_two_nodes_with_scratch_on_each() -> None:
+    """Scratch of either node stays in use and is called safe; a node's exception holds its memory whatever is decided."""
+    script = f"""{START}
+    if [ "$stage" = 1 ]; then
+        arguments="$(/usr/lib/safemem/handover-args)" || report arguments failed
+        report arguments "$arguments"
+        handover "$CMDLINE ${{arguments#* * }}"
+    fi
+    decide
+    {ALL_BLOCKS}
+    """
+    text = OFFLINE + "[[memory]]\nnode = 0\nhold = true\n"
+    result = harness.run(
+        "quarantine-nodes", initrd(script, text, next_kernel="current"), kernel_name="old-kho", next_kernel="current",
+        boot_mib=2 * harness.GIB, nodes=2, timeout=240,
+    )  # fmt: skip
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    document = checked(result)
+    assert document["decision"]["safe_region"]["source"] == "cmdline"
+    region = [parse_range(text) for text in document["decision"]["safe_region"]["ranges"]]
+    nodes = {area.start // harness.GIB // (1 << 20) for area in region}
+    assert nodes == {0, 1}, "one node has no scratch"
+    safe = [parse_range(item["range"]) for item in document["account"] if item["kind"] == "safe" or item["why"] == "safe, but out of use with its block"]  # fmt: skip
+    assert sum(area.end - area.start for area in safe) == sum(area.end - area.start for area in region)
+    # A block wholly inside is left alone; one that the region cuts is not.
+    for area in region:
+        for number in range(-(-area.start // BLOCK), area.end // BLOCK):
+            assert states(result)[number] == "online"
+    assert any(area.start % BLOCK or area.end % BLOCK for area in region)
+
+
+@pytest.mark.parametrize(("node", "expected"), [(0, HELD), (1, "online*8")])
+def test_an_exception_for_a_node(node: int, expected: str) -> None:
+    """The DIMM is in node 0: an exception for that node holds it under online-all, one for node 1 does not."""
+    text = policy_text("panic") + f"[[memory]]\nnode = {node}\nhold = true\n"
+    result = harness.run(f"node-{node}", initrd("decide", text), boot_mib=2 * harness.GIB, nodes=2)
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    assert result.report["dimm"].split() == [expected]
+    simulated(result, text)
+
+
+@pytest.mark.parametrize("mib", [1000, 1100])
+def test_odd_sizes(mib: int) -> None:
+    """Memory that ends inside a block: the block with the hole never goes, the others do, and a second run changes nothing."""
+    script = f"decide\n{ALL_BLOCKS.replace('all', 'before')}\n"
+    script += f"report_file one /run/safemem/decision.json\ndecide\n{ALL_BLOCKS}"
+    result = harness.run(f"odd-{mib}", initrd(script, OFFLINE), boot_mib=mib, dimm_mib=256)
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    last = mib * (1 << 20) // BLOCK
+    assert states(result)[last] == "online"
+    document, one = json.loads(result.report["record"]), json.loads(result.report["one"])
+    whys = {Range(**parse_range(item["range"])._asdict()): item["why"] for item in document["account"]}
+    assert any(area.start <= last * BLOCK < area.end and why.startswith("hole") for area, why in whys.items())
+    assert result.report["before"] == result.report["all"]
+    assert (document["account"], document["totals"]) == (one["account"], one["totals"])
+    assert document["totals"]["quarantined"] > 0
+
+
+def test_a_guard_that_is_not_the_one_that_was_asked_for() -> None:
+    """Another range is reserved than `safemem.guard=` says: reported, treated as void, and left alone."""
+    text = policy_text("online-all", extra="accept_data_exposure = true")
+    script = f"""{START}
+    [ "$stage" = 2 ] || guard
+    [ "$stage" = 2 ] || handover "$CMDLINE $crashkernel safemem.guard=$first-$((last - 1048576))"
+    report crash "$(grep Crash /proc/iomem)"
+    decide
+    """
+    result = harness.run(
+        "guard-mismatch", initrd(script, text, next_kernel="current"), kernel_name="old-kho", next_kernel="current"
+    )
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    fact = simulated(result, text)["facts"]["guard"]
+    first, last = map(int, result.report["guarded"].split("-"))
+    asked, found = Range(first, last + 1 - (1 << 20)), Range(first, last + 1)
+    assert (fact["value"], fact["reason"]) == (
+        "void", f"{asked} was asked for, but {found} is reserved and is not ours"
+    )  # fmt: skip
+    assert result.report["guard"] == str(last + 1 - first)
