@@ -13,6 +13,8 @@ from safemem import account, apply, compiled, engine, plainjson, probe, record
 from safemem.model import FINAL, Decision, Policy, Range, Snapshot, parse_limit, size_text
 
 POLICY = "usr/lib/safemem/policy.json"
+#: Policies beside it that `safemem.policy=NAME` may name.
+POLICIES = "usr/lib/safemem/policies"
 #: Names of udev rules files that online memory, one a line; found when the archive was built.
 MASKS = "usr/lib/safemem/masks"
 _NOTICE, _WARNING, _EMERGENCY = 5, 4, 0
@@ -51,7 +53,7 @@ def _boot(root: str) -> int:
     snapshot = probe.read_snapshot(root, open_luo=policy.open_luo)
     snapshot = snapshot._replace(facts={**snapshot.facts, "auto_online": before})
     snapshot = snapshot._replace(notes=(*snapshot.notes, *probe.onlined_early(root, snapshot)))
-    decision = engine.decide(policy, snapshot)
+    decision = _decide(root, policy, snapshot)
     record.write(root, record.record_text(snapshot, decision, None))
     for line in record.summary(decision):
         apply.say(root, _NOTICE, line)
@@ -154,6 +156,24 @@ def _shortfall(decision: Decision, result: apply.Result, problems: "list[str]", 
         return f"memory that {what}: {result.problems[0]}"
     # A hold that somebody else can end is none: what could not be masked or forbidden counts as well.
     return problems[0] if problems and not decision.arrivals else ""
+
+
+def _decide(root: str, policy: Policy, snapshot: Snapshot) -> Decision:
+    """Return what the policy says, or the one that `safemem.policy=NAME` names, which may only be stricter."""
+    decision = engine.decide(policy, snapshot)
+    for item in snapshot.overrides:
+        what, _, name = item.partition("=")
+        if what != "policy":
+            continue
+        path = os.path.join(root, POLICIES)
+        # Compared, never opened by the name: nothing that is written on a command line leads elsewhere.
+        if f"{name}.json" in (os.listdir(path) if os.path.isdir(path) else ()):
+            named = compiled.load(_read(os.path.join(path, f"{name}.json")), f"{POLICIES}/{name}.json")
+            decision = engine.choose(decision, engine.decide(named, snapshot), policy.allow_cmdline_override)
+        else:
+            text = f"safemem.policy={name} on the command line is ignored: no policy of that name is built in"
+            decision = decision._replace(warnings=(text, *decision.warnings))
+    return decision
 
 
 def _guard_now(root: str, snapshot: Snapshot) -> "Range | None":

@@ -6,6 +6,7 @@ later. It is pure and total: no file, clock or environment, an answer for every 
 """
 
 from safemem.model import (
+    PERMISSIVENESS,
     UNKNOWN,
     Blocks,
     Condition,
@@ -43,6 +44,8 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
             rule = Rule("command line", "online-all", message="safemem=off on the kernel command line")
         else:
             ignored.append("safemem=off on the command line is ignored: the policy does not allow it")
+    if "dry-run" in snapshot.overrides and not policy.allow_cmdline_override:
+        ignored.append("safemem.dry_run on the command line is ignored: the policy does not allow it")
     zone = rule.zone or ("auto" if facts["kho"].value == "off" else "movable")
     steps = (
         *_guard_steps(rule, snapshot, policy.keep_crashkernel),
@@ -72,6 +75,14 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
         arrivals=zone if rule.action == "online-all" and not policy.memory else "",
         warnings=(*ignored, *([TRUSTED] if trusted else []), *_warnings(rule, snapshot, region, steps)),
     )
+
+
+def choose(own: Decision, named: Decision, allowed: bool) -> Decision:
+    """Return the decision of the policy that the command line names, if that is stricter or loosening is `allowed`."""
+    if allowed or PERMISSIVENESS[named.action] < PERMISSIVENESS[own.action]:
+        return named._replace(warnings=(f"policy `{named.policy}` decides: the command line names it", *named.warnings))
+    ignored = f"policy `{named.policy}`, which the command line names, is ignored: {named.action} is not stricter than {own.action}"
+    return own._replace(warnings=(ignored, *own.warnings))
 
 
 def held(

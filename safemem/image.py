@@ -21,6 +21,7 @@ from safemem import compiled, model, udevrules
 from safemem.cpio import Archive
 
 PREFIX = "usr/lib/safemem"
+POLICIES = f"{PREFIX}/policies"
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -82,7 +83,7 @@ def build(
         BuildError: something is missing, or the result does not run; `out` is left as it was.
     """
     items = files(policy, interpreter)
-    items.update({path: Item(data, 0o644) for path, data in (more or {}).items()})
+    items.update(plain(more or {}))
     data = _archive(items)
     draft = out.with_name(f".{out.name}.new")
     try:
@@ -111,6 +112,16 @@ def files(policy: bytes, interpreter: "str | None" = None) -> "dict[str, Item]":
         detail = getattr(error, "stderr", None)
         raise BuildError(f"cannot build the archive with {python}: {_last_line(detail) or error}") from None
     return items
+
+
+def policies(named: "Mapping[str, model.Policy]") -> "dict[str, bytes]":
+    """Return the files of the policies that `safemem.policy=NAME` may name."""
+    return {f"{POLICIES}/{name}.json": compiled.dump(policy) for name, policy in named.items()}
+
+
+def plain(items: "Mapping[str, bytes]") -> "dict[str, Item]":
+    """Return files that anybody may read and nobody runs."""
+    return {path: Item(data, 0o644) for path, data in items.items()}
 
 
 def put(items: "dict[str, Item]", folder: Path) -> None:
@@ -167,7 +178,8 @@ def _listing(scratch: Path, python: str, policy: bytes) -> "dict[str, dict[str, 
     files = {
         f"{PREFIX}/policy.json": policy,
         f"{PREFIX}/masks": b"x.rules\n",
-        "proc/cmdline": b"kho=on safemem.safe=0-0xfff;crc32=0 safemem.guard=0-0xfff\n",
+        f"{POLICIES}/other.json": policy,
+        "proc/cmdline": b"kho=on safemem.policy=other safemem.safe=0-0xfff;crc32=0 safemem.guard=0-0xfff\n",
         "proc/config.gz": _gzip(b"CONFIG_KEXEC_HANDOVER=y\nCONFIG_KEXEC_HANDOVER_DEBUGFS=y\n"),
         "sys/kernel/boot_params/setup_data/0/type": b"0xa\n",
         "sys/kernel/debug/x": b"",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemem import compiled, initrd
-from safemem.image import PREFIX, BuildError, shipped
+from safemem.image import POLICIES, PREFIX, BuildError, shipped
 from safemem.model import Failure
 
 UNIT = "safemem-decide.service"
@@ -42,6 +42,7 @@ class Inside(NamedTuple):
     policy: str  #: its name
     start: str  #: what starts the boot program: `systemd`, `initramfs-tools`, `dracut`, `init`; "" if nothing does
     fault: str  #: why it would not be started before everything else, or ""
+    named: "dict[str, str]" = {}  # noqa: RUF012  (name -> digest of what the command line may choose; nobody changes it)
 
 
 def units(failure: Failure) -> "dict[str, bytes]":
@@ -87,7 +88,16 @@ def inside(data: bytes) -> "Inside | None":
         *(f"usr/lib/systemd/system/{unit}.d/50-safemem.conf" for unit in GUARDED),
     ]
     hooks = ("var/lib/dracut/hooks/cmdline/", "usr/lib/dracut/hooks/cmdline/", "lib/dracut/hooks/cmdline/")
-    names = [f"{PREFIX}/policy.json", f"{PREFIX}/boot", f"{PREFIX}/gate.sh", "init", *_SYSTEMD, *systemd, *hooks]
+    names = [
+        f"{PREFIX}/policy.json",
+        f"{PREFIX}/boot",
+        f"{PREFIX}/gate.sh",
+        "init",
+        f"{POLICIES}/",
+        *_SYSTEMD,
+        *systemd,
+        *hooks,
+    ]
     found = initrd.find(data, names)
     if f"{PREFIX}/policy.json" not in found:
         return None
@@ -112,4 +122,9 @@ def inside(data: bytes) -> "Inside | None":
         fault = "nothing in it starts the boot program"
     if f"{PREFIX}/boot" not in found:
         fault = f"{PREFIX}/boot is missing"
-    return Inside(policy.digest, policy.name, start, fault)
+    named = {
+        path.removeprefix(f"{POLICIES}/").removesuffix(".json"): compiled.load(data, f"{path} in the image").digest
+        for path, data in sorted(found.items())
+        if path.startswith(f"{POLICIES}/")
+    }
+    return Inside(policy.digest, policy.name, start, fault, named)

@@ -20,6 +20,13 @@ class Failed(Exception):
     """Nothing has changed; the message says why."""
 
 
+class Wanted(NamedTuple):
+    """The operator's policies."""
+
+    digest: str
+    named: "dict[str, str]"  #: name -> digest of those that the kernel command line may choose
+
+
 class Maker(NamedTuple):
     """A program that makes an initramfs, and where it looks for hooks; paths below the root."""
 
@@ -82,7 +89,7 @@ def packaged(root: str, maker: Maker) -> bool:
     return path.exists() and not (maker.mark and (path.parent / maker.mark).exists())
 
 
-def install(root: str, maker: Maker, kernel: str, digest: str) -> Path:
+def install(root: str, maker: Maker, kernel: str, wanted: Wanted) -> Path:
     """Put the hook into place where no package has, and have the image made; return where it is.
 
     Raises:
@@ -96,7 +103,7 @@ def install(root: str, maker: Maker, kernel: str, digest: str) -> Path:
     try:
         if fresh:
             _put(hook, shipped(maker.source), maker.mark)
-        return _rebuild(root, maker, kernel, digest)
+        return _rebuild(root, maker, kernel, wanted)
     except BaseException as error:
         if fresh and before is None:
             _take(hook, maker.mark)
@@ -146,7 +153,7 @@ def _take(hook: Path, mark: str) -> None:
             hook.parent.rmdir()
 
 
-def _rebuild(root: str, maker: Maker, kernel: str, digest: "str | None") -> Path:
+def _rebuild(root: str, maker: Maker, kernel: str, wanted: "Wanted | None") -> Path:
     """Make the image beside the old one, look into it, and only then put it in the old one's place."""
     target = initramfs.find(root, kernel)
     if target is None:
@@ -164,7 +171,7 @@ def _rebuild(root: str, maker: Maker, kernel: str, digest: "str | None") -> Path
             lines = (result.stdout + result.stderr).strip().splitlines()[-5:]
             said = "".join(f"\n  {line}" for line in lines)
             raise Failed(f"`{' '.join(words)}` has made no image (exit status {result.returncode}); {keeps}{said}")
-        fault = _fault(draft, digest)
+        fault = _fault(draft, wanted)
         if fault:
             raise Failed(f"the image that {maker.name} has made is not used: {fault}; {keeps}")
         if target.exists():
@@ -183,19 +190,27 @@ def _rebuild(root: str, maker: Maker, kernel: str, digest: "str | None") -> Path
     return target
 
 
-def _fault(image: Path, digest: "str | None") -> str:
-    """Return what is wrong with an image that should have the policy with this digest, or no safemem at all."""
+def _fault(image: Path, wanted: "Wanted | None") -> str:
+    """Return what is wrong with an image that should have these policies, or no safemem at all."""
     try:
         found = initramfs.inside(image.read_bytes())
     except ValueError as error:
         return f"it cannot be read: {error}"
-    if digest is None:
+    if wanted is None:
         return "safemem is still in it: another hook puts it there" if found else ""
     if found is None:
         return "safemem is not in it: has the configuration left the hook out?"
-    if found.digest != digest:
-        return f"its policy has digest {found.digest[:12]}, not {digest[:12]}"
-    return found.fault
+    return found.fault or differs(found, wanted)
+
+
+def differs(found: initramfs.Inside, wanted: Wanted) -> str:
+    """Return in which policy an image differs from the operator's, or ""."""
+    if found.digest != wanted.digest:
+        return f"its policy has digest {found.digest[:12]}, not {wanted.digest[:12]}"
+    for name in sorted({*found.named, *wanted.named}):
+        if found.named.get(name) != wanted.named.get(name):
+            return f"its policy for safemem.policy={name} is not the operator's"
+    return ""
 
 
 def _run(root: str, words: "list[str]") -> "subprocess.CompletedProcess[str]":

@@ -97,7 +97,7 @@ class Snapshot(NamedTuple):
     cmdline: str
     cmdline_safe: "tuple[Range, ...]"  #: `safemem.safe=`
     guard: "Range | None" = None  #: boot memory reserved in this boot by our guard
-    overrides: "tuple[str, ...]" = ()  #: what the command line asks for: `off`, `dry-run`
+    overrides: "tuple[str, ...]" = ()  #: what the command line asks for: `off`, `dry-run`, `policy=NAME`
     notes: "tuple[str, ...]" = ()  #: what could not be read, and why
     witness: str = ""  #: how a guard that is not in force shows that the handover was accepted; no proof
 

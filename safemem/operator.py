@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The operator's policy: where it is, and that nobody but root can have written it.
 
-One file, no folder of drop-ins: of rules the first that matches decides, so what a drop-in means would
+Those in OTHERS are built in as well, for the kernel command line to name. No folder of drop-ins: of rules the first that matches decides, so what a drop-in means would
 depend on where in the order its rules land, and a policy has to be read from top to bottom.
 """
 
@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 POLICY = "etc/safemem/policy.toml"
+OTHERS = "etc/safemem/policies"
 #: Where the distribution's package puts the shipped ones; the Python package has them as well.
 SHIPPED = ("usr/share/safemem/policies", str(Path(__file__).resolve().parent / "policies"),
            str(Path(__file__).resolve().parent.parent / "policies"))  # fmt: skip
@@ -34,6 +35,15 @@ def find(root: str = "/") -> Path:
         if path.is_file():
             return trusted(path)
     raise Untrusted(f"there is no policy: neither {own} nor the shipped {DEFAULT}")
+
+
+def others(root: str = "/") -> "list[Path]":
+    """Return the policies that `safemem.policy=NAME` may name; the name is the file's, without `.toml`.
+
+    Raises:
+        Untrusted: somebody but root can write one of them.
+    """
+    return [trusted(path) for path in sorted((Path(root) / OTHERS).glob("*.toml"))]
 
 
 def trusted(path: Path) -> Path:

@@ -498,8 +498,13 @@ def _scratch(root: str, notes: "list[str]") -> "tuple[Range, ...]":
 
 def _overrides(cmdline: "str | None") -> "tuple[str, ...]":
     """Return what the command line asks for that only some policies allow."""
-    found = ("off",) if argument(cmdline, "safemem") == "off" else ()
-    return (*found, "dry-run") if argument(cmdline, "safemem.dry_run") is not None else found
+    found = ["off"] if argument(cmdline, "safemem") == "off" else []
+    if argument(cmdline, "safemem.dry_run") is not None:
+        found.append("dry-run")
+    name = argument(cmdline, "safemem.policy")
+    if name is not None:
+        found.append(f"policy={name}")
+    return tuple(found)
 
 
 def _cmdline_safe(cmdline: "str | None", notes: "list[str]") -> "tuple[Range, ...]":

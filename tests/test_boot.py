@@ -394,6 +394,50 @@ def test_a_block_that_never_goes_offline_is_given_up(tmp_path: Path, monkeypatch
     )
 
 
+@pytest.mark.parametrize(
+    ("own", "named", "allowed", "action", "warning"),
+    [
+        ("online-all", "online-safe", False, "online-safe", "policy `other` decides: the command line names it"),
+        ("online-safe", "online-all", False, "online-safe", "is ignored: online-all is not stricter than online-safe"),
+        ("online-safe", "online-all", True, "online-all", "policy `other` decides"),
+        ("online-safe", "online-safe", False, "online-safe", "is ignored: online-safe is not stricter"),
+        ("online-all", "panic", False, "panic", "policy `other` decides"),
+    ],
+)
+def test_a_policy_on_the_command_line(
+    tmp_path: Path, own: str, named: str, allowed: bool, action: str, warning: str
+) -> None:
+    """It may make the outcome stricter; looser only if the policy that counts lets it."""
+    root = make_root(tmp_path, offered=True, cmdline="kho=on safemem.policy=strict")
+    install(root, otherwise=Rule("otherwise", own, accept_data_exposure=True), allow_cmdline_override=allowed)
+    other = Policy("other", (Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),)),),
+                   Rule("otherwise", named, accept_data_exposure=True), Failure("halt"), ("none",))  # fmt: skip
+    (root / boot.POLICIES).mkdir()
+    (root / boot.POLICIES / "strict.json").write_bytes(compiled.dump(other))
+
+    assert boot.main(["--root", str(root)]) == (1 if action == "panic" else 0)
+    document = json.loads((root / record.RECORD).read_text())
+    assert document["decision"]["action"] == action
+    assert document["decision"]["policy"]["name"] == ("other" if "decides" in warning else "test")
+    assert warning in document["decision"]["warnings"][0]
+    assert document["snapshot"]["overrides"] == ["policy=strict"]
+
+
+@pytest.mark.parametrize("name", ["other", "../policy", "", "/usr/lib/safemem/policy"])
+def test_an_unknown_policy_on_the_command_line(tmp_path: Path, name: str) -> None:
+    """What is not built in is said, and changes nothing; a damaged one ends the boot."""
+    root = make_root(tmp_path, offered=True, cmdline=f"kho=on safemem.policy={name}")
+    install(root, otherwise=Rule("otherwise", "online-safe"))
+    (root / boot.POLICIES).mkdir()
+
+    assert boot.main(["--root", str(root)]) == 0
+    warning = json.loads((root / record.RECORD).read_text())["decision"]["warnings"][0]
+    assert warning == f"safemem.policy={name} on the command line is ignored: no policy of that name is built in"
+
+    (root / boot.POLICIES / "other.json").write_text("{}")
+    assert boot.main(["--root", str(root)]) == (1 if name == "other" else 0)
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_dry_run_on_the_command_line(tmp_path: Path, allowed: bool) -> None:
     """A dry run decides, records and does nothing else, if the policy allows it; otherwise it is not asked."""
@@ -412,8 +456,14 @@ def test_dry_run_on_the_command_line(tmp_path: Path, allowed: bool) -> None:
     # A plain file is not cut off at what is written, so the word's start counts.
     text = (root / "sys/devices/system/memory/auto_online_blocks").read_text()
     assert text.startswith("online" if allowed else "offline")
+    document = json.loads((root / record.RECORD).read_text())
     if allowed:
-        assert json.loads((root / record.RECORD).read_text())["result"] == {"dry_run": True}
+        assert document["result"] == {"dry_run": True}
+    else:
+        assert (
+            "safemem.dry_run on the command line is ignored: the policy does not allow it"
+            in document["decision"]["warnings"]
+        )
 
 
 def test_shortfall_ends_the_boot_if_the_policy_says_so(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_what_the_command_line_asked_for_is_said(root: Path) -> None:
     path.write_text(json.dumps(document))
     lines = status(root).stdout.splitlines()
 
-    assert "cmdline   dry-run" in lines and "cmdline   safe 0x0-0xfffffff" in lines
+    assert "cmdline   safemem.dry_run" in lines and "cmdline   safemem.safe=0x0-0xfffffff" in lines
 
 
 def test_everybody_may_read_the_record(tmp_path: Path) -> None:

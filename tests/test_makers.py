@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from safemem import initramfs
+from safemem import image as image_of
+from safemem import initramfs, policy
 from safemem.cli import main
 from tests.test_initramfs import POLICY, archive, base, units
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can enter another root")
+MINIMAL = POLICY.with_name("minimal.toml")
 KERNEL = "9.9.9"
 OLD = b"the old image"
 MAKERS = {"initramfs-tools": ("usr/sbin/mkinitramfs", "$2"), "dracut": ("usr/bin/dracut", "$2")}
@@ -41,7 +43,12 @@ def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     maker = tmp_path / program
     maker.write_text(f'#!/bin/sh\nif [ -x /{HOOKS[request.param]} ]; then from=/with; else from=/without; fi\n[ ! -e $from ] || cp $from "{target}"\n')  # fmt: skip
     maker.chmod(0o755)
-    (tmp_path / "with").write_bytes(archive({**base(), **units()}))
+    shutil.copytree(
+        POLICY.parent, tmp_path / "etc/safemem/policies", ignore=lambda _, names: set(names) - {"minimal.toml"}
+    )
+    (tmp_path / "with").write_bytes(
+        archive({**base(), **units(), **image_of.policies({"minimal": policy.read(MINIMAL)})})
+    )
     (tmp_path / "without").write_bytes(archive({"init": b"#!/bin/sh\n"}))
     image(tmp_path).write_bytes(OLD)
     image(tmp_path).chmod(0o640)
@@ -81,7 +88,7 @@ def test_install_check_remove(root: Path) -> None:
     found = safemem(root, "check", "--kernel", KERNEL)
     assert found.exit_code == 0 and "by systemd, before everything else" in found.output, found.output
     document = json.loads(safemem(root, "check", "--kernel", KERNEL, "--format", "json").output)
-    assert document["good"] and document["inside"]["digest"] == document["operator"]
+    assert document["good"] and document["inside"]["digest"] == document["operator"]["digest"]
 
     result = safemem(root, "remove", f"--{maker(root)}", "--kernel", KERNEL)
     assert result.exit_code == 0, result.output
@@ -99,7 +106,22 @@ def test_another_policy(root: Path) -> None:
     assert result.exit_code == 1 and "its policy has digest" in result.output and "stays as it was" in result.output
     assert untouched(root)
     found = safemem(root, "check", str(root / "with"))
-    assert found.exit_code == 1 and "another than the operator's" in found.output
+    assert found.exit_code == 1 and "digest" in found.output and "makes the image anew" in found.output
+
+
+def test_another_named_policy(root: Path) -> None:
+    """What the kernel command line may choose has to be the operator's as well."""
+    assert safemem(root, "install").exit_code == 0
+    mine = root / "etc/safemem/policies/minimal.toml"
+    text = mine.read_text()
+    for change in (text.replace("name =", 'name = "x" #', 1), None):
+        mine.write_text(change) if change else mine.unlink()
+        found = safemem(root, "check", "--kernel", KERNEL)
+        assert found.exit_code == 1
+        assert "its policy for safemem.policy=minimal is not the operator's" in found.output, found.output
+    mine.write_text(text)
+    mine.chmod(0o666)
+    assert safemem(root, "check", "--kernel", KERNEL).exit_code == 3
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,8 @@ def test_drivers_come_from_the_names_in_iomem(tmp_path: Path) -> None:
 
 def test_overrides_on_the_command_line(tmp_path: Path) -> None:
     """The switches are read; whether they count is the policy's business."""
+    named = make_root(tmp_path / "named", cmdline="safemem.policy=x safemem.policy=strict")
+    assert probe.read_snapshot(str(named)).overrides == ("policy=strict",)
     assert probe.read_snapshot(str(make_root(tmp_path, cmdline="safemem=off safemem.dry_run"))).overrides == (
         "off",
         "dry-run",

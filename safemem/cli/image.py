@@ -29,8 +29,14 @@ def initramfs() -> None:
 @initramfs.command()
 @click.option("--policy", "policy_file", metavar="POLICY", required=True, help="Policy to build in.")
 @click.option("--output", "-o", metavar="FILE", required=True, help="Archive to write.")
+@click.option(
+    "--also",
+    metavar="POLICY",
+    multiple=True,
+    help="One that safemem.policy=NAME on the kernel command line may name; may be repeated.",
+)
 @click.option("--systemd", is_flag=True, help="With the units that start it in an initrd with systemd.")
-def cpio(policy_file: str, output: str, systemd: bool) -> None:
+def cpio(policy_file: str, output: str, also: "tuple[str, ...]", systemd: bool) -> None:
     """Write a self-contained archive that can be appended to any initrd.
 
     An init that is a script calls /usr/lib/safemem/boot before anything onlines memory, and goes on
@@ -38,7 +44,8 @@ def cpio(policy_file: str, output: str, systemd: bool) -> None:
     """
     chosen = load_policy(policy_file)
     try:
-        more = inside_image.unit_files(chosen.on_failure) if systemd else {}
+        more = image.policies({Path(path).stem: load_policy(path) for path in also})
+        more |= inside_image.unit_files(chosen.on_failure) if systemd else {}
         cost = image.build(compiled.dump(chosen), Path(output), more=more)
     except image.BuildError as error:
         raise InputError(str(error)) from None
@@ -56,9 +63,9 @@ _POLICY = click.option(
 def tree(folder: str, policy_file: "str | None") -> None:
     """Put the files into DIR, which becomes an initramfs; called by the hooks of initramfs-tools and dracut."""
     data = compiled.dump(operators_policy(policy_file))
+    named = named_policies() if policy_file is None else {}
     try:
-        items = image.files(data)
-        image.put(items, Path(folder))
+        image.put({**image.files(data), **image.plain(image.policies(named))}, Path(folder))
     except image.BuildError as error:
         raise InputError(str(error)) from None
     except OSError as error:
@@ -72,7 +79,7 @@ def units(folder: str, policy_file: "str | None") -> None:
     """Put the units for an initramfs with systemd into DIR; called by the module of dracut."""
     failure = operators_policy(policy_file).on_failure
     try:
-        image.put({path: image.Item(data, 0o644) for path, data in inside_image.units(failure).items()}, Path(folder))
+        image.put(image.plain(inside_image.units(failure)), Path(folder))
     except image.BuildError as error:
         raise InputError(str(error)) from None
     except OSError as error:
@@ -86,6 +93,14 @@ def operators_policy(given: "str | None", root: str = "/") -> Policy:
     except operator.Untrusted as error:
         raise InputError(str(error)) from None
     return load_policy(str(path))
+
+
+def named_policies(root: str = "/") -> "dict[str, Policy]":
+    """Return the policies that the command line may name, by name. Raises InputError."""
+    try:
+        return {path.stem: load_policy(str(path)) for path in operator.others(root)}
+    except operator.Untrusted as error:
+        raise InputError(str(error)) from None
 
 
 def cost_text(output: str, cost: "image.Cost") -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from safemem import initramfs, makers
-from safemem.cli.image import operators_policy
+from safemem.cli.image import named_policies, operators_policy
 
 _ROOT = click.option("--root", metavar="DIR", default="/", type=click.Path(exists=True, file_okay=False), help="The system below DIR.")  # fmt: skip
 _KERNEL = click.option("--kernel", metavar="RELEASE", help="Default: the one that runs, or the only one installed.")
@@ -34,13 +34,13 @@ def install(maker: "str | None", kernel: "str | None", root: str) -> None:
     Exit code: 0 done, 1 nothing has changed, 3 the policy is invalid.
     """
     _need_root()
-    digest = operators_policy(None, root).digest
+    wanted = _wanted(root)
     try:
         chosen = makers.choose(root, maker or "auto")
-        image = makers.install(root, chosen, makers.release(root, kernel), digest)
+        image = makers.install(root, chosen, makers.release(root, kernel), wanted)
     except makers.Failed as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"{image}: made by {chosen.name}, with the policy of digest {digest[:12]}")
+    click.echo(f"{image}: made by {chosen.name}, with the policy of digest {wanted.digest[:12]}")
 
 
 @click.command(short_help="Have the distribution make its initramfs without safemem.")
@@ -82,31 +82,37 @@ def check_image(context: click.Context, image: "str | None", kernel: "str | None
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{path}: {error}"
         click.echo(f"safemem: {why}", err=True)
         context.exit(6)
-    digest = operators_policy(None, root).digest
-    good = found is not None and found.digest == digest and not found.fault
+    wanted = _wanted(root)
+    good = found is not None and not found.fault and not makers.differs(found, wanted)
     if form == "json":
         click.echo(
             json.dumps(
                 {
                     "schema": 1, "kind": "initramfs", "image": str(path), "good": good,
-                    "inside": found._asdict() if found else None, "operator": digest,
+                    "inside": found._asdict() if found else None, "operator": wanted._asdict(),
                 },
                 indent=1,
             )
         )  # fmt: skip
     else:
-        click.echo("\n".join(_text(str(path), found, digest)))
+        click.echo("\n".join(_text(str(path), found, wanted)))
     context.exit(0 if good else 1)
 
 
-def _text(path: str, found: "initramfs.Inside | None", digest: str) -> "list[str]":
+def _text(path: str, found: "initramfs.Inside | None", wanted: makers.Wanted) -> "list[str]":
     if found is None:
         return [f"{path}: safemem is not in it: `safemem initramfs install`"]
     lines = [f"{path}: policy `{found.policy}`, digest {found.digest[:12]}"]
     lines.append(f"started   {found.fault or f'by {found.start}, before everything else'}")
-    same = found.digest == digest
-    lines.append(f"policy    {'the same as' if same else 'another than'} the operator's, digest {digest[:12]}")
-    return lines + ([] if same else ["help      `safemem initramfs install` makes the image anew"])
+    lines += [f"named     {name}, digest {digest[:12]}" for name, digest in found.named.items()]
+    other = makers.differs(found, wanted)
+    lines.append(f"policy    {other or 'as in /etc/safemem'}")
+    return lines + (["help      `safemem initramfs install` makes the image anew"] if other or found.fault else [])
+
+
+def _wanted(root: str) -> makers.Wanted:
+    named = {name: policy.digest for name, policy in named_policies(root).items()}
+    return makers.Wanted(operators_policy(None, root).digest, named)
 
 
 def _need_root() -> None:

@@ -78,6 +78,7 @@ def _json(found: standing.Standing) -> "dict[str, object]":
         "account": found.account,
         "totals": found.totals,
         "overrides": list(found.then.overrides),
+        "cmdline_safe": [str(area) for area in found.then.cmdline_safe],
         "arrived": [{"range": str(area), "state": state} for area, state in found.arrived],
         "onlined_by_others": [str(area) for area in found.loose],
         "watch": counts.to_json(found.watched) if found.watched else None,
@@ -101,9 +102,9 @@ def _unfinished_before(root: str) -> "list[str]":
 def _text(found: standing.Standing, before: "list[str]") -> "list[str]":
     decision, size = found.decision, found.now.block_size
     lines = _why(decision)
-    lines += [f"cmdline   {text}" for text in found.then.overrides]
+    lines += [f"cmdline   {_ARGUMENTS.get(text, f'safemem.{text}')}" for text in found.then.overrides]
     if found.then.cmdline_safe:
-        lines.append(f"cmdline   safe {', '.join(map(str, found.then.cmdline_safe))}")
+        lines.append(f"cmdline   safemem.safe={','.join(map(str, found.then.cmdline_safe))}")
     for run in found.held:
         area = Range(run.first * size, (run.last + 1) * size)
         lines.append(
@@ -141,6 +142,8 @@ def _times(number: int) -> str:
     return f"{number} time{'s' * (number != 1)}"
 
 
+#: As on the command line; whether they count is in the warnings, and the decision shows it.
+_ARGUMENTS = {"off": "safemem=off", "dry-run": "safemem.dry_run"}
 #: What is listed range by range; after `online-all`, everything may be used and one line says so.
 _TOUCHED = {"online-safe": ("quarantined", "exposed")}
 

@@ -3,15 +3,21 @@
 
 import click
 
-from safemem import standing
+from safemem import operator, standing
 from safemem.cli.common import ROOT, InputError, load_policy, read_standing
+from safemem.cli.image import named_policies, operators_policy
 
 
 @click.command("watch", short_help="Apply the standing decision to memory that arrives later.")
-@click.option("--policy", "policy_file", metavar="POLICY", required=True, help="The policy of this boot, as a file.")
+@click.option(
+    "--policy",
+    "policy_file",
+    metavar="POLICY",
+    help="The policy of this boot, as a file. Default: the one in /etc/safemem that decided.",
+)
 @ROOT
 @click.pass_context
-def watch_command(context: click.Context, policy_file: str, root: str) -> None:
+def watch_command(context: click.Context, policy_file: "str | None", root: str) -> None:
     """Watch for memory blocks that arrive, and apply the decision of this boot to them.
 
     Runs until it is told to stop; meant for the unit safemem-watch.service. Refuses a policy that is
@@ -21,12 +27,15 @@ def watch_command(context: click.Context, policy_file: str, root: str) -> None:
     """
     from safemem import logs, watch  # pyudev and structlog: for this command only
 
-    policy = load_policy(policy_file)
     found = read_standing(context, root)
     decided = found.decision["policy"]["digest"]
-    if policy.digest != decided:
+    known = (
+        [load_policy(policy_file)] if policy_file else [operators_policy(None, root), *named_policies(root).values()]
+    )
+    policy = next((item for item in known if item.digest == decided), None)
+    if policy is None:
         raise InputError(
-            f"{policy_file}: digest {policy.digest[:12]}, but this boot was decided by {decided[:12]}: give the same policy"
+            f"{policy_file or operator.POLICY}: digest {known[0].digest[:12]}, but this boot was decided by {decided[:12]}: give the same policy"
         )
     if found.dry_run:
         # To systemd this is success, not a unit that failed before it was ready.

@@ -155,6 +155,29 @@ def test_rejected(make: Make, suite: str, maker: str) -> None:
     assert report["status"] == "4", report["status_text"]
 
 
+@pytest.mark.xdist_group("bookworm-initramfs-tools")
+def test_command_line(make: Make) -> None:
+    """A stricter policy of those that were built in decides; loosening is refused; status shows each argument."""
+    tree = make.tree("bookworm", "initramfs-tools")
+    (tree.path / "etc/safemem/policies").mkdir()
+    (tree.path / "etc/safemem/policies/strict.toml").write_text(
+        policy_text().replace('"none", "accepted"', '"accepted"')
+    )
+    asked = "safemem=off safemem.dry_run safemem.policy=strict safemem.safe=0x100000000-0x107ffffff"
+    result = distro.boot("distro-command-line", make("bookworm", "initramfs-tools", extra=" "), cmdline=asked)
+    report = checked(result, "bookworm", "initramfs-tools")
+
+    assert report["dimm"].split() == ["online*1", "offline*7"]
+    assert report["status"] == "4"
+    lines = report["status_text"].splitlines()
+    for word in asked.split():
+        assert f"cmdline   {word}" in lines, lines
+    for text in ("policy `vm` decides: the command line names it",
+                 "safemem=off on the command line is ignored: the policy does not allow it",
+                 "safemem.dry_run on the command line is ignored: the policy does not allow it"):  # fmt: skip
+        assert f"warning   {text}" in lines, lines
+
+
 @pytest.mark.parametrize(("suite", "maker"), MAKERS)
 def test_rejected_panic(make: Make, suite: str, maker: str) -> None:
     """The kernel panics before udev is started, and no shell of the initramfs comes up."""
