@@ -30,6 +30,8 @@ PACKAGES = "usr/lib/python3/dist-packages"
 #: Source below the tree, target folder, mode.
 FILES = (
     ("initramfs/*.service", "usr/lib/systemd/system", 0o644),
+    ("initramfs/*.target", "usr/lib/systemd/system", 0o644),
+    ("initramfs/safemem-generator", "usr/lib/systemd/system-generators", 0o755),
     ("initramfs/*.timer", "usr/lib/systemd/system", 0o644),
     ("udev/*.service", "usr/lib/systemd/system", 0o644),
     ("udev/*.rules", "usr/lib/udev/rules.d", 0o644),

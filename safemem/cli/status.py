@@ -8,7 +8,19 @@ from typing import Any
 
 import click
 
-from safemem import account, counts, evidence, history, journal, metrics, record, render, standing, suspects
+from safemem import (
+    account,
+    counts,
+    evidence,
+    history,
+    journal,
+    maintenance,
+    metrics,
+    record,
+    render,
+    standing,
+    suspects,
+)
 from safemem.cli.common import ROOT, write_whole
 from safemem.model import Range, size_text
 
@@ -121,6 +133,8 @@ def _text(found: standing.Standing, before: "list[str]") -> "list[str]":
     lines += [f"arrived   {area}  {size_text(area.end - area.start)}, {state}" for area, state in found.arrived]
     lines += [f"changed   {area} was held and is online now: somebody else did that" for area in found.loose]
     lines += _watched(found)
+    if decision.get("enter") == "maintenance":
+        lines += [f"next    {line}" for line in maintenance.ways()]
     lines += ["final     the policy says so: `release` needs --force"] if decision.get("final") else []
     return lines + _released(found.releases) + [f"before    {text}" for text in before]
 

@@ -36,6 +36,7 @@ udevadm settle
 report version "$(udevadm --version | cut -d' ' -f1)"
 report target "$(systemctl list-units --type=target --state=active --plain --no-legend | cut -d' ' -f1 | tr '\n' ' ')"
 report failed "$(systemctl list-units --failed --plain --no-legend | cut -d' ' -f1 | tr '\n' ' ')"
+report default "$(systemctl get-default) $(readlink -f /run/systemd/generator.early/default.target)"
 report analyze "$(systemd-analyze time | head -1)"
 report luo "$(ls /dev/liveupdate)$(exec 2>&1; : </dev/liveupdate && echo ' opens')"
 state
@@ -126,6 +127,12 @@ class Tree:
         finally:
             (self.path / "safemem.deb").unlink()
 
+    def put(self, files: dict[str, bytes]) -> None:
+        """Put files into the root, by path."""
+        for path, data in files.items():
+            (self.path / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.path / path).write_bytes(data)
+
     def make_initrd(self) -> str:
         """Make the image by the distribution's own command, as its documentation says."""
         before = self.initrd.stat().st_mtime_ns if self.initrd.exists() else None
@@ -140,9 +147,7 @@ class Tree:
     def system(self, folder: Path, policy: str, files: dict[str, bytes] | None = None) -> System:
         """Return the system with `policy` in force, as a disk and an initramfs in `folder`, which is there and empty."""
         (self.path / "etc/safemem/policy.toml").write_text(policy)
-        for path, data in (files or {}).items():
-            (self.path / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.path / path).write_bytes(data)
+        self.put(files or {})
         self.make_initrd()
         initrd = folder / "initrd"
         data = self.initrd.read_bytes()

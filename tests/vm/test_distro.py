@@ -187,3 +187,47 @@ def test_rejected_panic(make: Make, suite: str, maker: str) -> None:
     assert "sysrq triggered crash" in result.serial
     assert "Starting systemd-udevd" not in result.serial
     assert "(initramfs)" not in result.serial and "mergency" not in result.serial
+
+
+_MAINTENANCE = {
+    "etc/systemd/system/networking.service": b"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n",
+    "etc/systemd/system/guests.service": b"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n",
+    "verdict.more": rb"""
+report active "$(systemctl list-units --type=service --state=active --plain --no-legend | cut -d' ' -f1 | tr '\n' ' ')"
+echo exit | script -qec 'login -f root' /dev/null >/tmp/login 2>&1; report_file login /tmp/login
+systemctl isolate multi-user.target; report isolate $?
+report after "$(systemctl is-active multi-user.target guests.service safemem-maintenance.target | tr '\n' ' ')"
+""",
+}
+
+
+@pytest.mark.parametrize(("suite", "maker"), MAKERS)
+def test_rejected_maintenance(make: Make, suite: str, maker: str) -> None:
+    """The boot ends in maintenance: the reason on the console and at the login, the network up, nothing else, and a way on."""
+    tree = make.tree(suite, maker)
+    units = tree.path / "etc/systemd/system"
+    for unit in ("getty.target", "systemd-user-sessions.service"):
+        (units / unit).unlink()
+    tree.put(_MAINTENANCE)
+    (units / "multi-user.target.wants").mkdir(exist_ok=True)
+    for unit in ("networking.service", "guests.service"):
+        (units / "multi-user.target.wants" / unit).symlink_to(f"../{unit}")
+    system = make(suite, maker, extra='enter = "maintenance"')
+    result = distro.boot(f"distro-{suite}-{maker}-maintenance", system, handover_from="old-kho")
+    report = result.report
+
+    assert result.fate == "poweroff" and report["failed"] == "", (report.get("failed"), result.serial[-3000:])
+    assert report["dimm"].split() == [HELD]
+    assert (
+        "safemem-maintenance.target" in report["target"].split() and "multi-user.target" not in report["target"].split()
+    )
+    active = report["active"].split()
+    assert "networking.service" in active and "guests.service" not in active
+    assert "serial-getty@ttyS0.service" in active
+    reason = "online-safe: handover lost, says the test"
+    # From the unit, and once more from the getty, right before its prompt.
+    assert first(r"login: ", result.serial) > first(rf"MAINTENANCE\s+{reason}", result.serial)
+    assert result.serial.count(reason) >= 2, result.serial[-4000:]
+    assert reason in report["login"] and "safemem release --reason TEXT" in report["login"], report["login"]
+    assert report["status"] == "4" and "safemem release --reason TEXT" in report["status_text"]
+    assert (report["isolate"], report["after"]) == ("0", "active active inactive "), report

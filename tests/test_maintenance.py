@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""Maintenance mode on fake roots; tests/vm/test_distro.py boots into it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from safemem import boot, maintenance, record
+from safemem.cli import main
+from safemem.model import Rule
+from tests.fakes import make_root
+from tests.test_boot import install
+
+HERE = Path(__file__).resolve().parent.parent
+PACKAGE = str(HERE)
+MESSAGE = r"lost: \\d is no escape"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return a machine that is in maintenance, with two consoles."""
+    found = make_root(tmp_path, offered=True)
+    install(found, otherwise=Rule("otherwise", "online-safe", message=MESSAGE, enter="maintenance"))
+    assert boot.main(["--root", str(found)]) == 0
+    (found / "sys/class/tty/console").mkdir(parents=True)
+    (found / maintenance.CONSOLES).write_text("tty0 ttyS0\n")
+    for name in ("tty0", "ttyS0"):
+        (found / "dev" / name).touch()
+    return found
+
+
+def test_says_why_everywhere(root: Path) -> None:
+    """On every console, before and after each login; what getty would take for an escape is none."""
+    assert maintenance.main(["--root", str(root)]) == 0
+
+    line = f"  online-safe: {MESSAGE}"
+    assert line in (root / maintenance.MOTD).read_text().splitlines()
+    assert line.replace("\\", "\\\\") in (root / maintenance.ISSUE).read_text().splitlines()
+    for name in ("tty0", "ttyS0"):
+        assert line in (root / "dev" / name).read_text().splitlines()
+    assert "  systemctl isolate multi-user.target  go on" in (root / maintenance.MOTD).read_text()
+    assert (root / maintenance.ISSUE).stat().st_mode & 0o777 == 0o644
+
+
+def test_what_cannot_be_written_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One console less does not silence the other; without a record the ways forward are still shown."""
+    (root / "dev/tty0").unlink()
+    (root / record.RECORD).write_text("{")
+
+    assert maintenance.main(["--root", str(root)]) == 1
+    assert "safemem: /dev/tty0: no such file or directory" in capsys.readouterr().err
+    text = (root / "dev/ttyS0").read_text()
+    assert "the record of the decision cannot be read" in text and "safemem release --reason TEXT" in text
+
+
+def test_status_shows_the_ways(root: Path) -> None:
+    """The same lines as at the login."""
+    lines = CliRunner().invoke(main, ["status", "--root", str(root)]).output.splitlines()
+    assert f"next    {maintenance.ways()[1]}" in lines
+
+
+@pytest.mark.parametrize(
+    ("enter", "dry", "there"), [("maintenance", False, True), ("", False, False), ("maintenance", True, False)]
+)
+def test_generator(tmp_path: Path, enter: str, dry: bool, there: bool) -> None:
+    """The default target changes if the decision says so; words of a policy are no decision, nor is a dry run."""
+    machine = make_root(tmp_path / "machine", offered=True)
+    install(machine, otherwise=Rule("otherwise", "online-safe", message='"enter":"maintenance"', enter=enter))
+    assert boot.main(["--root", str(machine)]) == 0
+    path = machine / record.RECORD
+    if dry:
+        path.write_text(
+            json.dumps({**json.loads(path.read_text()), "result": {"dry_run": True}}, separators=(",", ":")) + "\n"
+        )
+    units = tmp_path / "units"
+    (units / "multi-user.target.wants").mkdir(parents=True)
+    for name in ("ssh.service", "guests.service"):
+        (units / "multi-user.target.wants" / name).touch()
+    script = (HERE / "initramfs/safemem-generator").read_text().replace("/run/safemem/decision.json", str(path))
+    (tmp_path / "generator").write_text(script.replace("units=/usr/lib/systemd/system", f"units={units}"))
+    folders = [tmp_path / name for name in ("normal", "early", "late")]
+    for folder in folders:
+        folder.mkdir()
+
+    subprocess.run(["sh", tmp_path / "generator", *folders], check=True)
+
+    assert (folders[1] / "default.target").is_symlink() == there
+    wants = folders[0] / "safemem-maintenance.target.wants"
+    assert ([item.name for item in wants.iterdir()] if wants.exists() else []) == (["ssh.service"] if there else [])
+
+
+def test_generator_without_a_decision(tmp_path: Path) -> None:
+    """Nothing happens."""
+    script = (HERE / "initramfs/safemem-generator").read_text().replace("/run/safemem", str(tmp_path / "none"))
+    (tmp_path / "generator").write_text(script)
+    result = subprocess.run(["sh", tmp_path / "generator", "a", "b", "c"], cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_standard_library_only() -> None:
+    """The unit's own interpreter has nothing else."""
+    code = f"import sys; sys.path.insert(0, {PACKAGE!r}); import safemem.maintenance"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
