@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from safemem import boot, doctor, probe
+from safemem import boot, doctor, probe, record
 from safemem.cli import main
 from safemem.cpio import Archive
 from safemem.model import Rule
@@ -68,6 +68,27 @@ def put(path: str, text: str) -> Callable[[Path], None]:
     return change
 
 
+def result(**more: object) -> Callable[[Path], None]:
+    """Return a change: what came of the decision, as the record has it."""
+
+    def change(root: Path) -> None:
+        document = json.loads((root / record.RECORD).read_text())
+        document["result"].update(more)
+        (root / record.RECORD).write_text(json.dumps(document))
+
+    return change
+
+
+def kernel_zone(root: Path) -> None:
+    """Plug a block by virtio-mem that is online in zone Normal, and was released."""
+    for path, text in (
+        ("sys/devices/system/memory/memory50/state", "online\n"), ("sys/devices/system/memory/memory50/valid_zones", "Normal\n"),
+        ("proc/iomem", "190000000-197ffffff : System RAM (virtio_mem)\n"),
+        ("run/safemem/releases.json", '[{"time": 1, "reason": "x", "ranges": ["0x190000000-0x197ffffff"], "state": "done"}]'),
+    ):  # fmt: skip
+        put(path, text)(root)
+
+
 FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("no-decision", "severe", lambda root: (root / "run/safemem/decision.json").unlink()),
     ("onlined-by-others", "severe", put("sys/devices/system/memory/memory35/state", "online\n")),
@@ -86,6 +107,10 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("policy-refused", "severe", put("etc/safemem/policy.toml", "format = 2\n")),
     ("initrd-other-policy", "severe", put("etc/safemem/policy.toml", (POLICIES / "minimal.toml").read_text())),
     ("initrd-unreadable", "severe", lambda root: pack(root, b"{}")),
+    ("cannot-tell", "warning", lambda root: shutil.rmtree(root / "sys/kernel/debug")),
+    ("kernel-zone", "severe", kernel_zone),
+    ("not-applied", "warning", result(problems=["a block refused"])),
+    ("real-root-not-masked", "warning", lambda root: (root / "run/safemem/masked").unlink()),
     ("no-initrd", "note", lambda root: shutil.rmtree(root / "boot")),
     ("old-kexec", "severe", put("etc/init.d/kexec-load", '\t/sbin/kexec -l "$KERNEL_IMAGE" --append="$REAL_APPEND"\n')),
     ("guard-void", "warning", put("proc/cmdline", "kho=on memhp_default_state=offline safemem.guard=0x1000000-0x24ffffff\n")),
@@ -118,6 +143,30 @@ def test_each_fault_is_found_by_itself(
     assert json.loads(result.stdout)["findings"][0]["severity"] == found[0].severity
     # Nothing else is blamed for it.
     assert {item.code for item in found} <= {code, *(["luo-without-kho"] if code == "luo-missing" else [])}
+
+
+def test_a_lost_handover_that_left_boot_memory_open(tmp_path: Path) -> None:
+    """Boot memory that was online before the decision is a warning, with what would have kept it."""
+    root = make_root(tmp_path, offered=True)
+    install(root, otherwise=Rule("otherwise", "online-safe"))
+    assert boot.main(["--root", str(root)]) == 0
+    found = {item.code: item for item in doctor.examine(str(root))}
+    assert found["too-late"].severity == "warning"
+    assert found["too-late"].remedy == "boot with memhp_default_state=offline, and with a guard for boot memory"
+
+
+def test_arguments_that_contradict_each_other(tmp_path: Path) -> None:
+    """LUO without KHO cannot start."""
+    root = healthy(tmp_path, cmdline="kho=off liveupdate=on memhp_default_state=offline", luo=False)
+    found = {item.code: item.severity for item in doctor.examine(str(root))}
+    assert (found["luo-without-kho"], found["luo-missing"]) == ("warning", "warning")
+
+
+def test_a_machine_without_memory_blocks(tmp_path: Path) -> None:
+    """There is nothing to hold, which is a note."""
+    root = healthy(tmp_path)
+    shutil.rmtree(root / "sys/devices/system/memory")
+    assert "no-blocks" in [item.code for item in doctor.examine(str(root)) if item.severity == "note"]
 
 
 def test_memory_that_was_online_before_us(tmp_path: Path) -> None:

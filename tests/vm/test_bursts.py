@@ -21,16 +21,17 @@ GUEST = Path(__file__).parent / "guest/bursts.py"
 SIZE = 8 << 30
 
 
-def plug(number: int) -> list[dict[str, Any]]:
-    """Return what plugs another 8 GiB, right behind what is there."""
+def plug(number: int, size: int = SIZE) -> list[dict[str, Any]]:
+    """Return what plugs another 8 GiB, or `size` bytes, right behind what is there; the host need not have them."""
     name = f"burst{number}"
+    memory = {"qom-type": "memory-backend-ram", "id": f"m{name}", "size": size, "reserve": False}
     return [
-        {"execute": "object-add", "arguments": {"qom-type": "memory-backend-ram", "id": f"m{name}", "size": SIZE}},
+        {"execute": "object-add", "arguments": memory},
         {"execute": "device_add", "arguments": {"driver": "pc-dimm", "id": name, "memdev": f"m{name}"}},
     ]
 
 
-def burst(name: str, safe: str, words: str, timeout: float) -> harness.Result:
+def burst(name: str, safe: str, words: str, timeout: float, size: int = SIZE, **more: Any) -> harness.Result:
     """Run guest/bursts.py in a guest where everything but `safe` is held."""
     text = policy_text("online-safe", sources=f'"{safe}"')
     script = f"""
@@ -48,7 +49,7 @@ exec(open("/run/bursts.py").read())' bursts {words} >/tmp/out 2>&1; report retur
     files = {"policy.toml": text.encode(), "bursts.py": GUEST.read_bytes()}
     result = harness.run(
         name, initrd(script, text, next_kernel="current", files=files), kernel_name="old-kho", next_kernel="current",
-        devices=SHARE, timeout=timeout, checkpoint=lambda report: plug(int(report["checkpoint"])),
+        timeout=timeout, checkpoint=lambda report: plug(int(report["checkpoint"]), size), **{"devices": SHARE, **more},
     )  # fmt: skip
     assert result.fate == "poweroff", result.serial[-2000:]
     assert result.report["returned"] == "0", result.report["out"]
@@ -66,6 +67,19 @@ def test_eight_gib_at_once() -> None:
     assert '"onlined": "8 GiB"' in report["line"]
     assert report["first"].split() == [HELD]
     assert watch < 3 * loop + 2
+
+
+def test_1024_blocks_in_one_plug() -> None:
+    """128 GiB at once are one decision and one line in the log."""
+    report = burst(
+        "burst-many", "0x140000000-0x213fffffff", "many /run/etc/vm.toml", 300, 128 << 30,
+        boot_mib=3 * harness.GIB, devices=(*SHARE, "-m", "maxmem=256G"),
+    ).report  # fmt: skip
+    print(f"1,024 blocks from the first to the last online: {float(report['watch']):.2f} s")
+
+    assert report["lines"] == "1", report["log"]
+    assert '"onlined": "128 GiB"' in report["line"]
+    assert report["first"].split() == [HELD]
 
 
 def test_killed_fifty_times() -> None:

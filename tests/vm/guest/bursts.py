@@ -99,6 +99,20 @@ def race(path: str) -> None:
     say("line", applied[-1])
 
 
+def many(path: str) -> None:
+    """One plug of 1,024 blocks, onlined by `watch`."""
+    child = start(path, "/run/watch.log")
+    while "watching" not in Path("/run/watch.log").read_text():
+        time.sleep(0.1)
+    say("checkpoint", 1)
+    say("watch", seconds(40, 1063))
+    time.sleep(3)
+    stop(child, signal.SIGTERM)
+    applied = [line for line in Path("/run/watch.log").read_text().splitlines() if '"onlined"' in line]
+    say("lines", len(applied))
+    say("line", applied[-1])
+
+
 def kill(path: str, seed: str) -> None:
     """Kill `watch` 50 times at random while blocks arrive and go; blocks 72 and up of each plug must stay held."""
     draw = random.Random(int(seed))
@@ -137,5 +151,7 @@ def kill(path: str, seed: str) -> None:
 
 if sys.argv[1] == "race":
     race(sys.argv[2])
+elif sys.argv[1] == "many":
+    many(sys.argv[2])
 else:
     kill(sys.argv[2], sys.argv[3])
