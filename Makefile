@@ -9,7 +9,7 @@ RUN_PACKAGES := python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-system-x86 busybox-static kexec-tools udev util-linux \
 	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck mmdebstrap squashfs-tools e2fsprogs fakeroot uidmap lintian ovmf
 
-.PHONY: run test test-fast draws bench pages vm-demo kernels deb lint clean
+.PHONY: run test test-fast draws nightly bench pages vm-demo kernels deb lint clean
 
 run: $(VENV)/.run
 	@echo "== dry run of the default policy against this machine (read-only)"
@@ -30,6 +30,10 @@ test-fast: $(VENV)/.test
 # Takes most of an hour: the analysis against the engine, 100,000 times.
 draws: $(VENV)/.test
 	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py -k every_machine
+
+# Takes half an hour: the printed guard, 50 times after a rejection and 50 times after an acceptance.
+nightly: $(VENV)/.test
+	SAFEMEM_BOOTS=50 $(BIN)/python -m pytest -n $$(nproc) tests/vm/test_handover.py
 
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.vm.bench
