@@ -65,7 +65,7 @@ def _decision(machine: Machine) -> "Iterator[Finding]":
     if machine.standing is None:
         yield Finding(
             "no-decision", "severe", "safemem decided nothing in this boot", machine.absent,
-            "put safemem into the initramfs (`safemem initramfs cpio`) and let its init run /usr/lib/safemem/boot first",
+            "put it into the initramfs: `safemem initramfs install`",
         )  # fmt: skip
         return
     for area in machine.standing.loose:
