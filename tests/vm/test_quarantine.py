@@ -55,21 +55,25 @@ def share(document: dict[str, Any], kind: str) -> int:
 
 def test_a_pinned_page_ends_in_a_timeout() -> None:
     """The kernel tries for ever to move a page that a driver pinned: a signal ends that, twice, and the rest goes on."""
+    # 2 GiB, so that some of the pinned blocks would go if they were not.
+    text = OFFLINE.replace("[on_failure]\n", "[on_failure]\ndeadline = 4\n")
     script = f"""
-    pin 128 600 >/tmp/pinned &
+    pin 128 1500 >/tmp/pinned &
     until [ -s /tmp/pinned ]; do sleep 0.1; done
     report pinned "$(cat /tmp/pinned)"
     decide
     {ALL_BLOCKS}
     """
-    result = harness.run("pinned", initrd(script, OFFLINE, files={"bin/pin": harness.program("pin").read_bytes()}))
+    result = harness.run(
+        "pinned", initrd(script, text, files={"bin/pin": harness.program("pin").read_bytes()}), boot_mib=2 * harness.GIB
+    )
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     document = checked(result)
     whys = {parse_range(item["range"]).start // BLOCK: item["why"] for item in document["account"] if item["why"]}
     pinned = [int(word) for word in result.report["pinned"].split()]
     print(f"pinned {pinned}: {document['result']['problems']}")
-    late = [number for number in pinned if whys.get(number) == "timeout: the kernel was still trying after 5 s"]
+    late = [number for number in pinned if whys.get(number) == "timeout: the kernel was still trying after 2 s"]
     assert late
     assert not [number for number in pinned if states(result)[number] == "offline"]
     assert "safemem: taking memory offline: " in result.serial
