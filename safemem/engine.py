@@ -268,7 +268,7 @@ def _block_steps(
                 op, why = "hold", "outside the safe region" if rule.action == "online-safe" else ""
             elif (
                 piece.state == "online"
-                and not wanted
+                and (held or not wanted)
                 and rule.boot_memory == "offline"
                 and not _guarded(piece, snapshot)
             ):

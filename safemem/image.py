@@ -55,7 +55,7 @@ for words in (["--root", sys.argv[2]], ["--root", sys.argv[2], "capture"], ["--r
     main(words)
 from safemem import handover
 handover.main(["--root", sys.argv[2]])
-import json
+import fcntl  # what apply.count_boot needs where there are EFI variables
 files = {}
 for name, module in list(sys.modules.items()):
     spec = getattr(module, "__spec__", None)
@@ -63,6 +63,7 @@ for name, module in list(sys.modules.items()):
         continue
     # `os` is frozen into the interpreter, but finding its file is how Python finds its own folder.
     files[name] = module.__file__ if spec.has_location or name == "os" else None
+import json  # only now: it brings more modules than the boot program has
 print("\\n" + json.dumps({"files": files, "version": "python%d.%d" % sys.version_info[:2]}))
 """
 

@@ -301,7 +301,9 @@ class Memory(_Table):
     driver: Literal["dimm", "virtio-mem", "kmem", "unknown"] | None = Field(
         None, description="Who added it: `dimm` is plain System RAM, `kmem` dax or CXL memory."
     )
-    hold: Literal[True] | None = Field(None, description="Never online it.")
+    hold: Literal[True] | None = Field(
+        None, description='Never online it; with `boot_memory = "offline"`, take it offline in the safe region too.'
+    )
     zone: Zone | None = Field(None, description="Online it in this zone.")
 
 

@@ -358,3 +358,14 @@ def test_trust_in_the_guard(trust: bool, witness: str, handover: str) -> None:
     else:
         assert (decision.action, decision.facts["handover"].value) == ("panic", handover)
         assert engine.TRUSTED not in decision.warnings
+
+
+def test_an_exception_that_holds_is_quarantined_too() -> None:
+    """`hold` means not in use: with boot_memory = "offline" such a block goes offline, in the safe region or not."""
+    chosen = policy(sources=(Range(0, 4 * SIZE),))._replace(
+        otherwise=Rule("otherwise", "online-safe", boot_memory="offline"),
+        memory=(Override(range=Range(SIZE, 2 * SIZE), hold=True),),
+    )
+    decision = engine.decide(chosen, snapshot())
+
+    assert plan(decision) == [("keep", 0, 0), ("offline", 1, 1), ("keep", 2, 3), ("offline", 4, 7), ("hold", 32, 39)]

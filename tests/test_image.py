@@ -15,7 +15,7 @@ from safemem.model import Failure
 ROOT = Path(__file__).resolve().parent.parent
 #: Bytes, with zstd -19. The aim is 3 MiB; Debian 12's interpreter, C library and loader alone are
 #: 3.4 MiB, so this only keeps the archive from growing. `make bench` prints where it stands.
-CEILING = 3_750_000
+CEILING = 3_660_000
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,7 @@ def test_only_what_the_boot_needs(built: tuple[Path, image.Cost, Path]) -> None:
         "tuples",
     }
     assert not list(home.rglob("*.py")) and not list(home.rglob("site-packages"))
+    assert not {path.stem for path in home.rglob("*.pyc")} & {"enum", "typing"} and not list(home.rglob("json"))
     for path in home.rglob("*.pyc"):
         assert path.read_bytes()[4:8] == b"\1\0\0\0", f"{path} is not unchecked-hash bytecode"
 

@@ -146,6 +146,8 @@ def test_diff(tmp_path: Path) -> None:
         ('["kho-scratch", "cmdline"]', '["none"]', "looser\n  - online-safe by `safe_region` (sources kho-scratch, cmdline)", 5),
         ("[safe_region]", "allow_cmdline_override = true\n[safe_region]", "looser\n", 5),
         ("[safe_region]", "open_luo = true\n[safe_region]", "other\n", 4),
+        ("[safe_region]", "trust_guard = true\n[safe_region]", "looser\n", 5),
+        ("[safe_region]", 'keep_crashkernel = "256MiB"\n[safe_region]', "other\n", 4),
         ('[on_failure]\naction = "panic"', '[on_failure]\naction = "halt"', "other\n  - panic by `on_failure`", 4),
         ("[otherwise]", '[[memory]]\nnode = 1\nhold = true\n[otherwise]', "other\n", 4),
     ],

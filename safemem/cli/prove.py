@@ -107,6 +107,12 @@ def _beside_rules(old: Policy, new: Policy) -> "list[analysis.Change]":
         change("other", "memory", *(f"{len(p.memory)} [[memory]] tables" for p in (old, new)))
     if old.open_luo != new.open_luo:
         change("other", "open_luo", *(f"/dev/liveupdate is {'' if p.open_luo else 'not '}opened" for p in (old, new)))
+    if old.trust_guard != new.trust_guard:
+        change("looser" if new.trust_guard else "stricter", "trust_guard",
+               *(f"a guard that is not in force is {'' if p.trust_guard else 'not '}taken for an accepted handover" for p in (old, new)))  # fmt: skip
+    if old.keep_crashkernel != new.keep_crashkernel:
+        change("other", "keep_crashkernel",
+               *(f"kdump keeps {p.keep_crashkernel or 'nothing'} of a guard" for p in (old, new)))  # fmt: skip
     if old.on_failure != new.on_failure:
         before, after = (
             Rule("on_failure", p.on_failure.action, message=f"{p.on_failure.message}, after {p.on_failure.deadline} s")

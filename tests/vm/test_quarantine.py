@@ -147,6 +147,46 @@ def test_an_exception_for_a_node(node: int, expected: str) -> None:
     simulated(result, text)
 
 
+def test_the_floor_is_kept() -> None:
+    """With a floor in the policy that much stays available, and what could have gone says so."""
+    text = OFFLINE.replace('boot_memory = "offline"', 'boot_memory = "offline"\nfloor = "1200MiB"')
+    script = f"decide\nreport left \"$(sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)\"\n{ALL_BLOCKS}"
+    result = harness.run("floor", initrd(script, text), boot_mib=2 * harness.GIB, dimm_mib=0)
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    document = checked(result)
+    assert document["totals"]["quarantined"] > 0
+    assert int(result.report["left"]) > (1200 - 40) << 10  # the test's own programs run since
+    why = "below the floor: 1.2 GiB of memory have to stay available"
+    assert why in {item["why"] for item in document["account"]}
+
+
+@pytest.mark.parametrize(("limit", "fate"), [("1%", "panic"), ("99%", "poweroff")])
+def test_a_shortfall_beyond_the_limit_ends_the_boot(limit: str, fate: str) -> None:
+    """Some boot memory never goes offline; whether that ends the boot is a question of how much."""
+    extra = f'boot_memory = "offline"\non_shortfall = "panic"\nexposed_max = "{limit}"'
+    result = harness.run(f"exposed-{fate}", initrd("decide", OFFLINE.replace('boot_memory = "offline"', extra)))
+
+    assert result.fate == fate
+    said = re.search(
+        r"safemem: panic: [0-9.]+ [GM]iB of 2 GiB are exposed, and the policy allows 1%, 20.5 MiB", result.serial
+    )
+    assert bool(said) == (fate == "panic")
+
+
+def test_a_second_run_of_online_all_changes_nothing() -> None:
+    """Everything is online already: nothing is written, nothing fails, and the state is the same."""
+    text = policy_text("panic")
+    script = f"decide\n{ALL_BLOCKS.replace('all', 'before')}\ndecide\n{ALL_BLOCKS}"
+    result = harness.run("twice", initrd(script, text))
+
+    assert result.fate == "poweroff" and result.report["returned"] == "0"
+    document = json.loads(result.report["record"])
+    assert result.report["before"] == result.report["all"] and set(states(result).values()) == {"online"}
+    assert (document["result"]["complete"], document["result"]["bytes_wanted"]) == (True, 0)
+    assert result.report["auto_online"] == "online_movable"
+
+
 @pytest.mark.parametrize("mib", [1000, 1100])
 def test_odd_sizes(mib: int) -> None:
     """Memory that ends inside a block: the block with the hole never goes, the others do, and a second run changes nothing."""
