@@ -12,6 +12,11 @@ depends() {
     return 0
 }
 
+# Where boots are counted, for policies that ask for boot_attempts.
+installkernel() {
+    hostonly='' instmods efivarfs
+}
+
 install() {
     inst_multiple sh sleep mount mkdir rm
     inst_multiple -o halt

@@ -136,14 +136,24 @@ def test_two_nodes_with_scratch_on_each() -> None:
     assert any(area.start % BLOCK or area.end % BLOCK for area in region)
 
 
-@pytest.mark.parametrize(("node", "expected"), [(0, HELD), (1, "online*8")])
-def test_an_exception_for_a_node(node: int, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("exception", "expected"),
+    [
+        ("node = 0\nhold = true", HELD),
+        ("node = 1\nhold = true", "online*8"),
+        # One byte of block 33 is enough to hold it.
+        ('range = "0x10fffffff-0x10fffffff"\nhold = true', "online*1 offline*1 online*6"),
+    ],
+    ids=["node-0", "node-1", "range"],
+)
+def test_an_exception_for_a_node_or_range(exception: str, expected: str) -> None:
     """The DIMM is in node 0: an exception for that node holds it under online-all, one for node 1 does not."""
-    text = policy_text("panic") + f"[[memory]]\nnode = {node}\nhold = true\n"
-    result = harness.run(f"node-{node}", initrd("decide", text), boot_mib=2 * harness.GIB, nodes=2)
+    text = policy_text("panic") + f"[[memory]]\n{exception}\n"
+    name = re.sub("[^0-9a-z]+", "-", exception[:12])
+    result = harness.run(f"exception-{name}", initrd("decide", text), boot_mib=2 * harness.GIB, nodes=2)
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
-    assert result.report["dimm"].split() == [expected]
+    assert result.report["dimm"].split() == expected.split()
     simulated(result, text)
 
 
