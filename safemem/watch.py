@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import pyudev
 import structlog
 
-from safemem import apply, counts, engine, probe, standing, suspects
+from safemem import apply, counts, engine, standing, suspects
 from safemem.counts import Counts
-from safemem.model import Decision, Policy, Range, Snapshot, Step, size_text
+from safemem.model import Decision, Policy, Range, Snapshot, Step, size_text, without
 
 #: Seconds without an event after which a burst counts as over, and the longest that one may last.
 QUIET, LONGEST = 0.25, 2.0
@@ -58,7 +58,8 @@ def look(root: str, policy: Policy, seen: Counts) -> Batch:
     if result.quarantined:
         *before, last = after.last
         after = after._replace(
-            loose=found._replace(now=probe.read_snapshot(root)).loose,
+            # Of what was counted: what has come online since is for the next look.
+            loose=without(loose, without(loose, standing.read(root).loose)),
             reverted=after.reverted + result.quarantined,
             last=(*before, last._replace(taken_offline=last.taken_offline + result.quarantined)),
         )

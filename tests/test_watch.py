@@ -125,6 +125,25 @@ def test_counted_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.Mon
     assert (after.incidents, after.onlined, after.reverted, after.loose) == (1, BLOCK, BLOCK, ())
 
 
+def test_what_comes_online_in_the_meantime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that somebody onlines while another one is taken off is an incident of its own, in the next look."""
+    root, policy = decided(tmp_path, if_onlined="offline")
+    block(root, 35, "online")
+    carry_out = apply.carry_out
+
+    def busy(*values: Any) -> apply.Result:
+        result = carry_out(*values)
+        block(root, 36, "online")
+        return result
+
+    monkeypatch.setattr(apply, "carry_out", busy)
+    seen = watch.look(str(root), policy, Counts()).counts
+    monkeypatch.undo()
+    assert (seen.incidents, seen.loose) == (1, ())
+    batch = watch.look(str(root), policy, seen)
+    assert (batch.fresh, batch.counts.incidents, batch.counts.reverted) == ((span(36, 36),), 2, 2 * BLOCK)
+
+
 def test_counts_that_cannot_be_kept(tmp_path: Path) -> None:
     """It is said, and the decision is applied all the same."""
     root, policy = decided(tmp_path, if_onlined="offline")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.test_package import RELEASES, build, contents
 from tests.vm import debian, harness
 from tests.vm.guests import ALL_ONLINE, HELD, initrd, policy_text
+from tests.vm.test_debian_hold import SITE
 from tests.vm.test_evidence import RAMOOPS
 
 pytestmark = pytest.mark.vm
@@ -107,41 +109,86 @@ def test_units_in_two_boots(tmp_path: Path) -> None:
     assert "online-safe  handover lost, says the test" in lines
 
 
-@pytest.mark.parametrize("word", ["", "safemem.dry_run"])
-def test_watch_unit(word: str, tmp_path: Path) -> None:
-    """It comes back when it is killed, not with another policy than the one that decided, and does nothing after a dry run."""
-    text = policy_text().replace('name = "vm"', 'name = "vm"\nallow_cmdline_override = true')
+#: Shell: what systemd knows of the unit, in its own order: Result, NRestarts, ExecMainStatus, ActiveState.
+SHOWN = """
+shown() { report "$1" "$(systemctl show -p ActiveState,Result,ExecMainStatus,NRestarts --value safemem-watch | tr '\\n' ' ')"; }
+"""
+
+
+def test_watch_unit(tmp_path: Path) -> None:
+    """It comes back when it is killed, not with another policy; what a rule of udev onlines is named and reverted; then a release."""
+    text = policy_text(extra='if_onlined = "offline"')
     files = contents(build("bookworm", tmp_path), tmp_path)
+    files["etc/systemd/system/sysinit.target.d/safemem.conf"] = b"[Unit]\nWants=safemem-hold.service\n"
     files["etc/safemem/policy.toml"] = text.encode()
-    script = """
-    shown() { report "$1" "$(systemctl show -p ActiveState,Result,ExecMainStatus,NRestarts --value safemem-watch | tr '\\n' ' ')"; }
+    files["late"] = SITE.encode()
+    script = f"""
+    {SHOWN}
     systemctl start safemem-watch; report started $?; sleep 1; shown first
-    if [ "$(systemctl is-active safemem-watch)" = active ]; then
-        systemctl kill -s KILL safemem-watch; sleep 10; shown killed
-        echo '# other words, same policy' >>/etc/safemem/policy.toml
-        systemctl restart safemem-watch; report same $?
-        sed -i 's/action = "online-safe"/action = "panic"/' /etc/safemem/policy.toml
-        systemctl restart safemem-watch; sleep 10; shown other
-    fi
-    journalctl -b -u safemem-watch -o cat >/tmp/log; report_file log /tmp/log
-    systemctl reset-failed safemem-watch
+    systemctl kill -s KILL safemem-watch; sleep 8; shown killed
+    cp /late /usr/lib/udev/rules.d/41-late.rules
+    udevadm control --reload
+    udevadm trigger --action=add --subsystem-match=memory
+    udevadm settle
+    until safemem status --format json | grep -q '"reverted": [1-9]'; do sleep 1; done
+    sleep 2
+    report reverted "$(blocks 32 39)"
+    safemem status --format json >/tmp/status; report_file status /tmp/status
+    rm /usr/lib/udev/rules.d/41-late.rules
+    udevadm control --reload
+    cp /etc/safemem/policy.toml /tmp/policy
+    sed -i 's/handover lost, says the test/other words/' /etc/safemem/policy.toml
+    systemctl restart safemem-watch; sleep 5; shown other
+    cp /tmp/policy /etc/safemem/policy.toml
+    systemctl restart safemem-watch; report again $?
+    safemem release --reason "the guests are gone"; report released $?
+    sleep 3
+    report masks "$(ls /run/udev/rules.d | grep -c rules$)"
     report dimm "$(blocks 32 39)"
+    journalctl -b -u safemem-watch -o cat >/tmp/log; report_file log /tmp/log
     """
-    image = debian.initrd("decide\n", script, policy=text, files=files)
-    result = debian.run(f"package-watch-{word or 'plain'}", "bookworm", image, cmdline=word)
+    image = debian.initrd(
+        f"[ \"$stage\" = 2 ] || handover '{harness.CMDLINE}'\ndecide\n", script, policy=text, files=files, next_kernel="current"
+    )  # fmt: skip
+    result = debian.run("package-watch", "bookworm", image, kernel_name="old-kho", next_kernel="current")
     report = result.report
 
     assert result.fate == "poweroff", result.serial[-3000:]
-    # systemd shows Result, NRestarts, ExecMainStatus and ActiveState in this order.
-    if word:
-        # A unit that has ended well is forgotten, its exit status too.
-        assert (report["started"], report["first"].split()[0::3]) == ("0", ["success", "inactive"]), report["log"]
-        assert "this boot is a dry run: its decision is not in force" in report["log"]
-        assert report["dimm"].split() == [HELD]
-    else:
-        assert (report["started"], report["first"].split()) == ("0", ["success", "0", "0", "active"]), report["log"]
-        assert report["killed"].split() == ["success", "1", "0", "active"]
-        assert (report["same"], report["other"].split()) == ("0", ["exit-code", "0", "3", "failed"])
-        assert "but this boot was decided by" in report["log"]
-        assert report["dimm"].split() == [ALL_ONLINE]
+    assert (report["started"], report["first"].split()) == ("0", ["success", "0", "0", "active"]), report["log"]
+    assert report["killed"].split() == ["success", "1", "0", "active"]
+    status = json.loads(report["status"])
+    assert report["reverted"].split() == [HELD], report["log"]
+    assert status["watch"]["reverted"] == status["watch"]["onlined"] > 0
+    assert [item["evidence"] for item in status["watch"]["last"][-1]["suspects"]] == [
+        "usr/lib/udev/rules.d/41-late.rules:1"
+    ]
+    assert "may have been a udev rule" in report["log"]
+    assert report["other"].split() == ["exit-code", "0", "3", "failed"]
+    assert "but this boot was decided by" in report["log"]
+    # What was released is nobody's fault.
+    assert (report["again"], report["released"], report["masks"]) == ("0", "0", "0")
+    assert report["dimm"].split() == [ALL_ONLINE]
+    assert report["failed"] == ""
+
+
+def test_watch_unit_in_a_dry_run(tmp_path: Path) -> None:
+    """It says that nothing is in force and ends well, once; what is offline stays so."""
+    text = policy_text().replace('name = "vm"', 'name = "vm"\nallow_cmdline_override = true')
+    files = contents(build("bookworm", tmp_path), tmp_path)
+    files["etc/safemem/policy.toml"] = text.encode()
+    script = f"""
+    {SHOWN}
+    systemctl start safemem-watch; report started $?; sleep 3; shown first
+    journalctl -b -u safemem-watch -o cat >/tmp/log; report_file log /tmp/log
+    report dimm "$(blocks 32 39)"
+    """
+    image = debian.initrd("decide\n", script, policy=text, files=files)
+    result = debian.run("package-dry-run", "bookworm", image, cmdline="safemem.dry_run")
+    report = result.report
+
+    assert result.fate == "poweroff", result.serial[-3000:]
+    # A unit that has ended well is forgotten, its exit status too.
+    assert (report["started"], report["first"].split()[0::3]) == ("0", ["success", "inactive"]), report["log"]
+    assert report["log"].count("this boot is a dry run: its decision is not in force") == 1
+    assert report["dimm"].split() == [HELD]
     assert report["failed"] == ""
