@@ -6,7 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 from safemem import record
-from safemem.model import Range, parse_range, without
+from safemem.model import Range, merge_ranges, parse_range, without
 from safemem.suspects import Suspect
 
 COUNTS = "run/safemem/watch.json"
@@ -38,6 +38,7 @@ class Counts(NamedTuple):
     bursts: int = 0  #: how often memory that arrived was onlined, as the decision says
     applied: int = 0
     loose: "tuple[Range, ...]" = ()  #: held and online when this was written: counted already
+    touched: "tuple[Range, ...]" = ()  #: ever found online, whatever became of it
     last: "tuple[Incident, ...]" = ()
 
     def fresh(self, loose: "tuple[Range, ...]") -> "tuple[Range, ...]":
@@ -49,6 +50,7 @@ class Counts(NamedTuple):
         return self._replace(
             incidents=self.incidents + 1,
             onlined=self.onlined + sum(area.end - area.start for area in fresh),
+            touched=merge_ranges((*self.touched, *fresh)),
             last=(*self.last, Incident(time, fresh, 0, suspects))[-LAST:],
         )
 
@@ -69,7 +71,7 @@ def read(root: str) -> "Counts | None":
             )
             for item in document["last"]
         )  # fmt: skip
-        return Counts(**counts, loose=_ranges(document["loose"]), last=last)
+        return Counts(**counts, loose=_ranges(document["loose"]), touched=_ranges(document["touched"]), last=last)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -87,7 +89,8 @@ def to_json(counts: Counts) -> "dict[str, object]":
         {**item._asdict(), "ranges": [str(area) for area in item.ranges], "suspects": [one._asdict() for one in item.suspects]}
         for item in counts.last
     ]  # fmt: skip
-    return {**counts._asdict(), "loose": [str(area) for area in counts.loose], "last": last}
+    ranges = {name: [str(area) for area in getattr(counts, name)] for name in ("loose", "touched")}
+    return {**counts._asdict(), **ranges, "last": last}
 
 
 def _ranges(texts: "list[str]") -> "tuple[Range, ...]":

@@ -73,6 +73,11 @@ def _decision(machine: Machine) -> "Iterator[Finding]":
             "onlined-by-others", "severe", f"{area} was held and somebody onlined it", "memory blocks against run/safemem/decision.json",
             "find who did (the findings below), stop it, and treat what was in that memory as lost",
         )  # fmt: skip
+    for area in machine.standing.used:
+        yield Finding(
+            "was-online", "warning", f"{area} was online in this boot and was taken offline: what was in it may be lost",
+            "memory blocks against run/safemem", "see `safemem status`: who may have onlined it, or what was released",
+        )  # fmt: skip
     result = machine.standing.result or {}
     for text in result.get("problems", []):
         yield Finding("not-applied", "warning", text, "run/safemem/decision.json", "see `safemem status`")

@@ -18,13 +18,13 @@ def text(found: "Standing | None") -> str:
         "action": decision["action"], "rule": decision["rule"], "policy": decision["policy"]["name"],
         "digest": decision["policy"]["digest"], "handover": str(found.then.facts["handover"].value),
     }  # fmt: skip
-    size = found.now.block_size
     memory = dict.fromkeys(KINDS, 0)
     for item in found.account:
         if item["kind"] in memory:
             memory[item["kind"]] += item["bytes"]
     # What may have changed since is counted now.
-    memory["held"] = sum(run.number * size for run in found.held)
+    memory["held"] = sum(area.end - area.start for area in found.held)
+    memory["quarantined"] += sum(area.end - area.start for area in found.used)
     memory["guarded"] = found.guard.end - found.guard.start if found.guard else 0
     lines += _metric("safemem_decision_info", "What was decided in this boot.", {_labels(info): 1})
     lines += _metric(

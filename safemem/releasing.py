@@ -53,7 +53,7 @@ def plan(standing: Standing, ranges: "tuple[Range, ...]", zone: str) -> Release:
     size = standing.now.block_size
     areas = merge_ranges(ranges) or (_ALL,)
     steps = []
-    for run in standing.held:
+    for run in standing.offline:
         for area in areas:
             first, last = max(run.first, -(-area.start // size)), min(run.last, area.end // size - 1)
             if first <= last:

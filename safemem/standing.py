@@ -40,9 +40,32 @@ class Standing(NamedTuple):
         return sums
 
     @property
-    def held(self) -> "tuple[Blocks, ...]":
+    def offline(self) -> "tuple[Blocks, ...]":
         """Blocks that are offline now."""
         return tuple(run for run in self.now.blocks if run.state == "offline")
+
+    @property
+    def held(self) -> "tuple[Range, ...]":
+        """What is offline now and, as far as is known, was so in all of this boot."""
+        whole = [parse_range(text) for item in self.releases if item["state"] == "done" for text in item["ranges"]]
+        touched = self.watched.touched if self.watched else ()
+        offline = merge_ranges(_spans(self.now, "offline"))
+        return without(offline, (*_spans(self.then, "online"), *self._blocks(whole), *touched))
+
+    @property
+    def used(self) -> "tuple[Range, ...]":
+        """What is offline now, was online in this boot, and is not in the account: that was taken when it was decided."""
+        known = (parse_range(item["range"]) for item in self.account if item["kind"] == "quarantined")
+        return without(merge_ranges(_spans(self.now, "offline")), (*self.held, *known))
+
+    def _blocks(self, areas: "list[Range]") -> "tuple[Range, ...]":
+        """Return the blocks that lie wholly inside `areas`, as ranges."""
+        size = self.now.block_size
+        inside = (
+            Range(-(-area.start // size) * size, area.end // size * size)
+            for area in (merge_ranges(tuple(areas)) if size else ())
+        )
+        return tuple(area for area in inside if area.start < area.end)
 
     @property
     def guard(self) -> "Range | None":
@@ -65,14 +88,10 @@ class Standing(NamedTuple):
         """Held by the decision, online now and not released by hand: held since then, or arrived later."""
         if self.dry_run:
             return ()
-        size, decision = self.now.block_size, self.decision
+        decision = self.decision
         held = engine.held(decision["action"], self.now, _region(decision), _exceptions(decision))
-        free = (
-            Range(-(-area.start // size) * size, area.end // size * size)
-            for area in (merge_ranges(tuple(self.released)) if size else ())
-        )
         online = merge_ranges(_spans(self.now, "online"))
-        mine = without(online, (*_spans(self.then, "online"), *(area for area in free if area.start < area.end)))
+        mine = without(online, (*_spans(self.then, "online"), *self._blocks(self.released)))
         return without(mine, without(mine, held))
 
     @property
@@ -86,7 +105,7 @@ class Standing(NamedTuple):
         """The design's: 64 partly applied, or not at all in a dry run, 4 memory is held back, 0 everything may be used."""
         if self.result is None or not self.result.get("complete") or self.loose:
             return 64
-        return 4 if self.held or self.guard else 0
+        return 4 if self.offline or self.guard else 0
 
 
 def _spans(snapshot: Snapshot, state: str = "") -> "tuple[Range, ...]":

@@ -222,7 +222,10 @@ def test_an_interrupted_release_says_so_and_goes_on(root: Path, monkeypatch: pyt
         return result._replace(problems=())
 
     monkeypatch.setattr(apply, "carry_out", carry_out)
+    # Behind a shell's back, SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     result = run(root, "release", "--reason", "first try")
+    signal.signal(signal.SIGINT, before)
     assert (result.exit_code, "interrupted: released in part" in result.stderr) == (64, True)
     settle(root)
     states = [(root / f"sys/devices/system/memory/memory{n}/state").read_text().strip() for n in range(32, 40)]

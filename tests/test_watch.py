@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from safemem import apply, boot, compiled, counts, metrics, record, standing, suspects, watch
+from safemem import apply, boot, compiled, counts, doctor, metrics, record, standing, suspects, watch
 from safemem.cli import main
 from safemem.counts import Counts
 from safemem.model import Blocks, Override, Policy, Range, Rule
@@ -264,6 +264,29 @@ def test_who_could_have_done_it(tmp_path: Path) -> None:
     assert (
         'may have been a udev rule: ATTR{state}="online" (usr/lib/udev/rules.d/41-x.rules:1), or the kernel' in status
     )
+
+
+def test_what_was_online_was_not_untouched(tmp_path: Path) -> None:
+    """Only memory that nobody ever onlined is called held: not what was reverted, released, or boot memory taken off."""
+    root, policy = decided(tmp_path, if_onlined="offline")
+    block(root, 35, "online")
+    watch.look(str(root), policy, Counts())
+    entries = [
+        {"time": 1, "reason": "x", "ranges": [str(span(37, 37))], "state": "done"},
+        {"time": 1, "reason": "y", "ranges": [str(span(38, 38))], "state": "begun"},
+    ]
+    record.write(str(root), json.dumps(entries), standing.RELEASES)
+    for number in (3, 35):
+        block(root, number, "offline")  # as the kernel would show it
+    found = standing.read(str(root))
+
+    assert found.held == (span(32, 34), span(36, 36), span(38, 39))
+    assert found.used == (span(3, 3), span(35, 35), span(37, 37))
+    status = CliRunner().invoke(main, ["status", "--root", str(root)]).stdout
+    assert f"offline   {span(35, 35)}  128 MiB: was online in this boot, so what was in it may be lost" in status
+    assert f'{{state="quarantined"}} {3 * BLOCK}' in metrics.text(found)
+    assert f'{{state="held"}} {6 * BLOCK}' in metrics.text(found)
+    assert "was-online" in [item.code for item in doctor.examine(str(root))]
 
 
 def test_counts_in_status_and_metrics(tmp_path: Path) -> None:

@@ -82,10 +82,10 @@ def _write(path: str, text: str) -> None:
 
 
 def _json(found: standing.Standing) -> "dict[str, object]":
-    size = found.now.block_size
     return {
         "schema": 1, "kind": "status", "exit_code": found.exit_code, "decision": found.decision, "result": found.result,
-        "held": [{"range": str(Range(run.first * size, (run.last + 1) * size)), "bytes": run.number * size} for run in found.held],
+        "held": _sizes(found.held),
+        "taken_offline": _sizes(found.used),
         "guard": str(found.guard) if found.guard else None,
         "account": found.account,
         "totals": found.totals,
@@ -96,6 +96,10 @@ def _json(found: standing.Standing) -> "dict[str, object]":
         "watch": counts.to_json(found.watched) if found.watched else None,
         "releases": found.releases,
     }  # fmt: skip
+
+
+def _sizes(areas: "tuple[Range, ...]") -> "list[dict[str, object]]":
+    return [{"range": str(area), "bytes": area.end - area.start} for area in areas]
 
 
 def _unfinished_before(root: str) -> "list[str]":
@@ -117,10 +121,13 @@ def _text(found: standing.Standing, before: "list[str]") -> "list[str]":
     lines += [f"cmdline   {_ARGUMENTS.get(text, f'safemem.{text}')}" for text in found.then.overrides]
     if found.then.cmdline_safe:
         lines.append(f"cmdline   safemem.safe={','.join(map(str, found.then.cmdline_safe))}")
-    for run in found.held:
-        area = Range(run.first * size, (run.last + 1) * size)
+    for area in found.held:
         lines.append(
-            f"held      {area}  {size_text(area.end - area.start)}  blocks {run.first}-{run.last}: never used in this boot"
+            f"held      {area}  {size_text(area.end - area.start)}  blocks {area.start // size}-{area.end // size - 1}: never used in this boot"
+        )
+    for area in found.used:
+        lines.append(
+            f"offline   {area}  {size_text(area.end - area.start)}: was online in this boot, so what was in it may be lost"
         )
     if found.guard:
         guard = found.guard
