@@ -84,6 +84,8 @@ def test_watch(if_onlined: str) -> None:
     assert report["ended"] == "0"
     status = json.loads(report["status"])
     assert status["onlined_by_others"] == ([span(35, 35)] if left else [])
+    # What was reverted is offline, and not untouched.
+    assert [item["range"] for item in status["taken_offline"]] == ([] if left else [span(35, 35)])
     seen = status["watch"]
     assert (seen["incidents"], seen["onlined"], seen["reverted"]) == (1, BLOCK, 0 if left else BLOCK)
     assert (seen["bursts"], seen["applied"]) == (1, 4 * BLOCK)
