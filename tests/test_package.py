@@ -64,7 +64,8 @@ def test_contents(package: Path, tmp_path: Path) -> None:
         "usr/share/safemem/policies/maintenance.toml", "usr/share/man/man1/safemem.1.gz",
         "usr/share/man/man5/safemem-policy.5.gz", "usr/lib/python3/dist-packages/safemem/boot.py",
         "usr/lib/safemem/vendor/pydantic/main.py", "usr/share/initramfs-tools/hooks/safemem",
-        "usr/lib/dracut/modules.d/50safemem/module-setup.sh",
+        "usr/lib/dracut/modules.d/50safemem/module-setup.sh", "usr/lib/systemd/system/safemem-maintenance.target",
+        "usr/lib/systemd/system/safemem-maintenance.service", "usr/lib/systemd/system-generators/safemem-generator",
     } <= set(files)  # fmt: skip
     # Only in an initramfs: in the real root it would decide a second time.
     assert not [name for name in files if name.startswith("usr/lib/systemd") and "decide" in name]

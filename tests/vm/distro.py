@@ -42,7 +42,11 @@ report luo "$(ls /dev/liveupdate)$(exec 2>&1; : </dev/liveupdate && echo ' opens
 state
 report_file record /run/safemem/decision.json
 safemem status >/tmp/status 2>&1; report status $?; report_file status_text /tmp/status
+dmesg -r | grep safemem: >/tmp/kmsg; report_file kmsg /tmp/kmsg
 journalctl -b -o short-monotonic --no-hostname >/tmp/journal; report_file journal /tmp/journal
+case "$(cat /proc/cmdline)" in
+    *ramoops*) safemem status --previous >/tmp/previous 2>&1; report previous $?; report_file previous_text /tmp/previous ;;
+esac
 [ ! -e /verdict.more ] || . /verdict.more
 report done debian
 sync
@@ -149,6 +153,10 @@ class Tree:
         (self.path / "etc/safemem/policy.toml").write_text(policy)
         self.put(files or {})
         self.make_initrd()
+        return self.as_it_is(folder)
+
+    def as_it_is(self, folder: Path) -> System:
+        """Return the system with the initramfs that is there."""
         initrd = folder / "initrd"
         data = self.initrd.read_bytes()
         initrd.write_bytes(data + bytes(-len(data) % 512))
@@ -195,8 +203,9 @@ def boot(
             name, system.initrd.read_bytes(), cmdline=line.removeprefix(harness.CMDLINE), kernel_name="current",
             devices=(*root, *devices), timeout=timeout, watch=watch, **more,
         )  # fmt: skip
+    # The predecessor gets the same words: what keeps memory apart has to do so from the beginning.
     first = harness.image(_PREDECESSOR, next_kernel="current", files={"next_cmdline": line.encode()})
     return harness.run(
-        name, first, kernel_name=handover_from, next_kernel="current", timeout=timeout, watch=watch,
+        name, first, cmdline=cmdline, kernel_name=handover_from, next_kernel="current", timeout=timeout, watch=watch,
         devices=(*root, *harness.disk("system_initrd", system.initrd), *devices), **more,
     )  # fmt: skip

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 from safemem.cli import main
+from safemem.cpio import Archive
+from safemem.image import PREFIX
+from safemem.initramfs import inside, unit_files
+from safemem.model import Failure
 from tests.vm import distro, harness
 from tests.vm.guests import ALL_ONLINE, HELD, decided, policy_text
+from tests.vm.test_evidence import RAMOOPS
 
 pytestmark = pytest.mark.vm
 
@@ -41,17 +48,24 @@ class Make:
             for old in self._trees.values():
                 shutil.rmtree(old.path)
             self._trees.clear()
-            tree = distro.Tree(Path(tempfile.mkdtemp(dir=self._folder)) / "tree", suite, maker)
-            tree.install(distro.package(suite, self._folder))
+            tree = distro.Tree(self.place() / "tree", suite, maker)
+            tree.install(self.package(suite))
             self._trees[suite, maker] = tree
         return self._trees[suite, maker]
+
+    def package(self, suite: str) -> Path:
+        """Return the package."""
+        return distro.package(suite, self._folder)
+
+    def place(self) -> Path:
+        """Return an empty folder, another one each time."""
+        return Path(tempfile.mkdtemp(dir=self._folder))
 
     def __call__(self, suite: str, maker: str, policy: str = "online-safe", **more: str) -> distro.System:
         """Return the system."""
         key = (suite, maker, policy, *sorted(more.items()))
         if key not in self._known:
-            place = Path(tempfile.mkdtemp(dir=self._folder))  # another one each time, also after a failure
-            self._known[key] = self.tree(suite, maker).system(place, policy_text(policy, **more))
+            self._known[key] = self.tree(suite, maker).system(self.place(), policy_text(policy, **more))
         return self._known[key]
 
 
@@ -109,6 +123,8 @@ def checked(result: harness.Result, suite: str, maker: str) -> dict[str, str]:
     assert report["version"] == VERSIONS[suite]
     assert "multi-user.target" in report["target"].split()
     assert report["failed"] == ""
+    # Facility 1, a program; priority 5, a notice.
+    first(r"(?m)^<13>.*safemem: done: ", report["kmsg"])
     # safemem had finished before the initramfs' udev was started.
     udev = r"Starting systemd-udevd version" if maker == "initramfs-tools" else r"Starting systemd-udevd\.service|Starting .*Rule-based Manager"  # fmt: skip
     assert first(r"safemem: done: ", result.serial) < first(udev, result.serial)
@@ -189,12 +205,76 @@ def test_rejected_panic(make: Make, suite: str, maker: str) -> None:
     assert "(initramfs)" not in result.serial and "mergency" not in result.serial
 
 
+def broken(system: distro.System, files: dict[str, tuple[bytes, int]]) -> distro.System:
+    """Return the system with an initramfs in which these files are others: what comes later in it counts."""
+    out = io.BytesIO()
+    cpio = Archive(out)
+    for path, (data, mode) in files.items():
+        cpio.file(path, data, mode)
+    cpio.close()
+    initrd = Path(tempfile.mkdtemp(dir=system.initrd.parent)) / "initrd"
+    data = system.initrd.read_bytes() + out.getvalue()
+    initrd.write_bytes(data + bytes(-len(data) % 512))
+    return system._replace(initrd=initrd)
+
+
+#: What is broken, as files with modes; the fate that the policy's on_failure asks for, and what the console says.
+_PANIC_UNITS = {path: (data, 0o644) for path, data in unit_files(Failure("panic")).items()}
+_FAILURES: dict[str, tuple[dict[str, tuple[bytes, int]], str, str]] = {
+    "interpreter": ({f"{PREFIX}/bin/python3": (b"", 0o755)}, "reset", "safemem: reboot: no decision, says the test"),
+    "deadline": ({f"{PREFIX}/lib/ld.so": (b"#!/bin/sh\nexec sleep 1000\n", 0o755)}, "reset", "safemem: no progress for 10 s"),
+    "wrapper": ({f"{PREFIX}/boot": (b"", 0o644)}, "reset", ""),
+    "wrapper-panic": ({f"{PREFIX}/boot": (b"", 0o644), **_PANIC_UNITS}, "panic", "safemem: panic: the boot program cannot be started"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("suite", "maker", "what"),
+    [
+        pytest.param(suite, maker, what, id=f"{suite}-{maker}-{what}", marks=pytest.mark.xdist_group(f"{suite}-{maker}"))
+        for suite, maker, what in (
+            *(("trixie", "dracut", what) for what in _FAILURES), ("bookworm", "dracut", "wrapper"),
+            ("bookworm", "dracut", "wrapper-panic"), ("bookworm", "initramfs-tools", "interpreter"),
+            ("bookworm", "initramfs-tools", "wrapper"),
+        )
+    ],
+)  # fmt: skip
+def test_failure(make: Make, suite: str, maker: str, what: str) -> None:
+    """Whatever fails, the boot ends as `on_failure` says, before udev and without a shell."""
+    files, fate, words = _FAILURES[what]
+    result = distro.boot(f"distro-{suite}-{maker}-{what}", broken(make(suite, maker), files), timeout=300)
+
+    assert result.fate == fate, result.serial[-3000:]
+    assert words in result.serial
+    assert "Starting systemd-udevd" not in result.serial and "safemem: done" not in result.serial
+    assert "(initramfs)" not in result.serial and "mergency" not in result.serial
+
+
+@pytest.mark.xdist_group("bookworm-dracut")
+def test_panic_is_known_in_the_next_boot(make: Make, tmp_path: Path) -> None:
+    """The reason outlives the reset in pstore, and `status --previous` of the next boot finds it where systemd put it."""
+    system = make("bookworm", "dracut", "panic")
+    first_boot = distro.boot("distro-pstore-1", system, handover_from="old-kho", cmdline=RAMOOPS, memory=tmp_path)
+    assert first_boot.fate == "panic", first_boot.serial[-3000:]
+
+    report = checked(distro.boot("distro-pstore-2", system, cmdline=RAMOOPS, memory=tmp_path), "bookworm", "dracut")
+    assert report["previous"] == "5", report["previous_text"]
+    lines = report["previous_text"].splitlines()
+    assert lines[0] == "panic  handover lost, says the test"
+    assert any("/var/lib/systemd/pstore" in line for line in lines if line.startswith("found")), lines
+    assert report["status"] == "0"
+
+
 _MAINTENANCE = {
     "etc/systemd/system/networking.service": b"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n",
     "etc/systemd/system/guests.service": b"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n",
     "verdict.more": rb"""
 report active "$(systemctl list-units --type=service --state=active --plain --no-legend | cut -d' ' -f1 | tr '\n' ' ')"
-echo exit | script -qec 'login -f root' /dev/null >/tmp/login 2>&1; report_file login /tmp/login
+report_file motd /run/motd.d/safemem
+# Of 13's login, script(1) sees nothing: it hangs up its terminal.
+case "$(cat /etc/debian_version)" in
+    12*) echo exit | script -qec 'login -f root' /dev/null >/tmp/login 2>&1; report_file login /tmp/login ;;
+esac
 systemctl isolate multi-user.target; report isolate $?
 report after "$(systemctl is-active multi-user.target guests.service safemem-maintenance.target | tr '\n' ' ')"
 """,
@@ -228,6 +308,64 @@ def test_rejected_maintenance(make: Make, suite: str, maker: str) -> None:
     # From the unit, and once more from the getty, right before its prompt.
     assert first(r"login: ", result.serial) > first(rf"MAINTENANCE\s+{reason}", result.serial)
     assert result.serial.count(reason) >= 2, result.serial[-4000:]
-    assert reason in report["login"] and "safemem release --reason TEXT" in report["login"], report["login"]
+    for text in (report["motd"], report["login"] if suite == "bookworm" else report["motd"]):
+        assert reason in text and "safemem release --reason TEXT" in text, text
     assert report["status"] == "4" and "safemem release --reason TEXT" in report["status_text"]
     assert (report["isolate"], report["after"]) == ("0", "active active inactive "), report
+
+
+def seconds(report: dict[str, str]) -> float:
+    """Return how long the boot took, kernel and initramfs included, by systemd-analyze."""
+    total = report["analyze"].rpartition("= ")[2].split()
+    return sum(
+        float(word.removesuffix("min")) * 60 if "min" in word else float(word.removesuffix("s")) for word in total
+    )
+
+
+@pytest.mark.parametrize(("suite", "maker"), [MAKERS[0], MAKERS[2]])
+def test_upgrade_and_removal(make: Make, suite: str, maker: str, tmp_path: Path) -> None:
+    """Either has the image made anew, and it boots; the two boots show what safemem costs."""
+    make(suite, maker)
+    tree = make.tree(suite, maker)
+    subprocess.run(["dpkg-deb", "-R", make.package(suite), tmp_path / "new"], check=True)
+    control = tmp_path / "new/DEBIAN/control"
+    control.write_text(control.read_text().replace("Version: ", "Version: 9:"))
+    subprocess.run(
+        ["dpkg-deb", "-Znone", "-b", tmp_path / "new", tmp_path / "new.deb"], check=True, capture_output=True
+    )
+    before = tree.initrd.stat().st_mtime_ns
+    tree.install(tmp_path / "new.deb")
+    assert tree.initrd.stat().st_mtime_ns != before
+    tree.run(f"safemem initramfs check --kernel {tree.release}")
+    with_it = checked(distro.boot(f"distro-{suite}-{maker}-upgraded", tree.as_it_is(make.place())), suite, maker)
+
+    tree.run("dpkg -r safemem")
+    assert inside(tree.initrd.read_bytes()) is None
+    result = distro.boot(f"distro-{suite}-{maker}-removed", tree.as_it_is(make.place()))
+    without = result.report
+    assert result.fate == "poweroff" and without["failed"] == "", (without, result.serial[-3000:])
+    assert "multi-user.target" in without["target"].split() and "safemem: " not in result.serial
+    if maker == "dracut":
+        # The archive alone, as in a unified kernel image: nothing of the initrd is changed.
+        (tmp_path / "vm.toml").write_text(policy_text())
+        words = [
+            "initramfs",
+            "cpio",
+            "--systemd",
+            "--policy",
+            str(tmp_path / "vm.toml"),
+            "-o",
+            str(tmp_path / "archive"),
+        ]
+        assert CliRunner().invoke(main, words).exit_code == 0
+        system = tree.as_it_is(make.place())
+        system.initrd.write_bytes(system.initrd.read_bytes() + (tmp_path / "archive").read_bytes())
+        appended = distro.boot(f"distro-{suite}-{maker}-appended", system)
+        assert first(r"safemem: done: ", appended.serial) < first(r"Starting systemd-udevd\.service|Starting .*Rule-based Manager", appended.serial)  # fmt: skip
+        assert (
+            appended.report["dimm"].split() == [ALL_ONLINE] and "multi-user.target" in appended.report["target"].split()
+        )
+    took = seconds(with_it), seconds(without)
+    print(f"{suite} {maker}: boot with safemem {took[0]:.1f} s, without {took[1]:.1f} s, ratio {took[0] / took[1]:.2f}")
+    print(f"  with     {with_it['analyze']}\n  without  {without['analyze']}")
+    assert took[0] < 4 * took[1]  # guests beside this one make it a coarse figure
