@@ -22,7 +22,7 @@ run: $(VENV)/.run
 
 test: $(VENV)/.test
 	$(BIN)/python tests/vm/build_kernels.py --if-missing
-	$(BIN)/python -m pytest -n $$(nproc) --dist loadgroup
+	$(BIN)/python -m pytest -n $$(nproc)
 
 test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest -n $$(nproc) -m "not vm"

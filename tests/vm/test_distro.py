@@ -26,11 +26,8 @@ from tests.vm.test_evidence import RAMOOPS
 
 pytestmark = pytest.mark.vm
 
-#: One worker for each, so that no tree is made twice.
-MAKERS = [
-    pytest.param(suite, maker, id=f"{suite}-{maker}", marks=pytest.mark.xdist_group(f"{suite}-{maker}"))
-    for suite, maker in distro.MAKERS
-]
+#: tests/conftest.py goes by these names.
+MAKERS = [pytest.param(suite, maker, id=f"{suite}-{maker}") for suite, maker in distro.MAKERS]
 VERSIONS = {"bookworm": "252", "trixie": "257"}
 
 
@@ -171,17 +168,17 @@ def test_rejected(make: Make, suite: str, maker: str) -> None:
     assert report["status"] == "4", report["status_text"]
 
 
-@pytest.mark.xdist_group("bookworm-initramfs-tools")
-def test_command_line(make: Make) -> None:
+@pytest.mark.parametrize(("suite", "maker"), MAKERS[:1])
+def test_command_line(make: Make, suite: str, maker: str) -> None:
     """A stricter policy of those that were built in decides; loosening is refused; status shows each argument."""
-    tree = make.tree("bookworm", "initramfs-tools")
+    tree = make.tree(suite, maker)
     (tree.path / "etc/safemem/policies").mkdir()
     (tree.path / "etc/safemem/policies/strict.toml").write_text(
         policy_text().replace('"none", "accepted"', '"accepted"')
     )
     asked = "safemem=off safemem.dry_run safemem.policy=strict safemem.safe=0x100000000-0x107ffffff"
-    result = distro.boot("distro-command-line", make("bookworm", "initramfs-tools", extra=" "), cmdline=asked)
-    report = checked(result, "bookworm", "initramfs-tools")
+    result = distro.boot("distro-command-line", make(suite, maker, extra=" "), cmdline=asked)
+    report = checked(result, suite, maker)
 
     assert report["dimm"].split() == ["online*1", "offline*7"]
     assert report["status"] == "4"
@@ -231,7 +228,7 @@ _FAILURES: dict[str, tuple[dict[str, tuple[bytes, int]], str, str]] = {
 @pytest.mark.parametrize(
     ("suite", "maker", "what"),
     [
-        pytest.param(suite, maker, what, id=f"{suite}-{maker}-{what}", marks=pytest.mark.xdist_group(f"{suite}-{maker}"))
+        pytest.param(suite, maker, what, id=f"{suite}-{maker}-{what}")
         for suite, maker, what in (
             *(("trixie", "dracut", what) for what in _FAILURES), ("bookworm", "dracut", "wrapper"),
             ("bookworm", "dracut", "wrapper-panic"), ("bookworm", "initramfs-tools", "interpreter"),
@@ -250,14 +247,14 @@ def test_failure(make: Make, suite: str, maker: str, what: str) -> None:
     assert "(initramfs)" not in result.serial and "mergency" not in result.serial
 
 
-@pytest.mark.xdist_group("bookworm-dracut")
-def test_panic_is_known_in_the_next_boot(make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("suite", "maker"), MAKERS[1:2])
+def test_panic_is_known_in_the_next_boot(make: Make, suite: str, maker: str, tmp_path: Path) -> None:
     """The reason outlives the reset in pstore, and `status --previous` of the next boot finds it where systemd put it."""
-    system = make("bookworm", "dracut", "panic")
+    system = make(suite, maker, "panic")
     first_boot = distro.boot("distro-pstore-1", system, handover_from="old-kho", cmdline=RAMOOPS, memory=tmp_path)
     assert first_boot.fate == "panic", first_boot.serial[-3000:]
 
-    report = checked(distro.boot("distro-pstore-2", system, cmdline=RAMOOPS, memory=tmp_path), "bookworm", "dracut")
+    report = checked(distro.boot("distro-pstore-2", system, cmdline=RAMOOPS, memory=tmp_path), suite, maker)
     assert report["previous"] == "5", report["previous_text"]
     lines = report["previous_text"].splitlines()
     assert lines[0] == "panic  handover lost, says the test"

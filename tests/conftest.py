@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""How the tests are spread over workers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Leave all tests of one Debian tree, and of one file without guests, to one worker: what they share is made once.
+
+    All other guests go wherever there is time.
+
+    Marks (`xdist_group`) would say the same, but xdist 3.8 no longer sees them under pytest 9.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Shared(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            found = re.search(r"test_distro\.py::.*\[(bookworm|trixie)-(dracut|initramfs-tools)", nodeid)
+            if found:
+                return found.expand(r"\1-\2")
+            return nodeid if "/vm/" in nodeid else nodeid.partition("::")[0]
+
+    return Shared(config, log)
