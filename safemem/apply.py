@@ -105,7 +105,7 @@ def _mask(root: str, name: str) -> str:
 
 
 def unmask(root: str, names: "list[str]") -> None:
-    """Take back what `mask` did; a file that is not our link stays."""
+    """Take back what `mask` did; a file that is not our link stays. `realroot.release` has more to take back."""
     for name in names:
         link = _mask(root, name)
         try:
@@ -113,10 +113,6 @@ def unmask(root: str, names: "list[str]") -> None:
                 os.unlink(link)
         except OSError:
             pass  # gone already
-    from safemem import realroot  # never at boot
-
-    for text in realroot.release(root):
-        say(root, 4, text)
 
 
 def unhold(root: str, value: str) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from safemem import apply, engine, history, record
+from safemem import apply, engine, history, realroot, record
 from safemem.apply import GUARD_PIECE, ONLINE_WORD, PROGRESS_EVERY
 from safemem.model import Decision, Range, Step, merge_ranges, size_text
 from safemem.standing import RELEASES, Standing
@@ -117,6 +117,8 @@ def carry_out(
         if decision.arrivals:
             record.write(root, record.arrivals_text(decision, ONLINE_WORD[decision.arrivals]), record.ARRIVALS)
             apply.unmask(root, (standing.result or {}).get("masked", []))
+            for text in realroot.release(root):
+                apply.say(root, 4, text)
         result = apply.carry_out(decision, root, progress)
         entry["state"] = "done" if result.complete else "partly"
         if standing.forbidden and what.guard and standing.decision.get("keep_crashkernel"):

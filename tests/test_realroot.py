@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from safemem import apply, boot, doctor, realroot, standing, udevrules
+from safemem import boot, doctor, realroot, standing, udevrules
 from safemem.model import Rule
 from tests.fakes import make_root
 from tests.test_boot import install
@@ -39,7 +39,7 @@ def test_masks_what_this_root_has_and_takes_it_back(root: Path) -> None:
     lines = (root / realroot.MASKED).read_text().splitlines()
     assert len(lines) == len(set(lines)) and "run/udev/rules.d/55-own.rules" in lines
 
-    apply.unmask(str(root), [])
+    assert realroot.release(str(root)) == []
     assert not (root / realroot.MASKED).exists()
     assert not list((root / "run/systemd/system").iterdir())
     assert [item.file for item in udevrules.find(str(root))] == ["usr/lib/udev/rules.d/55-own.rules"]

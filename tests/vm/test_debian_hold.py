@@ -72,7 +72,7 @@ def test_held_through_the_real_root(suite: str) -> None:
     udevadm verify --no-summary /usr/lib/udev/rules.d/60-safemem.rules >/tmp/verify 2>&1; report verified $?
     report_file verify /tmp/verify
     report tested_state "$(blocks 32 39)"
-    {PYTHON}from safemem import apply; apply.unmask('/', [])"
+    {PYTHON}from safemem import realroot; realroot.release('/')"
     report mounts "$(grep -c udev/rules.d /proc/mounts)"
     report left "$(ls /run/udev/rules.d /run/systemd/system | grep -c -e rules$ -e daxdev)"
     udevadm control --reload
