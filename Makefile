@@ -7,9 +7,9 @@ export CI
 
 RUN_PACKAGES := python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) qemu-system-x86 busybox-static kexec-tools udev util-linux \
-	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck mmdebstrap squashfs-tools e2fsprogs fakeroot uidmap lintian ovmf
+	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck mmdebstrap squashfs-tools e2fsprogs fakeroot uidmap lintian ovmf rpm
 
-.PHONY: run test test-fast draws nightly bench pages vm-demo kernels deb lint clean
+.PHONY: run test test-fast draws nightly bench pages vm-demo kernels deb rpm lint clean
 
 run: $(VENV)/.run
 	@echo "== dry run of the default policy against this machine (read-only)"
@@ -52,6 +52,10 @@ kernels: $(VENV)/.test
 deb: $(VENV)/.test
 	$(BIN)/python debian/build.py bookworm
 	$(BIN)/python debian/build.py trixie
+
+# For distributions that have dracut and pydantic 2, into build/.
+rpm: $(VENV)/.test
+	$(BIN)/python rpm/build.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy safemem tests

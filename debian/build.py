@@ -27,6 +27,7 @@ TREE = HERE.parent
 RELEASES = {"bookworm": ("3.11", "3.12", "deb12u1"), "trixie": ("3.13", "3.14", "deb13u1")}
 VENDOR = "usr/lib/safemem/vendor"
 PACKAGES = "usr/lib/python3/dist-packages"
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 #: Source below the tree, target folder, mode.
 FILES = (
     ("initramfs/*.service", "usr/lib/systemd/system", 0o644),
@@ -44,10 +45,10 @@ FILES = (
 CONFFILE = "etc/safemem/policy.toml"
 #: Enabled when the package is first installed; the rest is for the operator, or started by others.
 UNITS = ("safemem-hold.service", "safemem-record.service", "safemem-metrics.timer", "safemem-watch.service")
-COMMAND = f"""#!/usr/bin/python3 -I
+COMMAND = """#!/usr/bin/python3 -I
 import sys
 
-sys.path.insert(0, "/{VENDOR}")
+sys.path.insert(0, "/{modules}")
 from safemem.cli import main
 
 main()
@@ -84,8 +85,8 @@ def main() -> None:
     words.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="safemem-deb-") as scratch:
         stage = Path(scratch) / "root"
-        package = fill(stage, words.release, Path(scratch), words.wheels or Path(scratch) / "wheels")
-        target: Path = words.output / package
+        name = fill(stage, words.release, Path(scratch), words.wheels or Path(scratch) / "wheels")
+        target: Path = words.output / name
         subprocess.run(
             ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", stage, target], check=True, stdout=sys.stderr
         )
@@ -101,11 +102,7 @@ def fill(stage: Path, release: str, scratch: Path, wheels: Path) -> str:
         ["dpkg", "--print-architecture"], check=True, capture_output=True, text=True
     ).stdout.strip()
     modules(stage, project["dependencies"], python, scratch, wheels)
-    for pattern, folder, mode in FILES:
-        for source in sorted(TREE.glob(pattern)):
-            put(stage / folder / source.name, source.read_bytes(), mode)
-    put(stage / CONFFILE, (TREE / "policies/live-update-host.toml").read_bytes())
-    put(stage / "usr/bin/safemem", COMMAND.encode(), 0o755)
+    ours(stage, VENDOR)
     changes = f"""safemem ({version}) {release}; urgency=medium
 
   * See /usr/share/doc/safemem/README.md and the upstream changelog.
@@ -115,8 +112,6 @@ def fill(stage: Path, release: str, scratch: Path, wheels: Path) -> str:
     doc = stage / "usr/share/doc/safemem"
     put(doc / "changelog.Debian.gz", gzip.compress(changes.encode(), mtime=0))
     put(doc / "changelog.gz", gzip.compress((TREE / "CHANGELOG.md").read_bytes(), mtime=0))
-    for name, text in manuals(python).items():
-        put(stage / f"usr/share/man/man{name[-1]}/{name}.gz", gzip.compress(text.encode(), mtime=0))
     control = stage / "DEBIAN"
     sizes = sum(path.stat().st_size for path in stage.rglob("*") if path.is_file())
     text = CONTROL.format(version=version, architecture=architecture, size=sizes // 1024, python=python, below=below)
@@ -135,25 +130,40 @@ def fill(stage: Path, release: str, scratch: Path, wheels: Path) -> str:
     return f"safemem_{version}_{architecture}.deb"
 
 
+def ours(stage: Path, modules: str) -> None:
+    """Put all of safemem but its Python package below `stage`; the command looks for modules in `modules` first."""
+    for pattern, folder, mode in FILES:
+        for source in sorted(TREE.glob(pattern)):
+            put(stage / folder / source.name, source.read_bytes(), mode)
+    put(stage / CONFFILE, (TREE / "policies/live-update-host.toml").read_bytes())
+    put(stage / "usr/bin/safemem", COMMAND.format(modules=modules).encode(), 0o755)
+    for name, text in manuals().items():
+        put(stage / f"usr/share/man/man{name[-1]}/{name}.gz", gzip.compress(text.encode(), mtime=0))
+
+
+def package(folder: Path, scratch: Path) -> None:
+    """Install safemem's Python package below `folder`."""
+    subprocess.run([*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch, TREE], check=True)
+    with zipfile.ZipFile(next(scratch.glob("safemem-*.whl"))) as wheel:
+        wheel.extractall(folder)
+
+
 def modules(stage: Path, needed: list[str], python: str, scratch: Path, wheels: Path) -> None:
     """Install safemem where Debian's Python looks, and what it needs where only safemem looks."""
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch, TREE], check=True)
-    with zipfile.ZipFile(next(scratch.glob("safemem-*.whl"))) as wheel:
-        wheel.extractall(stage / PACKAGES)
+    package(stage / PACKAGES, scratch)
     vendor = stage / VENDOR
     place = ["--only-binary", ":all:", "--python-version", python, "--platform", "manylinux2014_x86_64"]
     if not wheels.exists():
         wheels.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=wheels.parent) as draft:
-            subprocess.run([*pip, "download", *place, "--dest", f"{draft}/wheels", *needed], check=True)
+            subprocess.run([*PIP, "download", *place, "--dest", f"{draft}/wheels", *needed], check=True)
             try:
                 os.rename(f"{draft}/wheels", wheels)
             except OSError:
                 if not wheels.exists():  # another build was faster otherwise
                     raise
     subprocess.run(
-        [*pip, "install", "--no-compile", *place, "--no-index", "--find-links", wheels, "--target", vendor, *needed],
+        [*PIP, "install", "--no-compile", *place, "--no-index", "--find-links", wheels, "--target", vendor, *needed],
         check=True,
     )
     # Commands of other people's, and what only their builders want.
@@ -171,7 +181,7 @@ def modules(stage: Path, needed: list[str], python: str, scratch: Path, wheels: 
                 subprocess.run(["strip", "--strip-unneeded", path], check=True)
 
 
-def manuals(python: str) -> dict[str, str]:
+def manuals() -> dict[str, str]:
     """Return the manual pages, made from the commands themselves."""
     out = subprocess.run([sys.executable, HERE / "man.py"], check=True, capture_output=True, text=True, cwd=TREE).stdout
     command, policy = out.split("\f")

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The Debian packages: built for each release, checked by lintian, and what is in them."""
+"""The packages: built for each release of Debian and for RPM, checked, what is in them, and what the RPM does."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -25,7 +27,7 @@ def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def build(release: str, folder: Path) -> Path:
-    """Build the package for `release` into `folder`."""
+    """Build the package for `release` of Debian into `folder`."""
     # The modules of other people are downloaded once for each list of them.
     needed = repr(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
     wheels = harness.CACHE / "wheels" / f"{release}-{hashlib.sha256(needed.encode()).hexdigest()[:16]}"
@@ -85,3 +87,102 @@ def test_manual_pages(package: Path, tmp_path: Path) -> None:
         assert (result.returncode, result.stderr) == (0, b"")
         for word in words:
             assert word.encode() in result.stdout
+
+
+@pytest.fixture(scope="module")
+def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the RPM."""
+    words = [sys.executable, str(ROOT / "rpm/build.py"), "-o", str(tmp_path_factory.mktemp("rpm"))]
+    return Path(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+
+
+def ask(package: Path, *words: str) -> str:
+    """Return what `rpm -qp` says."""
+    return subprocess.run(["rpm", "-qp", *words, package], check=True, capture_output=True, text=True).stdout
+
+
+def test_rpm_has_the_same_files(package: Path, rpm: Path) -> None:
+    """Both packages bring the same, with the same modes, but for what one distribution has and the other has not."""
+    listed = subprocess.run(["dpkg-deb", "-c", package], check=True, capture_output=True, text=True).stdout
+    deb = {line.split(None, 5)[5][1:]: line[:10] for line in listed.splitlines() if line[0] == "-"}
+    query = "[%{FILEMODES:perms} %{FILEUSERNAME} %{FILEGROUPNAME} %{FILEFLAGS:fflags} %{FILENAMES}\\n]"
+    lines = (line.split(" ", 4) for line in ask(rpm, "--qf", query).splitlines())
+    files = {name: (mode, user, group, flags) for mode, user, group, flags, name in lines if mode[0] == "-"}
+
+    def common(names: dict[str, str]) -> dict[str, str]:
+        return {
+            re.sub("^/usr/lib/(python3/dist-packages|safemem/python)/", "MODULES/", name): mode for name, mode in names.items()
+            if not re.match("/usr/(lib/safemem/vendor|share/(doc|licenses|initramfs-tools)|lib/systemd/system-preset)/", name)
+        }  # fmt: skip
+
+    assert common({name: mode for name, (mode, *_) in files.items()}) == common(deb)
+    assert {(user, group) for _, user, group, _ in files.values()} == {("root", "root")}
+    assert files["/etc/safemem/policy.toml"][3] == "cn"
+    assert [name for name, (*_, flags) in files.items() if flags == "l"] == [
+        f"/usr/share/licenses/{rpm.name.rpartition('-')[0]}/LICENSE"
+    ]
+
+
+def test_rpm_is_what_the_project_says(rpm: Path) -> None:
+    """Version and needs are those of pyproject.toml, and digests are right."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needs = ask(rpm, "--requires").splitlines()
+
+    assert ask(rpm, "--qf", "%{VERSION} %{ARCH}") == f"{project['version']} noarch"
+    assert {f"python3 {project['requires-python'].replace('>=', '>= ')}", "dracut"} <= set(needs)
+    assert {f"python3-{need.replace('>=', ' >= ')}" for need in project["dependencies"]} == {
+        need for need in needs if need.startswith("python3-")
+    }
+    subprocess.run(["rpm", "-K", rpm], check=True)
+
+
+def test_rpm_comes_changes_and_goes(rpm: Path, tmp_path: Path) -> None:
+    """Units are preset once, images rebuilt each time; the command runs from there; nothing is left but the policy."""
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
+    (root / "bin/busybox").chmod(0o755)
+    for name in ("sh", "find", "rm"):
+        (root / "bin" / name).symlink_to("busybox")
+    for name, more in (("systemctl", ""), ("dracut", "[ -e /usr/lib/dracut/modules.d/50safemem ] && echo there >>/log"),
+                       ("python3", "/bin/busybox mkdir -p $4/safemem/__pycache__")):  # fmt: skip
+        (root / "usr/bin" / name).write_text(f'#!/bin/sh\necho {name} "$@" >>/log\n{more}\n:\n')
+        (root / "usr/bin" / name).chmod(0o755)
+    python = "python3 -m compileall -q /usr/lib/safemem/python"
+    dracut = "dracut --regenerate-all --force"
+    preset = (ROOT / "debian/build.py").read_text().partition("\nUNITS = (")[2].partition(")")[0]
+    units = " ".join(re.findall(r"[\w.-]+", preset))
+
+    def run(*words: str | Path, said: str = "") -> list[str]:
+        """Let `rpm` do something below the root, where it says what is `said`; return what its scriptlets called."""
+        (root / "log").write_text("")
+        own = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
+        command = [*own, "rpm", "--force-debian", "--root", root, "--dbpath", "/db", "--nodeps", *words]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (0, said)
+        return (root / "log").read_text().splitlines()
+
+    assert run("-i", rpm) == [python, f"systemctl --no-reload preset {units}", dracut, "there"]
+    assert (root / "usr/lib/systemd/system-preset/80-safemem.preset").read_text().split()[1::2] == units.split()
+    # The units look for modules where this package has them.
+    for unit in (root / "usr/lib/systemd/system").iterdir():
+        assert "dist-packages" not in unit.read_text()
+    run("-V", "safemem")
+
+    # Other people's modules are those of the tests.
+    command = (root / "usr/bin/safemem").read_text().replace("/usr/lib", f"{root}/usr/lib")
+    command = command.replace("main()", "print(main.callback.__code__.co_filename)\nmain()")
+    for words in (["--version"], ["check", str(root / "etc/safemem/policy.toml")]):
+        result = subprocess.run([sys.executable, "-I", "-B", "-c", command, *words], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith(f"{root}/usr/lib/safemem/python/safemem/cli/")
+
+    assert run("-U", "--replacepkgs", rpm) == [python, dracut, "there"]
+    policy = "/etc/safemem/policy.toml"
+    (root / policy[1:]).write_text("# mine\n")
+    saved = f"warning: {policy} saved as {policy}.rpmsave\n"
+    assert run("-e", "safemem", said=saved) == [f"systemctl --no-reload disable {units}", dracut]
+    assert {path.relative_to(root).as_posix() for path in root.rglob("*") if "safemem" in str(path.relative_to(root))} == {
+        "etc/safemem", "etc/safemem/policy.toml.rpmsave",
+    }  # fmt: skip
