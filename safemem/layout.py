@@ -28,7 +28,8 @@ class Layout(NamedTuple):
     memory: int
     now: "handover.Advice | None"  #: what one guard covers on this boot
     now_reason: str  #: why there is none
-    after: int  #: what one guard covers at least with the argument
+    after: int  #: what one guard covers with the argument
+    least: int  #: the same if KASLR has put this kernel's image in the way
     nodes: int
     node: int  #: the NUMA node of that guard, -1 if it is not known
     notes: "tuple[str, ...]"
@@ -42,7 +43,7 @@ def advise(root: str = "/") -> Layout:
     """
     snapshot = probe.read_snapshot(root)
     ground = handover.read_ground(root, snapshot.cmdline, ())
-    low, rest, guard = best(ground)
+    low, rest, guard, least = best(ground)
     now, reason = None, ""
     try:
         now = handover.advise(root)
@@ -63,14 +64,15 @@ def advise(root: str = "/") -> Layout:
         now,
         reason,
         guard.end - guard.start,
+        least,
         len(ground.nodes),
         next((run.node for run in snapshot.blocks if run.first <= guard.start // snapshot.block_size <= run.last), -1),
         tuple(notes),
     )
 
 
-def best(ground: Ground) -> "tuple[int, int, Range]":
-    """Return the sizes of the low and the global scratch area that leave the largest guard, and that at its smallest.
+def best(ground: Ground) -> "tuple[int, int, Range, int]":
+    """Return the sizes of the low and the global scratch area that leave the largest guard, that, and its size at least.
 
     Raises:
         CannotSay: none leaves one.
@@ -82,24 +84,28 @@ def best(ground: Ground) -> "tuple[int, int, Range]":
     found = []
     # Without memory beyond 4 GiB both areas lie in the same one.
     for low in (need, min(need, LOW_ROOM)) if ground.ram[-1].end > LOW else (need,):
-        areas = _areas(ground, low, need - low)
-        if areas is None:
-            continue
-        try:
-            guard = handover.best_guard(ground._replace(scratch=areas))
-        except CannotSay:
-            continue
-        found.append((guard.end - guard.start, low, guard))
+        guard = _guard(ground, _areas(ground, low, need - low, False))
+        if guard:
+            least = _guard(ground, _areas(ground, low, need - low, True))
+            found.append((guard.end - guard.start, low, guard, least.end - least.start if least else 0))
     if not found:
         raise CannotSay(f"no layout of {need // MIB} MiB of scratch leaves anything to guard")
-    _, low, guard = max(found)
-    return low, need - low, guard
+    _, low, guard, smallest = max(found)
+    return low, need - low, guard, smallest
 
 
-def _areas(ground: Ground, low: int, rest: int) -> "tuple[Range, ...] | None":
-    """Return where scratch areas of these sizes are at the lowest, to the end of their memory; None if one does not fit.
+def _guard(ground: Ground, areas: "tuple[Range, ...] | None") -> "Range | None":
+    try:
+        return None if areas is None else handover.best_guard(ground._replace(scratch=areas))
+    except CannotSay:
+        return None
 
-    memblock takes from the top. Where KASLR puts this kernel's image is not known: it may be in the way.
+
+def _areas(ground: Ground, low: int, rest: int, in_the_way: bool) -> "tuple[Range, ...] | None":
+    """Return where scratch areas of these sizes are at the lowest; None if one does not fit.
+
+    memblock takes from the top. KASLR puts this kernel's image anywhere: at the worst `in_the_way`, where the area
+    just does not fit above it, and goes below.
     """
     memory = sum(area.end - area.start for area in ground.ram)
     beyond = ground.ram[-1].end > LOW
@@ -111,11 +117,12 @@ def _areas(ground: Ground, low: int, rest: int) -> "tuple[Range, ...] | None":
     ):
         if not size:
             continue
+        lost = taken + (size if in_the_way else 0)
         for area in reversed(ground.ram):
             end = min(area.end, limit)
             # The low area has to leave memory for devices that reach only there.
-            if end - area.start > size + taken + (LOW_ROOM if limit == LOW and beyond else 0):
-                found.append(Range(end - taken - size, end))
+            if end - area.start > lost + size + (LOW_ROOM if limit == LOW and beyond else 0):
+                found.append(Range(end - lost - size, end - lost))
                 break
         else:
             return None

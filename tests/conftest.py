@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from typing import Any
 
 import pytest
@@ -12,6 +13,11 @@ from hypothesis import settings
 # A machine that boots guests beside the tests stalls any of them; what time a thing may take is the benchmark's business.
 settings.register_profile("safemem", deadline=None)
 settings.load_profile("safemem")
+
+# In the background of a shell, or after nohup, these are ignored, and what a test starts could not be told to stop.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.hookimpl(optionalhook=True)

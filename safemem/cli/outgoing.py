@@ -75,7 +75,7 @@ def layout_command(root: str, form: str) -> None:
     if form == "json":
         document = {
             "schema": 1, "kind": "layout", "argument": found.argument, "memory": found.memory,
-            "now": found.now.guarded if found.now else 0, "now_reason": found.now_reason, "after": found.after,
+            "now": found.now.guarded if found.now else 0, "now_reason": found.now_reason, "after": found.after, "least": found.least,
             "nodes": found.nodes, "node": found.node if found.node >= 0 else None, "notes": list(found.notes),
         }  # fmt: skip
         click.echo(json.dumps(document, indent=1))
@@ -87,7 +87,11 @@ def layout_command(root: str, form: str) -> None:
     if found.now:
         now = f"{size_text(found.now.guarded)}, {found.now.guarded / found.memory:.0%} of {size_text(found.memory)}"
     click.echo(f"  one guard covers now    {now}", err=True)
-    click.echo(f"  with it, at least       {size_text(found.after)}, {found.after / found.memory:.0%}", err=True)
+    click.echo(
+        f"  with it                 {size_text(found.after)}, {found.after / found.memory:.0%}; at least"
+        f" {size_text(found.least)}, where KASLR has put that boot's kernel in the way",
+        err=True,
+    )
     if found.nodes > 1 and found.node >= 0:
         click.echo(
             f"  a guard keeps to one node, here {found.node}: what must not be lost belongs there, such as by"
