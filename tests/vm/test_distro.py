@@ -168,6 +168,28 @@ def test_rejected(make: Make, suite: str, maker: str) -> None:
     assert report["status"] == "4", report["status_text"]
 
 
+@pytest.mark.parametrize(("suite", "maker"), MAKERS[1:2])
+def test_rejected_without_systemd(make: Make, suite: str, maker: str) -> None:
+    """An initramfs of shell scripts, where hooks are sourced: ours still comes before udev, and the hold survives."""
+    tree = make.tree(suite, maker)
+    plain = tree.path / "etc/dracut.conf.d/plain.conf"
+    plain.write_text('omit_dracutmodules+=" systemd systemd-initrd dracut-systemd "\n')
+    try:
+        system = tree.system(make.place(), policy_text("online-safe"))
+    finally:
+        plain.unlink()
+    found = inside(system.initrd.read_bytes())
+    assert found and (found.start, found.fault) == ("dracut", "")
+
+    result = distro.boot(f"distro-{suite}-{maker}-plain", system, handover_from="old-kho")
+    report = result.report
+    assert result.fate == "poweroff" and report["failed"] == "", (report.get("failed"), result.serial[-3000:])
+    assert "multi-user.target" in report["target"].split()
+    assert first(r"safemem: done: ", result.serial) < first(r"[Ss]tarting (systemd-udevd )?version", result.serial)
+    assert report["dimm"].split() == [HELD]
+    assert report["status"] == "4", report["status_text"]
+
+
 @pytest.mark.parametrize(("suite", "maker"), MAKERS[:1])
 def test_command_line(make: Make, suite: str, maker: str) -> None:
     """A stricter policy of those that were built in decides; loosening is refused; status shows each argument."""
