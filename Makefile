@@ -31,7 +31,7 @@ test-fast: $(VENV)/.test
 draws: $(VENV)/.test
 	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py -k every_machine
 
-# Takes half an hour: the printed guard, 50 times after a rejection and 50 times after an acceptance.
+# Takes ten minutes: the printed guard, 50 times after a rejection and 50 times after an acceptance.
 nightly: $(VENV)/.test
 	SAFEMEM_BOOTS=50 $(BIN)/python -m pytest -n $$(nproc) tests/vm/test_handover.py
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The operator's policy: where it is, and that nobody but root can have written it.
 
-Those in OTHERS are built in as well, for the kernel command line to name. No folder of drop-ins: of rules the first that matches decides, so what a drop-in means would
-depend on where in the order its rules land, and a policy has to be read from top to bottom.
+Those in OTHERS are built in as well, for the kernel command line to name. No folder of drop-ins: of rules
+the first that matches decides, so what a drop-in means would depend on where in the order its rules land,
+and a policy has to be read from top to bottom.
 """
 
 import os

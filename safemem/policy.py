@@ -8,6 +8,7 @@ import difflib
 import json
 import re
 import tomllib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn
@@ -160,26 +161,18 @@ def _source(value: object) -> "str | model.Range":
         _fail(((), str(error)))
 
 
-def _size(value: object) -> str:
+def _amount(parse: Callable[[str], int], expected: str, value: object) -> str:
     if not isinstance(value, str):
-        _fail(((), f"expected a size such as `256MiB`, not {_show(value)}"))
+        _fail(((), f"expected {expected}, not {_show(value)}"))
     try:
-        model.parse_size(value)
+        parse(value)
     except ValueError as error:
         _fail(((), str(error)))
     return value
 
 
-def _limit(value: object) -> str:
-    if not isinstance(value, str):
-        _fail(((), f"expected a size such as `2GiB` or a share such as `1%`, not {_show(value)}"))
-    try:
-        model.parse_limit(value, 0)
-    except ValueError as error:
-        _fail(((), str(error)))
-    return value
-
-
+_size = partial(_amount, model.parse_size, "a size such as `256MiB`")
+_limit = partial(_amount, partial(model.parse_limit, whole=0), "a size such as `2GiB` or a share such as `1%`")
 Size = Annotated[str, PlainValidator(_size), WithJsonSchema({"type": "string", "examples": ["256MiB"]})]
 Limit = Annotated[str, PlainValidator(_limit), WithJsonSchema({"type": "string", "examples": ["2GiB", "1%"]})]
 Text = Annotated[str, PlainValidator(_text), WithJsonSchema({"type": "string", "minLength": 1})]
