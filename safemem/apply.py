@@ -300,9 +300,10 @@ class _Quarantine:
         movable = {number for number in numbers if _read(root, f"{MEMORY}/memory{number}/valid_zones") == "Movable"}
         self._left = sorted(numbers, key=lambda number: (number not in movable, -number))
         blocks = sum(step.size for step in decision.steps if step.first >= 0)
-        self.floor = (
-            parse_size(decision.floor) if decision.floor else _FLOOR + 4 * probe.initrd_size(root) + blocks // 64
-        )
+        # Nothing is read where nothing is to be taken: `watch` comes by here at each look.
+        self.floor = parse_size(decision.floor) if decision.floor else 0
+        if steps and not decision.floor:
+            self.floor = _FLOOR + 4 * probe.initrd_size(root) + blocks // 64
         known = probe.resources(root) if steps else []
         self._kernel = [area for area, name in known if name.startswith("Kernel ")]
         self._ram = [area for area, name in known if name.startswith("System RAM")]

@@ -53,7 +53,7 @@ def _boot(root: str) -> int:
     snapshot = probe.read_snapshot(root, open_luo=policy.open_luo)
     snapshot = snapshot._replace(facts={**snapshot.facts, "auto_online": before})
     snapshot = snapshot._replace(notes=(*snapshot.notes, *probe.onlined_early(root, snapshot)))
-    decision = _decide(root, policy, snapshot)
+    decision, policies = _decide(root, policy, snapshot)
     record.write(root, record.record_text(snapshot, decision, None))
     for line in record.summary(decision):
         apply.say(root, _NOTICE, line)
@@ -66,7 +66,8 @@ def _boot(root: str) -> int:
         apply.say(root, _WARNING, "safemem.dry_run on the command line: nothing of this is done")
         return 0
     if decision.action in FINAL:
-        _count(root, policy, snapshot, False, must=True)
+        for text in _count(root, policies, snapshot, False, must=decision.action == "reboot"):
+            apply.say(root, _WARNING, text)
         return _end(root, decision.action, decision.message)
     word = apply.ONLINE_WORD[decision.arrivals] if decision.arrivals else "hold"
     record.write(root, record.arrivals_text(decision, word), record.ARRIVALS)
@@ -95,7 +96,13 @@ def _boot(root: str) -> int:
     totals = account.totals(shares)
     short = _shortfall(decision, result, problems, totals)
     ends = bool(short) and decision.on_shortfall != "continue"
-    problems += _count(root, policy, snapshot, decision.action == "online-all" and not ends, must=ends)
+    problems += _count(
+        root,
+        policies,
+        snapshot,
+        decision.action == "online-all" and not ends,
+        must=ends and decision.on_shortfall == "reboot",
+    )
     record.write(
         root,
         record.record_text(
@@ -124,16 +131,18 @@ def _boot(root: str) -> int:
     return 0
 
 
-def _count(root: str, policy: Policy, snapshot: Snapshot, whole: bool, must: bool) -> "list[str]":
-    """Keep count of boots in a row that did not online all memory, if the policy asks and firmware can keep it.
+def _count(root: str, policies: "tuple[Policy, ...]", snapshot: Snapshot, whole: bool, must: bool) -> "list[str]":
+    """Keep count of boots in a row that did not online all memory, if a policy asks and firmware can keep it.
 
     Returns what went wrong, one sentence.
 
     Raises:
-        OSError: it `must` be counted, because this boot ends and would find the same state again.
+        OSError: it `must` be counted, because a reboot would find the same state again. Panic and halt end as decided:
+            what `on_failure` says instead could be a reboot.
     """
     fact = snapshot.facts["boot_attempts"]
-    if fact.source != probe.ATTEMPTS or not any(c.fact == "boot_attempts" for rule in policy.rules for c in rule.when):
+    asked = (c.fact for policy in policies for rule in policy.rules for c in rule.when)
+    if fact.source != probe.ATTEMPTS or "boot_attempts" not in asked:
         return []
     number = 0 if whole else (fact.value if isinstance(fact.value, int) else 0) + 1
     # Flash wears off: what is there already is not written again.
@@ -145,8 +154,8 @@ def _count(root: str, policy: Policy, snapshot: Snapshot, whole: bool, must: boo
 
 def _shortfall(decision: Decision, result: apply.Result, problems: "list[str]", totals: "dict[str, int]") -> str:
     """Return in which way less was reached than was decided, or nothing."""
-    if decision.exposed_max:
-        whole, exposed = sum(totals.values()), totals["exposed"]
+    whole, exposed = sum(totals.values()), totals["exposed"]
+    if decision.exposed_max and whole:  # without a block in the account, nothing shows that the limit is kept
         limit = parse_limit(decision.exposed_max, whole)
         if exposed > limit:
             allowed = f"{decision.exposed_max}, {size_text(limit)}"
@@ -158,8 +167,9 @@ def _shortfall(decision: Decision, result: apply.Result, problems: "list[str]", 
     return problems[0] if problems and not decision.arrivals else ""
 
 
-def _decide(root: str, policy: Policy, snapshot: Snapshot) -> Decision:
-    """Return what the policy says, or the one that `safemem.policy=NAME` names, which may only be stricter."""
+def _decide(root: str, policy: Policy, snapshot: Snapshot) -> "tuple[Decision, tuple[Policy, ...]]":
+    """Return what the policy says, or the one that `safemem.policy=NAME` names, which may only be stricter; and both."""
+    policies: "tuple[Policy, ...]" = (policy,)
     decision = engine.decide(policy, snapshot)
     for item in snapshot.overrides:
         what, _, name = item.partition("=")
@@ -169,11 +179,12 @@ def _decide(root: str, policy: Policy, snapshot: Snapshot) -> Decision:
         # Compared, never opened by the name: nothing that is written on a command line leads elsewhere.
         if f"{name}.json" in (os.listdir(path) if os.path.isdir(path) else ()):
             named = compiled.load(_read(os.path.join(path, f"{name}.json")), f"{POLICIES}/{name}.json")
+            policies = (*policies, named)
             decision = engine.choose(decision, engine.decide(named, snapshot), policy.allow_cmdline_override)
         else:
             text = f"safemem.policy={name} on the command line is ignored: no policy of that name is built in"
             decision = decision._replace(warnings=(text, *decision.warnings))
-    return decision
+    return decision, policies
 
 
 def _guard_now(root: str, snapshot: Snapshot) -> "Range | None":

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from safemem import apply, boot, capture, compiled, engine, probe, record
-from safemem.model import Blocks, Condition, Failure, Policy, Rule, Term
+from safemem import account, apply, boot, capture, compiled, engine, probe, record
+from safemem.model import DERIVED, FACTS, Blocks, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
 from tests.fakes import make_root
 
 
@@ -618,6 +618,45 @@ def test_a_reboot_that_cannot_be_counted_is_none(tmp_path: Path) -> None:
     assert boot.main(["--root", str(root)]) == 1
     assert "cannot decide: " in kmsg(root) and "so boots are not counted" in kmsg(root)
     assert (root / apply.SYSRQ).read_text() == ""
+
+
+def test_a_halt_that_cannot_be_counted_is_one(tmp_path: Path) -> None:
+    """Only a reboot needs the count: a halt must not become what `on_failure` says, which may be a reboot."""
+    root, variable = counting(tmp_path, "online-safe")
+    asked = Condition("boot_attempts", ((Term("<", 2),), (Term("is", "unknown"),)))
+    (root / boot.POLICY).write_bytes(compiled.dump(Policy(
+        "t", (Rule("stop", "halt", (asked,)),), Rule("otherwise", "online-safe"), Failure("reboot"), ("none",),
+    )))  # fmt: skip
+    variable.symlink_to("/proc/version")
+
+    assert boot.main(["--root", str(root)]) == 5
+    assert "so boots are not counted" in kmsg(root) and "cannot decide" not in kmsg(root)
+
+
+def test_boots_are_counted_for_the_policy_that_the_command_line_names(tmp_path: Path) -> None:
+    """Its bound would never be reached otherwise: a reboot without end."""
+    root, variable = counting(tmp_path, "online-all")
+    again = (root / boot.POLICY).read_bytes()
+    never = Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),))
+    calm = Policy("calm", (never,), Rule("otherwise", "online-all"), Failure("panic"), ("none",))
+    (root / boot.POLICY).write_bytes(compiled.dump(calm))
+    (root / boot.POLICIES).mkdir()
+    (root / boot.POLICIES / "again.json").write_bytes(again)
+    line = root / "proc/cmdline"
+    line.write_text(f"{line.read_text().strip()} safemem.policy=again\n")
+    for number in (1, 2):
+        assert boot.main(["--root", str(root)]) == 1
+        assert variable.read_bytes() == b"\7\0\0\0" + number.to_bytes(4, "little")
+    assert boot.main(["--root", str(root)]) == 0
+
+
+def test_a_limit_is_not_kept_by_an_empty_account() -> None:
+    """Where the blocks cannot be read after the work, a refusal is a shortfall, whatever the limit."""
+    root = Rule("otherwise", "online-safe", on_shortfall="halt", exposed_max="99%")
+    snapshot = Snapshot({name: Fact("unknown", "") for name in FACTS if name not in DERIVED}, 0, (), (), "", ())
+    decision = engine.decide(Policy("t", (), root, Failure("panic"), ("none",)), snapshot)
+    result = apply.Result(0, 0, 0, ("blocks 1-1 could not be taken offline",), True)
+    assert "could not be taken offline" in boot._shortfall(decision, result, [], dict.fromkeys(account.KINDS, 0))
 
 
 def test_firmware_is_left_alone_where_no_rule_asks(tmp_path: Path) -> None:
