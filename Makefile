@@ -50,12 +50,12 @@ kernels: $(VENV)/.test
 
 # For Debian 12 and 13, into build/.
 deb: $(VENV)/.test
-	$(BIN)/python debian/build.py bookworm
-	$(BIN)/python debian/build.py trixie
+	$(BIN)/python packages/deb.py bookworm
+	$(BIN)/python packages/deb.py trixie
 
 # For distributions that have dracut and pydantic 2, into build/.
 rpm: $(VENV)/.test
-	$(BIN)/python rpm/build.py
+	$(BIN)/python packages/rpm.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy safemem tests

@@ -11,9 +11,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem import account, boot, engine, record
+from safemem.boot import account, engine, record
+from safemem.boot import main as boot
+from safemem.boot.model import ACTIONS, Blocks, Failure, Policy, Range, Rule, merge_ranges
 from safemem.cli import main
-from safemem.model import ACTIONS, Blocks, Failure, Policy, Range, Rule, merge_ranges
 from tests.fakes import BLOCK, make_root
 from tests.test_boot import install
 from tests.test_engine import block_runs, snapshot

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from safemem import account, apply, boot, capture, compiled, engine, probe, record
-from safemem.model import DERIVED, FACTS, Blocks, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
+from safemem.boot import account, apply, compiled, engine, probe, record
+from safemem.boot import main as boot
+from safemem.boot.model import DERIVED, FACTS, Blocks, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
+from safemem.host import reader
 from tests.fakes import make_root
 
 
@@ -570,7 +572,7 @@ def test_capture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert boot.main(["--root", str(root), "capture"]) == 0
 
-    snapshot = capture.snapshot_from_text(capsys.readouterr().out, "capture")
+    snapshot = reader.snapshot_from_text(capsys.readouterr().out, "capture")
     assert snapshot.facts["handover"].value == "rejected"
     assert not (root / "run").exists()
 

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from safemem import boot, doctor, probe, record
+from safemem.boot import main as boot
+from safemem.boot import probe, record
+from safemem.boot.model import Rule
 from safemem.cli import main
-from safemem.cpio import Archive
-from safemem.model import Rule
+from safemem.host import doctor
+from safemem.initramfs.cpio import Archive
 from tests.fakes import make_root
 from tests.test_boot import guarded, install
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem import engine
-from safemem.model import (
+from safemem.boot import engine
+from safemem.boot.model import (
     ACTIONS,
     DERIVED,
     FACTS,

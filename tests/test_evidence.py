@@ -14,9 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 from prometheus_client.parser import text_string_to_metric_families
 
-from safemem import boot, evidence, history, journal, metrics, record, standing
+from safemem.boot import main as boot
+from safemem.boot import record
+from safemem.boot.model import Rule
 from safemem.cli import main
-from safemem.model import Rule
+from safemem.host import history, journal, metrics, previous, standing
 from tests.fakes import make_root
 from tests.test_boot import install
 
@@ -201,7 +203,7 @@ def test_last_words_of_an_older_boot(root: Path) -> None:
 def test_what_counts_as_last_words(tmp_path: Path, text: str, found: tuple[str, str] | None) -> None:
     """Only the line with which safemem ends a boot counts; the summary of a decision, also of a dry run, does not."""
     crash(tmp_path, text)
-    ending = evidence.last_words(str(tmp_path))
+    ending = previous.last_words(str(tmp_path))
 
     assert (ending and (ending.action, ending.reason)) == found
 
@@ -214,7 +216,7 @@ def test_last_words_in_pieces(tmp_path: Path) -> None:
     crash(tmp_path, "Panic#1 Part1\n" + last, "sys/fs/pstore/dmesg-efi_pstore-170001", now)
     crash(tmp_path, "<8>[    1.0] safemem: halt: long ago\n", "sys/fs/pstore/dmesg-efi_pstore-160001", now - 999)
     crash(tmp_path, CRASH, "sys/fs/pstore/dmesg-ramoops-0.enc.z", now + 5)
-    ending = evidence.last_words(str(tmp_path))
+    ending = previous.last_words(str(tmp_path))
 
     assert ending and ending.file.endswith("170001")
     assert [line[:9] for line in ending.lines] == ["panic: ha", "handover ", "panic: ha"]
@@ -224,7 +226,7 @@ def test_a_crash_is_named_before_a_console(tmp_path: Path) -> None:
     """The console's file is as old as its mount; the dump beside it tells when it happened."""
     crash(tmp_path, at=time.time() - 60)
     crash(tmp_path, CRASH, "sys/fs/pstore/console-ramoops-0")
-    ending = evidence.last_words(str(tmp_path))
+    ending = previous.last_words(str(tmp_path))
 
     assert ending and ending.file.endswith("dmesg-ramoops-0")
 

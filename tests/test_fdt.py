@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem.fdt import FdtError, parse
+from safemem.boot.fdt import FdtError, parse
 from tests.fakes import fdt
 
 GOOD = fdt(("LUO", "kexec-metadata"))

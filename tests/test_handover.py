@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safemem import handover, probe, record
+from safemem.boot import handover_args, probe, record
+from safemem.boot.handover_args import Ground
+from safemem.boot.model import Range
 from safemem.cli import main
-from safemem.handover import Ground
-from safemem.model import Range
 from tests.fakes import make_root
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -58,7 +58,7 @@ def ground(
 )  # fmt: skip
 def test_best_guard(machine: Ground, expected: Range) -> None:
     """The largest piece that nothing touches, and no more than leaves room."""
-    assert handover.best_guard(machine) == expected
+    assert handover_args.best_guard(machine) == expected
 
 
 @st.composite
@@ -120,8 +120,8 @@ class EarlyAllocator:
 def test_a_guard_never_fails(machine: Ground, dice: random.Random) -> None:
     """On any machine a rejecting kernel can reserve it, wherever in scratch its image lies, and has room to run."""
     try:
-        guard = handover.best_guard(machine)
-    except handover.CannotSay:
+        guard = handover_args.best_guard(machine)
+    except handover_args.CannotSay:
         return
     for _ in range(3):
         image = None
@@ -159,9 +159,9 @@ def test_no_larger_guard_is_missed(machine: Ground) -> None:
     total = sum(a.end - a.start for a in machine.ram)
     room = 192 * MIB + total // 64 + machine.kernel + 4 * machine.initrd
     try:
-        guard = handover.best_guard(machine)
+        guard = handover_args.best_guard(machine)
         found = guard.end - guard.start
-    except handover.CannotSay:
+    except handover_args.CannotSay:
         found = 0
     low = sum(max(0, min(a.end, 4 * GIB) - a.start) for a in machine.ram)
     # Less a node's top, which a range may end at; with memory beyond 4 GiB some has to stay free below it.
@@ -310,7 +310,7 @@ def test_kexec_command(tmp_path: Path, cmdline: str) -> None:
 @given(st.text(st.characters(codec="ascii", exclude_characters="\0"), min_size=1))
 def test_quoting(text: str) -> None:
     """Any word comes through a shell as it was."""
-    assert shlex.split(handover._quoted(text)) == [text]
+    assert shlex.split(handover_args._quoted(text)) == [text]
 
 
 @pytest.mark.parametrize(
@@ -395,10 +395,10 @@ def test_the_archives_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "image").write_bytes(b"x")
     words = ["--root", str(root), "--kernel", str(tmp_path / "image")]
     for more in ([], ["--kexec-command"]):
-        assert handover.main([*words, *more]) == 0
+        assert handover_args.main([*words, *more]) == 0
         assert capsys.readouterr().out == invoke(root, *words[2:], *more)[1]
-    assert handover.main(["--root", str(root), "--kexec-command"]) == 2
-    assert handover.main(["--nonsense"]) == 2
+    assert handover_args.main(["--root", str(root), "--kexec-command"]) == 2
+    assert handover_args.main(["--nonsense"]) == 2
     assert "usage: handover-args" in capsys.readouterr().err
     (root / probe.IOMEM).unlink()
-    assert handover.main(["--root", str(root)]) == 1
+    assert handover_args.main(["--root", str(root)]) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from safemem import history
+from safemem.host import history
 from tests.fakes import make_root
 
 

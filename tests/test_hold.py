@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from safemem import apply, boot, history, probe, releasing, standing
+from safemem.boot import apply, probe
+from safemem.boot import main as boot
+from safemem.boot.model import Decision, Range, Rule, parse_range
 from safemem.cli import main
-from safemem.model import Decision, Range, Rule, parse_range
+from safemem.host import history, release, standing
 from tests.fakes import make_root
 from tests.test_boot import guarded, install
 
@@ -182,7 +184,7 @@ def test_word_of_a_release_is_on_the_disk_before_the_first_block(root: Path, mon
         raise SystemExit(0)
 
     monkeypatch.setattr(apply, "carry_out", cut)
-    monkeypatch.setattr(releasing, "_note", once(releasing._note))
+    monkeypatch.setattr(release, "_note", once(release._note))
     run(root, "release", "--reason", "guests moved away")
     assert [item["state"] for item in seen[0]] == ["begun"]
     assert "(begun, not finished) at" in run(root, "status").stdout
@@ -273,10 +275,10 @@ def test_a_guard_is_given_back_from_its_end(tmp_path: Path, ranges: tuple[str, .
     found = standing.read(str(root))
     areas = tuple(map(parse_range, ranges))
     if "only" in tail:
-        with pytest.raises(releasing.NotPossible, match="START-0x4fffffff, with a START from 0x10000000 up"):
-            releasing.plan(found, areas, "movable")
+        with pytest.raises(release.NotPossible, match="START-0x4fffffff, with a START from 0x10000000 up"):
+            release.plan(found, areas, "movable")
         return
-    what = releasing.plan(found, areas, "movable")
+    what = release.plan(found, areas, "movable")
     steps = [str(Range(step.start, step.end)) for step in what.decision.steps if step.op == "release-guard"]
     assert steps == ([tail] if tail else [])
 
@@ -303,10 +305,10 @@ def test_progress_covers_the_guard(tmp_path: Path) -> None:
     install(root, otherwise=Rule("otherwise", "online-safe"))
     assert boot.main(["--root", str(root)]) == 0
     found = standing.read(str(root))
-    what = releasing.plan(found, (parse_range("0x20000000-0x1ffffffff"),), "movable")
+    what = release.plan(found, (parse_range("0x20000000-0x1ffffffff"),), "movable")
     signs: list[str] = []
     first = root / "sys/devices/system/memory/memory32/state"
-    releasing.carry_out(str(root), found, what, "x", 0, lambda: signs.append(first.read_text().strip()))
+    release.carry_out(str(root), found, what, "x", 0, lambda: signs.append(first.read_text().strip()))
 
     # What the guard gives back is there before anything is onlined.
     assert signs[:3] == ["offline"] * 3

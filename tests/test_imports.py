@@ -1,89 +1,134 @@
 # SPDX-License-Identifier: MIT
-"""The boot path imports the standard library only, and little of it."""
+"""Folders are rules: what each may import is read from its sources, imports inside of functions included."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent / "safemem"
-BOOT_PATH = {"safemem"} | {
-    f"safemem.{name}"
-    for name in (
-        "account",
-        "apply",
-        "boot",
-        "compiled",
-        "engine",
-        "fdt",
-        "model",
-        "plainjson",
-        "probe",
-        "record",
-        "tuples",
-    )
-}
-#: What those modules may name in an import statement.
-ALLOWED = {
-    "__future__",
-    "os",
-    "sys",
-    "time",
-    "_json",
-    "_signal",
-    "struct",
-    "binascii",
-    "zlib",
-    "_sha2",
-    "_sha256",
-    "hashlib",
-}
+import pytest
 
-_LIST_IMPORTS = """
-import builtins, json, sys
+PACKAGE = Path(__file__).resolve().parent.parent / "safemem"
+#: Folder -> the folders that it may import beside itself. No arrow goes back.
+ROOMS: dict[str, set[str]] = {
+    "boot": set(),
+    "realroot": {"boot"},
+    "policy": {"boot"},
+    "initramfs": {"boot", "realroot"},
+    "outgoing": {"boot", "initramfs"},
+    "host": {"boot", "realroot", "policy", "initramfs"},
+    "render": {"boot", "policy", "host"},
+    "cli": {"boot", "realroot", "policy", "initramfs", "outgoing", "host", "render"},
+}
+#: What the boot half may name of the standard library; `hashlib` only where an interpreter lacks its core.
+BOOT_LIBRARY = {
+    "__future__", "os", "sys", "time", "_json", "_signal", "struct", "binascii", "zlib", "fcntl", "_sha2", "_sha256", "hashlib", "json",
+}  # fmt: skip
+#: Names that exist for the type checker only.
+TYPING = {"typing", "collections.abc"}
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield every module that the source at `path` names in an import, and whether only a type checker sees that."""
+    tree = ast.parse(path.read_text())
+    checked = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((item.name, id(node) in checked) for item in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: imports are absolute"
+            if node.module == "safemem" or node.module in {f"safemem.{room}" for room in ROOMS}:
+                yield from ((f"{node.module}.{item.name}", id(node) in checked) for item in node.names)
+            else:
+                yield node.module, id(node) in checked
+
+
+def sources(room: str) -> list[Path]:
+    """Return the sources of a folder."""
+    return sorted((PACKAGE / room).rglob("*.py"))
+
+
+def test_every_folder_has_a_rule() -> None:
+    """Nothing lies beside the rooms, and importing the package or a room costs nothing."""
+    found = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+
+    assert found == {*ROOMS, "__init__.py"}
+    assert [path for path in PACKAGE.glob("*/__init__.py") if path.read_bytes() and path.parent.name != "cli"] == []
+    assert (PACKAGE / "__init__.py").read_bytes() == b""
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows(room: str) -> None:
+    """Each folder imports itself and the folders below it, also inside of functions and for types."""
+    allowed = {room, *ROOMS[room]}
+    for path in sources(room):
+        for name, _ in imports(path):
+            if name.split(".")[0] == "safemem":
+                assert name.split(".")[1] in allowed, f"{path}: {name}"
+
+
+def test_the_boot_half_imports_little() -> None:
+    """What boots names a handful of modules of the standard library."""
+    for path in sources("boot"):
+        for name, checked in imports(path):
+            assert name.startswith("safemem.boot.") or name in (TYPING if checked else BOOT_LIBRARY), f"{path}: {name}"
+
+
+def test_the_real_root_imports_the_standard_library() -> None:
+    """What runs on the distribution's interpreter, whatever else is broken there, needs nothing installed."""
+    for path in sources("realroot"):
+        for name, _ in imports(path):
+            assert name.split(".")[0] in {"safemem", *sys.stdlib_module_names}, f"{path}: {name}"
+
+
+_LOADED = """
+import json, sys
 sys.path.insert(0, sys.argv[1])
-named, real = set(), builtins.__import__
-def spy(name, globals=None, *rest, **more):
-    if globals and str(globals.get("__name__", "")).split(".")[0] == "safemem":
-        named.add(name)
-    return real(name, globals, *rest, **more)
-builtins.__import__ = spy
-import safemem.boot
-print(json.dumps([sorted(named), sorted(m for m in sys.modules if m.split(".")[0] == "safemem")]))
+before = set(sys.modules)
+import safemem.boot.main
+print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 
-def test_boot_path_imports() -> None:
-    """In a fresh isolated interpreter, boot.py loads only the upper half, which names only what is allowed."""
-    out = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _LIST_IMPORTS, str(PACKAGE.parent)],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    named, loaded = json.loads(out)
+def test_the_boot_program_starts_with_nothing_else() -> None:
+    """In a fresh isolated interpreter the boot program loads its own folder, and none of what takes long."""
+    words = [sys.executable, "-I", "-S", "-c", _LOADED, str(PACKAGE.parent)]
+    loaded = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
-    assert set(loaded) == BOOT_PATH
-    assert {name for name in named if name.split(".")[0] != "safemem"} <= ALLOWED
+    assert not set(loaded) & {
+        "typing",
+        "enum",
+        "re",
+        "json",
+        "collections",
+        "dataclasses",
+        "pathlib",
+        "subprocess",
+        "hashlib",
+    }
+    assert {name for name in loaded if name.startswith("safemem.")} <= {
+        "safemem.boot", *(f"safemem.boot.{path.stem}" for path in sources("boot")),
+    }  # fmt: skip
 
 
 def test_nothing_on_the_boot_path_asserts() -> None:
     """The archive's bytecode has no assertions, so none may be relied on."""
-    for name in BOOT_PATH - {"safemem"}:
-        assert "\n    assert " not in (PACKAGE / f"{name.partition('.')[2]}.py").read_text()
-
-
-def test_importing_the_package_costs_nothing() -> None:
-    """safemem/__init__.py is empty."""
-    assert (PACKAGE / "__init__.py").read_bytes() == b""
+    for path in sources("boot"):
+        assert not [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)], path
 
 
 def test_no_codec_that_the_archive_lacks() -> None:
     """The archive carries UTF-8 alone of the codecs that a text file can be opened with."""
-    for name in (*BOOT_PATH, "safemem.handover"):
-        path = PACKAGE.parent / f"{name.replace('.', '/')}.py"
-        text = path.read_text() if path.exists() else ""
-        assert set(re.findall(r"encoding=\"(.*?)\"", text)) <= {"utf-8"}, name
+    for path in sources("boot"):
+        assert set(re.findall(r"encoding=\"(.*?)\"", path.read_text())) <= {"utf-8"}, path

@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from safemem import compiled, image, initramfs, initrd, operator, policy
+from safemem.boot import compiled
+from safemem.boot.model import Failure
 from safemem.cli import main
-from safemem.cpio import Archive
-from safemem.model import Failure
+from safemem.initramfs import build, check, unpack
+from safemem.initramfs.cpio import Archive
+from safemem.policy import installed, language
 
 ROOT = Path(__file__).resolve().parent.parent
 POLICY = ROOT / "policies/live-update-host.toml"
-HOOK = ROOT / "initramfs-tools/safemem"
+FILES = ROOT / "safemem/initramfs/files"
+HOOK = FILES / "initramfs-tools/safemem"
 LINE = "run_scripts /scripts/init-top"
 
 
@@ -36,13 +39,13 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 def base() -> dict[str, bytes]:
     """Return what every initramfs with safemem has."""
-    data = compiled.dump(policy.read(POLICY))
-    return {f"{image.PREFIX}/policy.json": data, f"{image.PREFIX}/boot": b"#!/bin/sh\n"}
+    data = compiled.dump(language.read(POLICY))
+    return {f"{build.PREFIX}/policy.json": data, f"{build.PREFIX}/boot": b"#!/bin/sh\n"}
 
 
 def units(action: str = "panic") -> dict[str, bytes]:
     """Return the units of an initramfs with systemd."""
-    return {**initramfs.unit_files(Failure(action)), "usr/lib/systemd/systemd": b""}
+    return {**check.unit_files(Failure(action)), "usr/lib/systemd/systemd": b""}
 
 
 def unified(section: bytes, data: bytes) -> bytes:
@@ -56,44 +59,44 @@ def unified(section: bytes, data: bytes) -> bytes:
 
 def test_unified_kernel_image() -> None:
     """Its initrd is read, an appended archive with units included; one that is cut off or has none is said to be."""
-    data = archive({"usr/lib/systemd/systemd": b""}) + archive({**base(), **initramfs.unit_files(Failure("panic"))})
-    found = initramfs.inside(unified(b".initrd", data))
+    data = archive({"usr/lib/systemd/systemd": b""}) + archive({**base(), **check.unit_files(Failure("panic"))})
+    found = check.inside(unified(b".initrd", data))
 
     assert found is not None and (found.start, found.fault) == ("systemd", "")
-    with pytest.raises(initrd.Unreadable, match="cut off"):
-        initramfs.inside(unified(b".initrd", data)[:-600])
+    with pytest.raises(unpack.Unreadable, match="cut off"):
+        check.inside(unified(b".initrd", data)[:-600])
     for broken in (unified(b".text", data), b"MZ" + bytes(600)):
-        with pytest.raises(initrd.Unreadable, match=r"without an \.initrd section|a program for DOS"):
-            initramfs.inside(broken)
+        with pytest.raises(unpack.Unreadable, match=r"without an \.initrd section|a program for DOS"):
+            check.inside(broken)
 
 
 def test_nothing_inside() -> None:
     """An image without safemem."""
-    assert initramfs.inside(archive({"init": b"#!/bin/sh\n"})) is None
+    assert check.inside(archive({"init": b"#!/bin/sh\n"})) is None
 
 
 @pytest.mark.parametrize(
     ("files", "start", "fault"),
     [
         (units(), "systemd", ""),
-        ({"init": f"mount\n{initramfs._GATE}\n{LINE}\n".encode()}, "initramfs-tools", ""),
+        ({"init": f"mount\n{check._GATE}\n{LINE}\n".encode()}, "initramfs-tools", ""),
         ({"var/lib/dracut/hooks/cmdline/00-gate.sh": b"", "var/lib/dracut/hooks/cmdline/01-x.sh": b""}, "dracut", ""),
         ({"lib/dracut/hooks/cmdline/00-gate.sh": b"", "lib/dracut/hooks/cmdline/00-a.sh": b""}, "dracut", "the hook 00-a.sh runs before it"),
-        ({"init": f"{LINE}\n{initramfs._GATE}\n".encode()}, "initramfs-tools", "/init does not run"),
+        ({"init": f"{LINE}\n{check._GATE}\n".encode()}, "initramfs-tools", "/init does not run"),
         ({path: data for path, data in units().items() if "udevd" not in path}, "systemd", "systemd-udevd.service.d/50-safemem.conf is missing"),
         ({"init": b"#!/bin/sh\n/usr/lib/safemem/boot || exit\n"}, "init", ""),
         ({**units(), "usr/lib/systemd/systemd": None, "init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
         ({"init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
-        ({**units(), f"{image.PREFIX}/boot": None}, "systemd", "usr/lib/safemem/boot is missing"),
+        ({**units(), f"{build.PREFIX}/boot": None}, "systemd", "usr/lib/safemem/boot is missing"),
     ],
 )  # fmt: skip
 def test_inside(files: dict[str, bytes | None], start: str, fault: str) -> None:
     """How it is started, and what would let something come before it."""
     everything = {path: data for path, data in {**base(), **files}.items() if data is not None}
-    found = initramfs.inside(archive(everything))
+    found = check.inside(archive(everything))
 
     assert found is not None
-    assert (found.policy, found.digest) == ("live-update-host", policy.read(POLICY).digest)
+    assert (found.policy, found.digest) == ("live-update-host", language.read(POLICY).digest)
     assert found.start == start
     assert fault in found.fault if fault else found.fault == ""
 
@@ -112,13 +115,13 @@ def test_unit(action: str, line: str) -> None:
     assert "ExecStart=/usr/lib/safemem/boot" in lines
     assert not [item for item in lines if item.startswith("Condition")]
     before = {name for item in lines if item.startswith("Before=") for name in item.removeprefix("Before=").split()}
-    assert {*initramfs.GUARDED, "dracut-cmdline.service", "dracut-pre-udev.service"} <= before
+    assert {*check.GUARDED, "dracut-cmdline.service", "dracut-pre-udev.service"} <= before
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_units_verify(tmp_path: Path) -> None:
     """systemd itself understands every line."""
-    for path, data in initramfs.units(Failure("reboot")).items():
+    for path, data in check.units(Failure("reboot")).items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(data.replace(b"/usr/lib/safemem/boot", b"/bin/true"))
     result = subprocess.run(
@@ -148,7 +151,7 @@ def test_hook(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert init.decode().splitlines() == ["#!/bin/sh", "maybe_break top", ". /usr/lib/safemem/gate.sh", LINE, "load_modules"]  # fmt: skip
     assert (tmp_path / "tree/called").read_text() == f"initramfs tree {tmp_path / 'tree'}\n"
-    found = initramfs.inside(archive({**base(), "init": init}))
+    found = check.inside(archive({**base(), "init": init}))
     assert found is not None and (found.start, found.fault) == ("initramfs-tools", "")
 
 
@@ -166,13 +169,13 @@ def test_shellcheck() -> None:
     """Hooks and gate are what they say they are."""
     if shutil.which("shellcheck") is None and not os.environ.get("CI"):
         pytest.skip("shellcheck is not installed")
-    subprocess.run(["shellcheck", HOOK, ROOT / "dracut/module-setup.sh", ROOT / "initramfs/gate.sh"], check=True)
+    subprocess.run(["shellcheck", HOOK, FILES / "dracut/module-setup.sh", FILES / "gate.sh"], check=True)
 
 
 @pytest.mark.parametrize(("action", "keys"), [("panic", "c b"), ("reboot", "b c"), ("halt", "")])
 def test_gate(tmp_path: Path, action: str, keys: str) -> None:
     """Returns to the init that sources it if the wrapper said so; otherwise writes the keys and never returns."""
-    text = image.gate(Failure(action)).decode()
+    text = build.gate(Failure(action)).decode()
     for path in ("/usr/lib/safemem/boot", "/dev/kmsg", "/proc/sysrq-trigger"):
         assert path in text
         text = text.replace(path, f"{tmp_path}{path.replace('/usr/lib/safemem', '')}")
@@ -210,8 +213,8 @@ def test_tree_and_units(tmp_path: Path) -> None:
     assert (made.exit_code, also.exit_code) == (0, 0), made.output + also.output
     files = {str(path.relative_to(tmp_path / "tree")): path.read_bytes() for path in (tmp_path / "tree").rglob("*") if path.is_file()}  # fmt: skip
     assert (tmp_path / "tree/usr/lib/safemem/boot").stat().st_mode & 0o777 == 0o755
-    found = initramfs.inside(archive({**files, "usr/lib/systemd/systemd": b""}))
-    assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", policy.read(mine).digest)
+    found = check.inside(archive({**files, "usr/lib/systemd/systemd": b""}))
+    assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", language.read(mine).digest)
 
     mine.chmod(0o664)
     refused = runner.invoke(main, ["initramfs", "tree", str(tmp_path / "tree"), "--policy", str(mine)])
@@ -222,7 +225,7 @@ def test_tree_and_units(tmp_path: Path) -> None:
 def operator_refuses(folder: Path) -> bool:
     """Return whether files in `folder` could be written by others for a reason that is not ours."""
     try:
-        operator.trusted(folder)
-    except operator.Untrusted:
+        installed.trusted(folder)
+    except installed.Untrusted:
         return True
     return False

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safemem import initrd
-from safemem.cpio import Archive
+from safemem.initramfs import unpack
+from safemem.initramfs.cpio import Archive
 
 
 def archive(**files: bytes) -> bytes:
@@ -62,7 +62,7 @@ def test_every_packing(packer: str) -> None:
     data = archive(early=b"1", a__same=b"old") + bytes(8192) + pack(archive(a__same=b"new", a__big=NOISE, x=b"x"))
     data += bytes(-len(data) % 4) + archive(a__late=b"3", x=b"y") + bytes(512)
 
-    assert initrd.find(data, ["early", "a/", "x", "absent"]) == {
+    assert unpack.find(data, ["early", "a/", "x", "absent"]) == {
         "early": b"1", "a/same": b"new", "a/big": NOISE, "a/late": b"3", "x": b"y",
     }  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_links_folders_and_spelling() -> None:
     cpio.symlink("l", "usr/lib")
     cpio.close()
 
-    assert initrd.find(out.getvalue(), ["l", "d"]) == {"l": b"usr/lib"}
+    assert unpack.find(out.getvalue(), ["l", "d"]) == {"l": b"usr/lib"}
 
 
 def test_what_cpio_writes(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_what_cpio_writes(tmp_path: Path) -> None:
     (tmp_path / "t/f").write_text("hi")
     made = program("sh", "-c", f"cd {tmp_path} && find . | cpio -o -H newc --quiet")(b"")
 
-    assert initrd.find(made, ["t/f"]) == {"t/f": b"hi"}
+    assert unpack.find(made, ["t/f"]) == {"t/f": b"hi"}
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_what_cpio_writes(tmp_path: Path) -> None:
 )
 def test_damaged(data: bytes, says: str) -> None:
     """What cannot be read to its end is an error with its place, never an image without the file."""
-    with pytest.raises(initrd.Unreadable) as error:
-        initrd.find(data, ["b"])
+    with pytest.raises(unpack.Unreadable) as error:
+        unpack.find(data, ["b"])
     assert says in str(error.value)
 
 
@@ -112,8 +112,8 @@ def test_a_missing_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without zstd the image is unreadable, and the message says what to install."""
     data = PACKERS["zstd"](archive(a=b"1"))
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(initrd.Unreadable, match="packed with zstd, and the program zstd is not installed"):
-        initrd.find(data, ["a"])
+    with pytest.raises(unpack.Unreadable, match="packed with zstd, and the program zstd is not installed"):
+        unpack.find(data, ["a"])
 
 
 @settings(max_examples=300, deadline=None)
@@ -121,5 +121,5 @@ def test_a_missing_program(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_bytes(tail: bytes, kind: int) -> None:
     """Whatever the image holds, there is an answer or `Unreadable`."""
     head = (b"", b"070701", b"\x1f\x8b\x08\0\0\0\0\0\0\xff", b"\xfd7zXZ\0", archive(a=b"1"), b"BZh9")[kind]
-    with contextlib.suppress(initrd.Unreadable):
-        initrd.find(head + tail, ["a"])
+    with contextlib.suppress(unpack.Unreadable):
+        unpack.find(head + tail, ["a"])

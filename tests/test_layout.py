@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from safemem import handover, layout, probe
+from safemem.boot import handover_args, probe
+from safemem.boot.handover_args import CannotSay, Ground
+from safemem.boot.model import Range
 from safemem.cli import main
-from safemem.handover import CannotSay, Ground
-from safemem.model import Range
+from safemem.outgoing import layout
 from tests.test_handover import machine
 
 MIB = 1 << 20
@@ -57,7 +58,7 @@ def test_one_guard_covers_most(ram: tuple[Range, ...], nodes: tuple[Range, ...],
             for size, end in ((found, ram[0].end), (rest, ram[-1].end)):
                 top = end - early - (size + image - 1 if image else 0)
                 scratch += [Range(top - size, top)] if size else []
-            best = handover.best_guard(ground._replace(scratch=tuple(sorted(scratch))))
+            best = handover_args.best_guard(ground._replace(scratch=tuple(sorted(scratch))))
             assert best.end - best.start >= promised > 0
 
 

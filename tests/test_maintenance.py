@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from safemem import boot, maintenance, record
+from safemem.boot import main as boot
+from safemem.boot import record
+from safemem.boot.model import Rule
 from safemem.cli import main
-from safemem.model import Rule
+from safemem.realroot import maintenance
 from tests.fakes import make_root
 from tests.test_boot import install
 
 HERE = Path(__file__).resolve().parent.parent
-PACKAGE = str(HERE)
+PACKAGE = str(Path(maintenance.__file__).parent.parent.parent)
 MESSAGE = r"lost: \\d is no escape"
 
 
@@ -82,7 +84,7 @@ def test_generator(tmp_path: Path, enter: str, dry: bool, there: bool) -> None:
     (units / "multi-user.target.wants").mkdir(parents=True)
     for name in ("ssh.service", "guests.service"):
         (units / "multi-user.target.wants" / name).touch()
-    script = (HERE / "initramfs/safemem-generator").read_text().replace("/run/safemem/decision.json", str(path))
+    script = (HERE / "systemd/safemem-generator").read_text().replace("/run/safemem/decision.json", str(path))
     (tmp_path / "generator").write_text(script.replace("units=/usr/lib/systemd/system", f"units={units}"))
     folders = [tmp_path / name for name in ("normal", "early", "late")]
     for folder in folders:
@@ -97,7 +99,7 @@ def test_generator(tmp_path: Path, enter: str, dry: bool, there: bool) -> None:
 
 def test_generator_without_a_decision(tmp_path: Path) -> None:
     """Nothing happens."""
-    script = (HERE / "initramfs/safemem-generator").read_text().replace("/run/safemem", str(tmp_path / "none"))
+    script = (HERE / "systemd/safemem-generator").read_text().replace("/run/safemem", str(tmp_path / "none"))
     (tmp_path / "generator").write_text(script)
     result = subprocess.run(["sh", tmp_path / "generator", "a", "b", "c"], cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
@@ -105,5 +107,5 @@ def test_generator_without_a_decision(tmp_path: Path) -> None:
 
 def test_standard_library_only() -> None:
     """The unit's own interpreter has nothing else."""
-    code = f"import sys; sys.path.insert(0, {PACKAGE!r}); import safemem.maintenance"
+    code = f"import sys; sys.path.insert(0, {PACKAGE!r}); import safemem.realroot.maintenance"
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from safemem import image as image_of
-from safemem import initramfs, policy
 from safemem.cli import main
+from safemem.initramfs import build as image_of
+from safemem.initramfs import check
+from safemem.policy import language
 from tests.test_initramfs import POLICY, archive, base, units
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can enter another root")
@@ -47,7 +48,7 @@ def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
         POLICY.parent, tmp_path / "etc/safemem/policies", ignore=lambda _, names: set(names) - {"minimal.toml"}
     )
     (tmp_path / "with").write_bytes(
-        archive({**base(), **units(), **image_of.policies({"minimal": policy.read(MINIMAL)})})
+        archive({**base(), **units(), **image_of.policies({"minimal": language.read(MINIMAL)})})
     )
     (tmp_path / "without").write_bytes(archive({"init": b"#!/bin/sh\n"}))
     image(tmp_path).write_bytes(OLD)
@@ -188,4 +189,4 @@ def test_find_where_no_image_is(root: Path) -> None:
     """The first image of a kernel goes where the distribution keeps them."""
     image(root).unlink()
     assert safemem(root, "install").exit_code == 0
-    assert initramfs.find(str(root), KERNEL) == image(root)
+    assert check.find(str(root), KERNEL) == image(root)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safemem import operator
+from safemem.policy import installed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files that are root's")
 
@@ -28,11 +28,11 @@ def test_the_operators_policy_comes_first(root: Path) -> None:
     shipped.parent.mkdir(parents=True)
     shipped.write_text("format = 1\n")
 
-    assert operator.find(str(root)) == own
+    assert installed.find(str(root)) == own
     own.unlink()
-    assert operator.find(str(root)) == shipped
+    assert installed.find(str(root)) == shipped
     shipped.unlink()
-    assert operator.find(str(root)).name == operator.DEFAULT
+    assert installed.find(str(root)).name == installed.DEFAULT
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def test_what_others_can_write_is_refused(root: Path, place: str, mode: int) -> 
     target = Path(os.path.normpath(root / "etc/safemem" / place))
     target.chmod(mode)
 
-    with pytest.raises(operator.Untrusted, match=rf"{target} has mode {mode:04o}.*`chmod go-w {target}`"):
-        operator.find(str(root))
+    with pytest.raises(installed.Untrusted, match=rf"{target} has mode {mode:04o}.*`chmod go-w {target}`"):
+        installed.find(str(root))
 
 
 @pytest.mark.parametrize("place", ["policy.toml", "."])
@@ -53,8 +53,8 @@ def test_what_belongs_to_somebody_else_is_refused(root: Path, place: str) -> Non
     target = Path(os.path.normpath(root / "etc/safemem" / place))
     os.chown(target, 1000, 0)
 
-    with pytest.raises(operator.Untrusted, match=rf"{target} belongs to user 1000: `chown root {target}`"):
-        operator.find(str(root))
+    with pytest.raises(installed.Untrusted, match=rf"{target} belongs to user 1000: `chown root {target}`"):
+        installed.find(str(root))
 
 
 def test_a_link_counts_as_what_it_leads_to(root: Path, tmp_path: Path) -> None:
@@ -64,10 +64,10 @@ def test_a_link_counts_as_what_it_leads_to(root: Path, tmp_path: Path) -> None:
     own.rename(elsewhere)
     own.symlink_to(elsewhere)
 
-    assert operator.find(str(root)) == own
+    assert installed.find(str(root)) == own
     elsewhere.chmod(0o666)
-    with pytest.raises(operator.Untrusted, match=f"{elsewhere} has mode 0666"):
-        operator.find(str(root))
+    with pytest.raises(installed.Untrusted, match=f"{elsewhere} has mode 0666"):
+        installed.find(str(root))
     elsewhere.unlink()
-    with pytest.raises(operator.Untrusted, match="no such file"):
-        operator.find(str(root))
+    with pytest.raises(installed.Untrusted, match="no such file"):
+        installed.find(str(root))

@@ -31,7 +31,7 @@ def build(release: str, folder: Path) -> Path:
     # The modules of other people are downloaded once for each list of them.
     needed = repr(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
     wheels = harness.CACHE / "wheels" / f"{release}-{hashlib.sha256(needed.encode()).hexdigest()[:16]}"
-    words = [sys.executable, str(ROOT / "debian/build.py"), release, "-o", str(folder), "--wheels", str(wheels)]
+    words = [sys.executable, str(ROOT / "packages/deb.py"), release, "-o", str(folder), "--wheels", str(wheels)]
     return Path(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
 
 
@@ -64,7 +64,7 @@ def test_contents(package: Path, tmp_path: Path) -> None:
         "etc/safemem/policy.toml", "usr/bin/safemem", "usr/lib/systemd/system/safemem-record.service",
         "usr/lib/systemd/system/safemem-metrics.timer", "usr/lib/systemd/system/safemem-hold.service", "usr/lib/udev/rules.d/60-safemem.rules",
         "usr/share/safemem/policies/maintenance.toml", "usr/share/man/man1/safemem.1.gz",
-        "usr/share/man/man5/safemem-policy.5.gz", "usr/lib/python3/dist-packages/safemem/boot.py",
+        "usr/share/man/man5/safemem-policy.5.gz", "usr/lib/python3/dist-packages/safemem/boot/main.py",
         "usr/lib/safemem/vendor/pydantic/main.py", "usr/share/initramfs-tools/hooks/safemem",
         "usr/lib/dracut/modules.d/50safemem/module-setup.sh", "usr/lib/systemd/system/safemem-maintenance.target",
         "usr/lib/systemd/system/safemem-maintenance.service", "usr/lib/systemd/system-generators/safemem-generator",
@@ -92,7 +92,7 @@ def test_manual_pages(package: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the RPM."""
-    words = [sys.executable, str(ROOT / "rpm/build.py"), "-o", str(tmp_path_factory.mktemp("rpm"))]
+    words = [sys.executable, str(ROOT / "packages/rpm.py"), "-o", str(tmp_path_factory.mktemp("rpm"))]
     return Path(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
 
 
@@ -151,7 +151,7 @@ def test_rpm_comes_changes_and_goes(rpm: Path, tmp_path: Path) -> None:
         (root / "usr/bin" / name).chmod(0o755)
     python = "python3 -m compileall -q /usr/lib/safemem/python"
     dracut = "dracut --regenerate-all --force"
-    preset = (ROOT / "debian/build.py").read_text().partition("\nUNITS = (")[2].partition(")")[0]
+    preset = (ROOT / "packages/deb.py").read_text().partition("\nUNITS = (")[2].partition(")")[0]
     units = " ".join(re.findall(r"[\w.-]+", preset))
 
     def run(*words: str | Path, said: str = "") -> list[str]:

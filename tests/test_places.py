@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem import places
+from safemem.policy import places
 
 TEXT = """\
 a = 1  # a comment with = and [

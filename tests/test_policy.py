@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem import compiled, model, policy
-from safemem.model import Condition, Range, Term
+from safemem.boot import compiled, model
+from safemem.boot.model import Condition, Range, Term
+from safemem.policy import language
 from tests.fakes import SHIPPED
 
 GOOD = """\
@@ -30,15 +31,15 @@ action = "panic"
 
 def problems(text: str | bytes) -> list[str]:
     """Return the lines of the error that `text` gives."""
-    with pytest.raises(policy.PolicyError) as caught:
-        policy.parse(text.encode() if isinstance(text, str) else text, "p.toml")
+    with pytest.raises(language.PolicyError) as caught:
+        language.parse(text.encode() if isinstance(text, str) else text, "p.toml")
     return str(caught.value).splitlines()
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped(path: Path) -> None:
     """Every shipped policy is valid, says for whom it is, and goes through the compiled form unchanged."""
-    found = policy.read(path)
+    found = language.read(path)
     assert path.stem == found.name
     assert path.read_text().startswith("# For ")
     assert found == compiled.load(compiled.dump(found), "x")
@@ -47,7 +48,7 @@ def test_shipped(path: Path) -> None:
 
 def test_defaults() -> None:
     """What a short policy leaves out has the documented values."""
-    found = policy.parse(GOOD.encode(), "p.toml").policy
+    found = language.parse(GOOD.encode(), "p.toml").policy
     assert found.sources == ("kho-scratch",)
     assert (found.allow_cmdline_override, found.open_luo) == (False, False)
     assert model.Failure("panic", "", 10) == found.on_failure
@@ -61,7 +62,7 @@ def test_defaults() -> None:
 def test_files_from_other_systems(mangle: object) -> None:
     """CRLF, a byte-order mark and a missing last newline change nothing."""
     assert callable(mangle)
-    assert policy.parse(GOOD.encode(), "p").policy == policy.parse(mangle(GOOD).encode(), "p").policy
+    assert language.parse(GOOD.encode(), "p").policy == language.parse(mangle(GOOD).encode(), "p").policy
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_files_from_other_systems(mangle: object) -> None:
 )
 def test_when(when: str, condition: Condition) -> None:
     """Each way to ask for a fact."""
-    found = policy.parse(GOOD.replace('handover = "none"', when).encode(), "p").policy
+    found = language.parse(GOOD.replace('handover = "none"', when).encode(), "p").policy
     assert (condition,) == found.rules[0].when
     assert found == compiled.load(compiled.dump(found), "x")
 
@@ -112,7 +113,7 @@ def test_limits_are_total(text: str) -> None:
 def test_sources() -> None:
     """Ranges take their end in."""
     text = GOOD.replace("[[rule]]", '[safe_region]\nsources = ["cmdline", "0x1000-0x1fff"]\n[[rule]]', 1)
-    assert ("cmdline", Range(0x1000, 0x2000)) == policy.parse(text.encode(), "p").policy.sources
+    assert ("cmdline", Range(0x1000, 0x2000)) == language.parse(text.encode(), "p").policy.sources
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_all_errors_at_once() -> None:
     ("data", "expected"),
     [
         (b"\x7fELF\x80", "p.toml:1:5: byte 0x80 is not UTF-8 text: is this a TOML file?"),
-        (b"x" * (policy.MAX_SIZE + 1), "p.toml:1:1: the file is larger than 1 MiB: this is no policy"),
+        (b"x" * (language.MAX_SIZE + 1), "p.toml:1:1: the file is larger than 1 MiB: this is no policy"),
         (b"a = " + b"[" * 5000, "p.toml:1:1: the file is nested too deeply"),
         (b"a = " + b"1" * 5000, "p.toml:1:1: the file holds a number with thousands of digits"),
         (b"name = ", "p.toml:1:8: not valid TOML: invalid value: `name =`"),
@@ -203,15 +204,15 @@ def test_no_toml(data: bytes, expected: str) -> None:
 def test_total(data: bytes) -> None:
     """Whatever the file holds, the answer is a policy or a PolicyError."""
     try:
-        policy.parse(data, "p")
-    except policy.PolicyError as error:
+        language.parse(data, "p")
+    except language.PolicyError as error:
         assert str(error).startswith("p:")
 
 
 def test_models_name_what_the_engine_knows() -> None:
     """The words of the language are the words of model.py and compiled.py."""
-    assert get_args(policy.Action) == model.ACTIONS
-    assert get_args(policy.Final) == model.FINAL
-    assert get_args(policy.Zone) == model.ZONES
-    assert get_args(policy.Shortfall) == compiled.ON_SHORTFALL
-    assert list(model.FACTS) == list(policy.When.model_fields)
+    assert get_args(language.Action) == model.ACTIONS
+    assert get_args(language.Final) == model.FINAL
+    assert get_args(language.Zone) == model.ZONES
+    assert get_args(language.Shortfall) == compiled.ON_SHORTFALL
+    assert list(model.FACTS) == list(language.When.model_fields)

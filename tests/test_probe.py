@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem import capture, probe
-from safemem.model import UNKNOWN, Blocks, Range
+from safemem.boot import probe
+from safemem.boot.model import UNKNOWN, Blocks, Range
+from safemem.host import reader
 from tests.fakes import CONFIG_KHO, fdt, make_root
 
 STATES: list[tuple[str, dict[str, Any], str]] = [
@@ -279,7 +280,7 @@ def test_a_guard_that_is_not_in_force_is_a_witness(tmp_path: Path, options: dict
     assert found.facts["handover"].value == ("unknown" if options.get("offered", True) else "none")
     in_force = options.get("crash") == "01000000-24ffffff"
     assert found.facts["handover"].reason.endswith("it was not accepted: the guard is in force") == in_force
-    again = capture.snapshot_from_text(capture.capture_text(found), "x")
+    again = reader.snapshot_from_text(reader.capture_text(found), "x")
     assert again.witness == found.witness
 
 

@@ -32,6 +32,6 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
 
-    assert {"safemem/initramfs/boot.sh", "safemem/udev/60-safemem.rules", "safemem/boot.py",
-            "safemem/dracut/safemem-decide.service", "safemem/initramfs/gate.sh"} <= names  # fmt: skip
+    assert {"safemem/initramfs/files/boot.sh", "safemem/udev/60-safemem.rules", "safemem/boot/main.py",
+            "safemem/initramfs/files/safemem-decide.service", "safemem/initramfs/files/gate.sh"} <= names  # fmt: skip
     assert {f"safemem/policies/{path.name}" for path in (ROOT / "policies").glob("*.toml")} <= names

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from safemem import boot, doctor, realroot, standing, udevrules
-from safemem.model import Rule
+from safemem.boot import main as boot
+from safemem.boot.model import Rule
+from safemem.host import doctor, standing
+from safemem.realroot import hold as realroot
+from safemem.realroot import udevrules
 from tests.fakes import make_root
 from tests.test_boot import install
 
@@ -93,7 +96,7 @@ def test_doctor_misses_the_unit(root: Path) -> None:
 
 def test_runs_on_the_bare_interpreter(root: Path) -> None:
     """The unit's program needs no package beyond the standard library."""
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from safemem.realroot import main; sys.exit(main(sys.argv[1:]))"
-    package = str(Path(realroot.__file__).parent.parent)
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from safemem.realroot.hold import main; sys.exit(main(sys.argv[1:]))"
+    package = str(Path(realroot.__file__).parent.parent.parent)
     subprocess.run([sys.executable, "-I", "-S", "-c", code, package, "--root", str(root)], check=True)
     assert udevrules.find(str(root)) == []

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem import capture, probe
+from safemem.boot import probe
+from safemem.host import reader
 from tests.fakes import make_root
 
 
 def document(tmp_path: Path) -> dict[str, Any]:
     """Return a good capture as JSON values."""
     loaded: dict[str, Any] = json.loads(
-        capture.capture_text(probe.read_snapshot(str(make_root(tmp_path, offered=True, kho_in=True))))
+        reader.capture_text(probe.read_snapshot(str(make_root(tmp_path, offered=True, kho_in=True))))
     )
     return loaded
 
@@ -28,7 +29,7 @@ def test_round_trip(tmp_path: Path, options: dict[str, Any]) -> None:
     """What is captured comes back as it was."""
     snapshot = probe.read_snapshot(str(make_root(tmp_path, **options)))
 
-    assert snapshot == capture.snapshot_from_text(capture.capture_text(snapshot), "x")
+    assert snapshot == reader.snapshot_from_text(reader.capture_text(snapshot), "x")
 
 
 def _set(*path: Any) -> Any:
@@ -79,8 +80,8 @@ def test_bad_captures(tmp_path: Path, change: Any, message: str) -> None:
     """Each kind of damage gives one sentence with its place."""
     doc = document(tmp_path)
     change(doc)
-    with pytest.raises(capture.Invalid) as caught:
-        capture.snapshot_from_text(json.dumps(doc), "x")
+    with pytest.raises(reader.Invalid) as caught:
+        reader.snapshot_from_text(json.dumps(doc), "x")
 
     assert message == str(caught.value)
 
@@ -89,8 +90,8 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
     """A capture cut off at any byte is refused."""
     text = json.dumps(document(tmp_path))
     for end in range(0, len(text) - 1, 7):
-        with pytest.raises(capture.Invalid):
-            capture.snapshot_from_text(text[:end], "x")
+        with pytest.raises(reader.Invalid):
+            reader.snapshot_from_text(text[:end], "x")
 
 
 @given(
@@ -104,11 +105,11 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
 def test_total(value: Any) -> None:
     """Any JSON gives a snapshot or Invalid."""
     for kind in (value, {"schema": 1, "kind": "capture", "snapshot": value}):
-        with pytest.raises(capture.Invalid):
-            capture.snapshot_from_text(json.dumps(kind), "x")
+        with pytest.raises(reader.Invalid):
+            reader.snapshot_from_text(json.dumps(kind), "x")
 
 
 def test_deep_nesting_is_refused() -> None:
     """A file nested a million deep is refused, not a crash."""
-    with pytest.raises(capture.Invalid):
-        capture.snapshot_from_text("[" * 1_000_000, "x")
+    with pytest.raises(reader.Invalid):
+        reader.snapshot_from_text("[" * 1_000_000, "x")

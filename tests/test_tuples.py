@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem import plainjson
-from safemem.model import Blocks, Fact
+from safemem.boot import plainjson
+from safemem.boot.model import Blocks, Fact
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safemem import udevrules
+from safemem.realroot import udevrules
 from tests.vm.test_udev import VENDOR
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,10 +12,12 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from safemem import apply, boot, compiled, counts, doctor, metrics, record, standing, suspects, watch
+from safemem.boot import apply, compiled, record
+from safemem.boot import main as boot
+from safemem.boot.model import Blocks, Override, Policy, Range, Rule
 from safemem.cli import main
-from safemem.counts import Counts
-from safemem.model import Blocks, Override, Policy, Range, Rule
+from safemem.host import doctor, incidents, metrics, standing, suspects, watch
+from safemem.host.incidents import Counts
 from tests.fakes import make_root
 from tests.test_boot import install
 
@@ -87,7 +89,7 @@ def test_what_somebody_onlined(tmp_path: Path, if_onlined: str) -> None:
     assert states(root, 0, 7) == ["online"] * 8
     assert batch.counts.reverted == batch.counts.last[0].taken_offline == (2 * BLOCK if if_onlined == "offline" else 0)
     assert batch.counts.loose == (() if if_onlined == "offline" else fresh)
-    kept = counts.read(str(root))
+    kept = incidents.read(str(root))
     assert kept == batch.counts
     # A restart counts nothing twice, and a second time is one more.
     again = watch.look(str(root), policy, kept)
@@ -117,7 +119,7 @@ def test_counted_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(apply, "carry_out", lambda *_: (_ for _ in ()).throw(SystemExit))
     with pytest.raises(SystemExit):
         watch.look(str(root), policy, Counts())
-    kept = counts.read(str(root))
+    kept = incidents.read(str(root))
 
     assert kept is not None and (kept.incidents, kept.reverted, kept.loose) == (1, 0, (span(35, 35),))
     monkeypatch.undo()
@@ -148,7 +150,7 @@ def test_counts_that_cannot_be_kept(tmp_path: Path) -> None:
     """It is said, and the decision is applied all the same."""
     root, policy = decided(tmp_path, if_onlined="offline")
     block(root, 35, "online")
-    (root / counts.COUNTS).mkdir()
+    (root / incidents.COUNTS).mkdir()
     batch = watch.look(str(root), policy, Counts())
 
     assert states(root, 35, 35) == ["offline"]
@@ -293,7 +295,7 @@ def test_counts_in_status_and_metrics(tmp_path: Path) -> None:
     """Counters that only grow, with `_total`; none without a daemon that counts."""
     root, _ = decided(tmp_path)
     assert "_total" not in metrics.text(standing.read(str(root)))
-    counts.write(str(root), Counts(2, 3 << 30, 1 << 30, 4, 5, 6 << 30))
+    incidents.write(str(root), Counts(2, 3 << 30, 1 << 30, 4, 5, 6 << 30))
     families = {
         family.name: family for family in text_string_to_metric_families(metrics.text(standing.read(str(root))))
     }
@@ -311,9 +313,9 @@ def test_counts_in_status_and_metrics(tmp_path: Path) -> None:
 def test_counts_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     """The decision is told all the same, and what is missing is named; no counter claims a 0."""
     root, _ = decided(tmp_path)
-    (root / counts.COUNTS).write_text(text)
+    (root / incidents.COUNTS).write_text(text)
     result = CliRunner().invoke(main, ["status", "--root", str(root)])
 
     assert result.exit_code in (4, 64)
-    assert f"problem   {root / counts.COUNTS}: " in result.stdout
+    assert f"problem   {root / incidents.COUNTS}: " in result.stdout
     assert "_total" not in metrics.text(standing.read(str(root)))

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from safemem import image
-from safemem.model import Failure
+from safemem.boot.model import Failure
+from safemem.initramfs import build
 
-TEMPLATE = (Path(__file__).resolve().parent.parent / "initramfs/boot.sh").read_text()
+TEMPLATE = (Path(__file__).resolve().parent.parent / "safemem/initramfs/files/boot.sh").read_text()
 STOPPED = "safemem: this boot stops here: reset the machine"
 RESULT = '{"kind":"decision","result":{"complete":true}}'
 
@@ -50,7 +50,7 @@ class Machine:
             loader.write_text(f"#!/bin/sh\nSTATE={base}/run/safemem\n{program}\n")
             loader.chmod(0o755)
         self.boot = base / "usr/lib/safemem/boot"
-        self.boot.write_bytes(image.wrapper(failure, TEMPLATE, str(base)))
+        self.boot.write_bytes(build.wrapper(failure, TEMPLATE, str(base)))
 
     def run(self, *words: str, send: int = 0) -> tuple[int | None, list[str]]:
         """Return the exit status, None for a boot that was stopped, and what was said."""

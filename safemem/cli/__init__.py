@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
 """The `safemem` command: each command parses, calls and prints."""
 
+from __future__ import annotations
+
 import click
 
 from safemem.cli.doctor import doctor_command
-from safemem.cli.image import compile_policy, initramfs
+from safemem.cli.initramfs import compile_policy, initramfs
 from safemem.cli.install import check_image, install, remove
 from safemem.cli.outgoing import handover_args, layout_command
-from safemem.cli.prove import check, diff, schema, test_cases
+from safemem.cli.policy import check, diff, schema, test_cases
 from safemem.cli.release import release
 from safemem.cli.simulate import capture, simulate
 from safemem.cli.status import status

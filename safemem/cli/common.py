@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: MIT
 """What several commands share: input errors, reading policies, writing files whole or not at all."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from pathlib import Path
 
 import click
 
-from safemem import policy, standing
-from safemem.model import Policy
+from safemem.boot.model import Policy
+from safemem.host import standing
+from safemem.policy import language
 
 ROOT = click.option("--root", metavar="DIR", default="/", help="Look at the /sys, /proc and /run below DIR.")
 
@@ -29,17 +32,17 @@ def load_policy(path: str) -> Policy:
     return load_authored(path).policy
 
 
-def load_authored(path: str) -> policy.Authored:
+def load_authored(path: str) -> language.Authored:
     """Return the policy at `path` with the places of its rules. Raises InputError."""
     try:
-        return policy.load(Path(path))
-    except policy.PolicyError as error:
+        return language.load(Path(path))
+    except language.PolicyError as error:
         raise InputError(str(error)) from None
     except OSError as error:
         raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
 
 
-def write_whole(path: str, data: bytes, mode: "int | None" = None) -> None:
+def write_whole(path: str, data: bytes, mode: int | None = None) -> None:
     """Put `data` at `path` in one step, or raise ClickException and leave what was there."""
     folder = os.path.dirname(path) or "."
     try:

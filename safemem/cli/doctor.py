@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """`safemem doctor`: what stands against the policy on this machine."""
 
+from __future__ import annotations
+
 import json
 
 import click
 
-from safemem import doctor
 from safemem.cli.common import ROOT
+from safemem.host import doctor
 
 _SEVERITY_COLOUR = {"severe": "red", "warning": "yellow", "note": "cyan"}
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`safemem initramfs install`, `check` and `remove`: the initramfs that the distribution makes."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Callable
@@ -8,14 +10,14 @@ from pathlib import Path
 
 import click
 
-from safemem import initramfs, makers
-from safemem.cli.image import named_policies, operators_policy
+from safemem.cli.initramfs import named_policies, operators_policy
+from safemem.initramfs import check, makers
 
 _ROOT = click.option("--root", metavar="DIR", default="/", type=click.Path(exists=True, file_okay=False), help="The system below DIR.")  # fmt: skip
 _KERNEL = click.option("--kernel", metavar="RELEASE", help="Default: the one that runs, or the only one installed.")
 
 
-def _maker(command: "Callable[..., None]") -> "Callable[..., None]":
+def _maker(command: Callable[..., None]) -> Callable[..., None]:
     for name, text in (("auto", "Whichever is installed; the default."), ("initramfs-tools", ""), ("dracut", "")):
         command = click.option(f"--{name}", "maker", flag_value=name, help=text)(command)
     return command
@@ -25,7 +27,7 @@ def _maker(command: "Callable[..., None]") -> "Callable[..., None]":
 @_maker
 @_KERNEL
 @_ROOT
-def install(maker: "str | None", kernel: "str | None", root: str) -> None:
+def install(maker: str | None, kernel: str | None, root: str) -> None:
     """Put the hook into place where no package has, and make the image by the distribution's own command.
 
     The image in place is replaced in one step, once the new one is known to hold the policy of
@@ -47,7 +49,7 @@ def install(maker: "str | None", kernel: "str | None", root: str) -> None:
 @_maker
 @_KERNEL
 @_ROOT
-def remove(maker: "str | None", kernel: "str | None", root: str) -> None:
+def remove(maker: str | None, kernel: str | None, root: str) -> None:
     """Take the hook that `install` has put into place away, and make the image without it.
 
     Exit code: 0 done, 1 nothing has changed.
@@ -67,17 +69,17 @@ def remove(maker: "str | None", kernel: "str | None", root: str) -> None:
 @_ROOT
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.pass_context
-def check_image(context: click.Context, image: "str | None", kernel: "str | None", root: str, form: str) -> None:
+def check_image(context: click.Context, image: str | None, kernel: str | None, root: str, form: str) -> None:
     """Look into an initrd or a unified kernel image; default: the one of the kernel that runs.
 
     Exit code: 0 safemem is in it, comes first and has the policy of /etc/safemem; 1 it has not; 3 that
     policy is invalid; 6 there is no image, or it cannot be read.
     """
     try:
-        path = Path(image) if image else initramfs.find(root, kernel or os.uname().release)
+        path = Path(image) if image else check.find(root, kernel or os.uname().release)
         if path is None:
             raise OSError(0, f"there is no image for kernel {kernel or os.uname().release}", root)
-        found = initramfs.inside(path.read_bytes())
+        found = check.inside(path.read_bytes())
     except (OSError, ValueError) as error:
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{path}: {error}"
         click.echo(f"safemem: {why}", err=True)
@@ -99,7 +101,7 @@ def check_image(context: click.Context, image: "str | None", kernel: "str | None
     context.exit(0 if good else 1)
 
 
-def _text(path: str, found: "initramfs.Inside | None", wanted: makers.Wanted) -> "list[str]":
+def _text(path: str, found: check.Inside | None, wanted: makers.Wanted) -> list[str]:
     if found is None:
         return [f"{path}: safemem is not in it: `safemem initramfs install`"]
     lines = [f"{path}: policy `{found.policy}`, digest {found.digest[:12]}"]

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
 """`safemem handover-args` and `safemem layout`: what is done before the kexec, and before the boot."""
 
+from __future__ import annotations
+
 import json
 
 import click
 
-from safemem import handover, layout
+from safemem.boot import handover_args as handover
+from safemem.boot.model import size_text
 from safemem.cli.common import ROOT
-from safemem.model import size_text
+from safemem.outgoing import layout, nextkernel
 
 FORMAT = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 
@@ -29,7 +32,7 @@ def handover_args(root: str, kernel: str, initrd: str, whole: bool, explain: boo
     if whole and not kernel:
         raise click.UsageError("--kexec-command needs --kernel IMAGE")
     try:
-        advice = handover.advise(root, kernel, initrd)
+        advice = handover.advise(root, kernel, initrd, nextkernel.has_kho(kernel) if kernel else None)
         command = handover.kexec_command(advice, kernel, initrd) if kernel and (whole or form == "json") else None
     except handover.CannotSay as error:
         raise click.ClickException(str(error)) from None

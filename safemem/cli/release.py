@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: MIT
 """`safemem release`: end a hold by hand."""
 
+from __future__ import annotations
+
 import signal
 import sys
 import time
 
 import click
 
-from safemem import apply, releasing
+from safemem.boot import apply
+from safemem.boot.model import ZONES, parse_range, size_text
 from safemem.cli.common import ROOT, InputError, read_standing
-from safemem.model import ZONES, parse_range, size_text
+from safemem.host import release as releasing
 
 
 @click.command(short_help="End a hold by hand, wholly or in part.")
@@ -20,7 +23,7 @@ from safemem.model import ZONES, parse_range, size_text
 @ROOT
 @click.pass_context
 def release(
-    context: click.Context, ranges: "tuple[str, ...]", reason: str, zone: "str | None", force: bool, root: str
+    context: click.Context, ranges: tuple[str, ...], reason: str, zone: str | None, force: bool, root: str
 ) -> None:
     """Online the held blocks that lie wholly inside the ranges, or all of them and the guard.
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`safemem simulate` and `safemem capture`."""
 
+from __future__ import annotations
+
 import difflib
 import itertools
 import os
@@ -8,10 +10,11 @@ from pathlib import Path
 
 import click
 
-from safemem import capture as capture_file
-from safemem import engine, probe, render
+from safemem.boot import engine, probe
+from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Blocks, Decision, Fact, Policy, Snapshot
 from safemem.cli.common import InputError, load_policy, write_whole
-from safemem.model import DERIVED, FACTS, UNKNOWN, Blocks, Decision, Fact, Policy, Snapshot
+from safemem.host import reader as capture_file
+from safemem.render import decision as render
 
 #: A machine to imagine when none is given: 1 GiB of boot memory, 1 GiB held, in blocks of 128 MiB.
 _IMAGINED = (Blocks(0, 7, "online", 0), Blocks(32, 39, "offline", 0))
@@ -35,9 +38,9 @@ def simulate(
     context: click.Context,
     policy_file: str,
     live: bool,
-    state: "str | None",
-    root: "str | None",
-    changes: "tuple[str, ...]",
+    state: str | None,
+    root: str | None,
+    changes: tuple[str, ...],
     matrix: bool,
     explain: bool,
     form: str,
@@ -83,7 +86,7 @@ def capture(output: str, root: str) -> None:
         write_whole(output, text.encode())
 
 
-def _snapshot(policy: Policy, live: bool, state: "str | None", root: "str | None") -> "tuple[Snapshot, str]":
+def _snapshot(policy: Policy, live: bool, state: str | None, root: str | None) -> tuple[Snapshot, str]:
     if state is not None:
         try:
             return capture_file.snapshot_from_text(Path(state).read_text("utf-8"), state), f"captured in {state}"
@@ -113,7 +116,7 @@ def _with_fact(snapshot: Snapshot, change: str) -> Snapshot:
     if name not in FACTS:
         raise click.UsageError(f"--set `{name}`: there is no such fact{_suggest(name, list(FACTS))}")
     kind, values = FACTS[name]
-    value: "str | int | tuple[str, ...]" = text
+    value: str | int | tuple[str, ...] = text
     if kind == "set" and text not in values:
         raise click.UsageError(
             f"--set {name}: `{text}` is not one of {', '.join(values)}{_suggest(text, list(values))}"
@@ -127,12 +130,12 @@ def _with_fact(snapshot: Snapshot, change: str) -> Snapshot:
     return snapshot._replace(facts={**snapshot.facts, name: Fact(value, "--set")})
 
 
-def _suggest(word: str, known: "list[str]") -> str:
+def _suggest(word: str, known: list[str]) -> str:
     near = difflib.get_close_matches(word, known, 1)
     return f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known)}"
 
 
-def _matrix(policy: Policy, snapshot: Snapshot) -> "tuple[list[str], list[tuple[dict[str, str], Decision]]]":
+def _matrix(policy: Policy, snapshot: Snapshot) -> tuple[list[str], list[tuple[dict[str, str], Decision]]]:
     """Return every combination of the closed facts that the policy asks for, handover first, and what it decides."""
     asked = {condition.fact for rule in policy.rules for condition in rule.when}
     facts = ["handover"] + [

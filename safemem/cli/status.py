@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`safemem status`: the decision that stands in this boot, and what is left of the boot before it."""
 
+from __future__ import annotations
+
 import json
 import os
 import time
@@ -8,21 +10,13 @@ from typing import Any
 
 import click
 
-from safemem import (
-    account,
-    counts,
-    evidence,
-    history,
-    journal,
-    maintenance,
-    metrics,
-    record,
-    render,
-    standing,
-    suspects,
-)
+from safemem.boot import account, record
+from safemem.boot.model import Range, size_text
 from safemem.cli.common import ROOT, write_whole
-from safemem.model import Range, size_text
+from safemem.host import history, incidents, journal, metrics, standing, suspects
+from safemem.host import previous as evidence
+from safemem.realroot import maintenance
+from safemem.render import decision as render
 
 
 @click.command(short_help="Show what was decided in this boot, and what is held.")
@@ -32,7 +26,7 @@ from safemem.model import Range, size_text
 @click.option("--prometheus", metavar="FILE", help="Write the metrics to FILE for node_exporter, and print nothing.")
 @click.option("--keep", is_flag=True, help="Keep the record in the history of boots and the journal; print nothing.")
 @click.pass_context
-def status(context: click.Context, root: str, form: str, previous: bool, prometheus: "str | None", keep: bool) -> None:
+def status(context: click.Context, root: str, form: str, previous: bool, prometheus: str | None, keep: bool) -> None:
     """Show what was decided in this boot and why, what is held, and what has changed since.
 
     Exit code: 0 all memory may be used, 4 memory is held back, 5 the boot ended in panic, reboot or
@@ -81,7 +75,7 @@ def _write(path: str, text: str) -> None:
     write_whole(path, text.encode(), 0o644)  # node_exporter runs as a user of its own
 
 
-def _json(found: standing.Standing) -> "dict[str, object]":
+def _json(found: standing.Standing) -> dict[str, object]:
     return {
         "schema": 1, "kind": "status", "exit_code": found.exit_code, "decision": found.decision, "result": found.result,
         "held": _sizes(found.held),
@@ -93,16 +87,16 @@ def _json(found: standing.Standing) -> "dict[str, object]":
         "cmdline_safe": [str(area) for area in found.then.cmdline_safe],
         "arrived": [{"range": str(area), "state": state} for area, state in found.arrived],
         "onlined_by_others": [str(area) for area in found.loose],
-        "watch": counts.to_json(found.watched) if found.watched else None,
+        "watch": incidents.to_json(found.watched) if found.watched else None,
         "releases": found.releases,
     }  # fmt: skip
 
 
-def _sizes(areas: "tuple[Range, ...]") -> "list[dict[str, object]]":
+def _sizes(areas: tuple[Range, ...]) -> list[dict[str, object]]:
     return [{"range": str(area), "bytes": area.end - area.start} for area in areas]
 
 
-def _unfinished_before(root: str) -> "list[str]":
+def _unfinished_before(root: str) -> list[str]:
     """Return what the boot before began to release and did not finish; a history that cannot be read says nothing."""
     try:
         folder = history.previous(root)
@@ -115,7 +109,7 @@ def _unfinished_before(root: str) -> "list[str]":
     ]
 
 
-def _text(found: standing.Standing, before: "list[str]") -> "list[str]":
+def _text(found: standing.Standing, before: list[str]) -> list[str]:
     decision, size = found.decision, found.now.block_size
     lines = _why(decision)
     lines += [f"cmdline   {_ARGUMENTS.get(text, f'safemem.{text}')}" for text in found.then.overrides]
@@ -146,7 +140,7 @@ def _text(found: standing.Standing, before: "list[str]") -> "list[str]":
     return lines + _released(found.releases) + [f"before    {text}" for text in before]
 
 
-def _watched(found: standing.Standing) -> "list[str]":
+def _watched(found: standing.Standing) -> list[str]:
     seen = found.watched
     if seen is None:
         return [f"problem   {found.problem}"] if found.problem else []
@@ -169,7 +163,7 @@ _ARGUMENTS = {"off": "safemem=off", "dry-run": "safemem.dry_run"}
 _TOUCHED = {"online-safe": ("quarantined", "exposed")}
 
 
-def _share(item: "dict[str, Any]") -> str:
+def _share(item: dict[str, Any]) -> str:
     what = item.get("why") or "was in use, and still may be"
     if item["kind"] == "quarantined":
         seconds = item.get("seconds_in_use")
@@ -177,7 +171,7 @@ def _share(item: "dict[str, Any]") -> str:
     return f"{item['kind']:<9} {item['range']}  {size_text(item['bytes'])}: {what}"
 
 
-def _why(decision: "dict[str, Any]") -> "list[str]":
+def _why(decision: dict[str, Any]) -> list[str]:
     handover = decision["facts"].get("handover", {})
     lines = [
         f"{render.action_text(decision['action'])}  {decision['message']}",
@@ -189,7 +183,7 @@ def _why(decision: "dict[str, Any]") -> "list[str]":
     return lines + ([f"enter     {decision['enter']}"] if decision.get("enter") else [])
 
 
-def _applied(result: "dict[str, Any] | None") -> "list[str]":
+def _applied(result: dict[str, Any] | None) -> list[str]:
     if result is None:
         return ["applied   not finished: the boot program did not complete its record"]
     if result.get("dry_run"):
@@ -198,7 +192,7 @@ def _applied(result: "dict[str, Any] | None") -> "list[str]":
     return [f"applied   {done} of {wanted} onlined"] + [f"problem   {text}" for text in result.get("problems", [])]
 
 
-def _released(releases: "list[dict[str, Any]]") -> "list[str]":
+def _released(releases: list[dict[str, Any]]) -> list[str]:
     return [
         f"released  {', '.join(item['ranges'])}{_RELEASE_STATES[item['state']]}{' (forced)' * item['forced']}"
         f" at {_utc(item['time'])}: {item['reason']}"
@@ -239,7 +233,7 @@ def _previous(context: click.Context, root: str, form: str) -> None:
     context.exit(found.exit_code)
 
 
-def _ending_text(found: evidence.Previous) -> "list[str]":
+def _ending_text(found: evidence.Previous) -> list[str]:
     lines = []
     if found.ending:
         end = found.ending

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 """`safemem watch`: the daemon for memory that arrives later."""
 
+from __future__ import annotations
+
 import click
 
-from safemem import operator, standing
 from safemem.cli.common import ROOT, InputError, load_policy, read_standing
-from safemem.cli.image import named_policies, operators_policy
+from safemem.cli.initramfs import named_policies, operators_policy
+from safemem.host import standing
+from safemem.policy import installed
 
 
 @click.command("watch", short_help="Apply the standing decision to memory that arrives later.")
@@ -17,7 +20,7 @@ from safemem.cli.image import named_policies, operators_policy
 )
 @ROOT
 @click.pass_context
-def watch_command(context: click.Context, policy_file: "str | None", root: str) -> None:
+def watch_command(context: click.Context, policy_file: str | None, root: str) -> None:
     """Watch for memory blocks that arrive, and apply the decision of this boot to them.
 
     Runs until it is told to stop; meant for the unit safemem-watch.service. Refuses a policy that is
@@ -25,7 +28,7 @@ def watch_command(context: click.Context, policy_file: "str | None", root: str) 
 
     Exit code: 0 it was told to stop, 3 another policy decided, 6 no decision is in force.
     """
-    from safemem import logs, watch  # pyudev and structlog: for this command only
+    from safemem.host import logs, watch  # pyudev and structlog: for this command only
 
     found = read_standing(context, root)
     decided = found.decision["policy"]["digest"]
@@ -35,7 +38,7 @@ def watch_command(context: click.Context, policy_file: "str | None", root: str) 
     policy = next((item for item in known if item.digest == decided), None)
     if policy is None:
         raise InputError(
-            f"{policy_file or operator.POLICY}: digest {known[0].digest[:12]}, but this boot was decided by {decided[:12]}: give the same policy"
+            f"{policy_file or installed.POLICY}: digest {known[0].digest[:12]}, but this boot was decided by {decided[:12]}: give the same policy"
         )
     if found.dry_run:
         # To systemd this is success, not a unit that failed before it was ready.

@@ -13,19 +13,21 @@ import tempfile
 import time
 from pathlib import Path
 
-from safemem import compiled, engine, image, policy, probe
+from safemem.boot import compiled, engine, probe
+from safemem.initramfs import build
+from safemem.policy import language
 from tests.vm import harness
 from tests.vm.guests import initrd, policy_text
 
 ROUNDS = 15
 BLOCKS = 64
 PYTHON = "/usr/lib/safemem/lib/ld.so --library-path /usr/lib/safemem/lib /usr/lib/safemem/bin/python3 -I -S -B"
-_PROGRAM = 'import sys; sys.path.insert(0, "/usr/lib/safemem/app"); from safemem.boot import main; main([])'
+_PROGRAM = 'import sys; sys.path.insert(0, "/usr/lib/safemem/app"); from safemem.boot.main import main; main([])'
 #: Every block but none to online: /proc/uptime counts hundredths of a second, so each is run many times, in turn.
 BOOT_PATH = f"""
 now() {{ read -r seconds rest </proc/uptime; printf '%s' "${{seconds%.*}}${{seconds#*.}}"; }}
 bare=0 program=0 boot=0
-sed "s/^from safemem.boot import main$//; s/^sys.exit(main.*/sys.exit(5)'  \\"\\$PREFIX\\/app\\"/; s/5) end .*/5) exit ;;/" \\
+sed "s/^from safemem.boot.main import main$//; s/^sys.exit(main.*/sys.exit(5)'  \\"\\$PREFIX\\/app\\"/; s/5) end .*/5) exit ;;/" \\
     /usr/lib/safemem/boot >/tmp/wrapper
 for round in $(seq {ROUNDS + 1}); do
     a=$(now); {PYTHON} -c pass
@@ -45,8 +47,8 @@ report bare_peak "$({PYTHON} -c 'print([line.split()[1] for line in open("/proc/
 _CARRY_OUT = f"""
 import sys, time
 sys.path.insert(0, "/usr/lib/safemem/app")
-from safemem import apply
-from safemem.model import Decision, Step
+from safemem.boot import apply
+from safemem.boot.model import Decision, Step
 step = Step("online", 32 << 27, (32 + {BLOCKS}) << 27, 32, 31 + {BLOCKS}, "movable")
 decision = Decision("online-all", "r", "", "movable", "", "continue", "p", "", {{}}, (), "", (), (step,), ())
 start = time.monotonic()
@@ -113,8 +115,8 @@ def onlining() -> None:
 def size() -> None:
     """What the archive adds to an initrd."""
     with tempfile.TemporaryDirectory() as folder:
-        data = compiled.dump(policy.read(harness.REPOSITORY / "policies/live-update-host.toml"))
-        cost = image.build(data, Path(folder) / "archive")
+        data = compiled.dump(language.read(harness.REPOSITORY / "policies/live-update-host.toml"))
+        cost = build.build(data, Path(folder) / "archive")
     packed = cost.compressed or 0
     line(
         "archive, zstd -19",
@@ -144,7 +146,7 @@ def many_blocks(count: int = 32768) -> None:
                 (block / name).write_text(f"{text}\n")
             (base / f"sys/devices/system/node/node0/memory{number}").symlink_to(block)
             (block / "node0").symlink_to(base / "sys/devices/system/node/node0")
-        loaded = policy.read(harness.REPOSITORY / "policies/live-update-host.toml")
+        loaded = language.read(harness.REPOSITORY / "policies/live-update-host.toml")
         ours, theirs = [], []
         for _ in range(5):
             start = time.monotonic()

@@ -14,9 +14,12 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from safemem import capture, compiled, image, policy
+from safemem.boot import compiled
+from safemem.boot.model import Range, Snapshot, size_text
 from safemem.cli import main
-from safemem.model import Range, Snapshot, size_text
+from safemem.host import reader
+from safemem.initramfs import build
+from safemem.policy import language
 from tests.vm import harness
 from tests.vm.harness import Result
 
@@ -116,7 +119,7 @@ def archive(text: str) -> bytes:
     """Return safemem's archive with the policy `text` in it."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vm.toml").write_text(text)
-        image.build(compiled.dump(policy.read(Path(folder) / "vm.toml")), Path(folder) / "archive")
+        build.build(compiled.dump(language.read(Path(folder) / "vm.toml")), Path(folder) / "archive")
         return (Path(folder) / "archive").read_bytes()
 
 
@@ -166,7 +169,7 @@ def _values(decision: dict[str, Any]) -> dict[str, Any]:
 
 def snapshot(result: Result) -> Snapshot:
     """Return the snapshot in the record that the guest reported."""
-    return capture.snapshot_from_text(result.report["record"], "record")
+    return reader.snapshot_from_text(result.report["record"], "record")
 
 
 def span(first: int, last: int) -> str:

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safemem.cpio import Archive
+from safemem.initramfs.cpio import Archive
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem import layout
-from safemem.model import parse_range
+from safemem.boot.model import parse_range
+from safemem.outgoing import layout
 from tests.vm import guests, harness
 from tests.vm.distro import version
 

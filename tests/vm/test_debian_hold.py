@@ -45,7 +45,7 @@ def installed() -> dict[str, bytes]:
     return {
         **package,
         "usr/lib/udev/rules.d/60-safemem.rules": (base / "udev/60-safemem.rules").read_bytes(),
-        "usr/lib/systemd/system/safemem-hold.service": (base / "udev/safemem-hold.service").read_bytes(),
+        "usr/lib/systemd/system/safemem-hold.service": (base / "systemd/safemem-hold.service").read_bytes(),
         "etc/systemd/system/sysinit.target.d/safemem.conf": b"[Unit]\nWants=safemem-hold.service\n",
         **{f"usr/lib/udev/rules.d/{name}": text.encode() for name, text in VENDOR.items()},
         "usr/lib/udev/rules.d/55-site.rules": SITE.encode(),
@@ -72,7 +72,7 @@ def test_held_through_the_real_root(suite: str) -> None:
     udevadm verify --no-summary /usr/lib/udev/rules.d/60-safemem.rules >/tmp/verify 2>&1; report verified $?
     report_file verify /tmp/verify
     report tested_state "$(blocks 32 39)"
-    {PYTHON}from safemem import realroot; realroot.release('/')"
+    {PYTHON}from safemem.realroot import hold; hold.release('/')"
     report mounts "$(grep -c udev/rules.d /proc/mounts)"
     report left "$(ls /run/udev/rules.d /run/systemd/system | grep -c -e rules$ -e daxdev)"
     udevadm control --reload

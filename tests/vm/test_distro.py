@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from safemem.boot.model import Failure
 from safemem.cli import main
-from safemem.cpio import Archive
-from safemem.image import PREFIX
-from safemem.initramfs import inside, unit_files
-from safemem.model import Failure
+from safemem.initramfs.build import PREFIX
+from safemem.initramfs.check import inside, unit_files
+from safemem.initramfs.cpio import Archive
 from tests.vm import distro, harness
 from tests.vm.guests import ALL_ONLINE, HELD, decided, policy_text
 from tests.vm.test_evidence import RAMOOPS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from safemem.cpio import Archive
+from safemem.initramfs.cpio import Archive
 from tests.test_package import build, contents
 from tests.vm import debian, harness
 from tests.vm.guests import HELD, archive, policy_text

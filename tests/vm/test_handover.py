@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safemem import engine
+from safemem.boot import engine
 from tests.vm import harness
 from tests.vm.guests import ALL_ONLINE, HELD, initrd, policy_text, simulated, snapshot
 

@@ -4,6 +4,8 @@
 The reports are lines on standard output, which the guest's script passes on.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import random
@@ -13,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from safemem import logs, policy, standing, watch
+from safemem.host import logs, standing, watch
+from safemem.policy import language
 
 MEMORY = Path("/sys/devices/system/memory")
 LOOP = """
@@ -56,7 +59,7 @@ def start(path: str, log: str) -> int:
         return child
     os.dup2(out, 2)
     logs.configure()
-    watch.run("/", policy.load(Path(path)).policy, standing.read("/"))
+    watch.run("/", language.load(Path(path)).policy, standing.read("/"))
     os._exit(0)
 
 

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: MIT
+"""The values that the rest of safemem passes around; nothing here reads, writes or decides.
+
+Imports: standard library only, and only what `docs/boot-path.md` allows, because every
+millisecond here is a millisecond of every boot. Closed sets are plain strings, not enums:
+importing `enum` costs more than everything else in this file.
+
+Addresses and sizes are bytes. Ranges are half-open, `[start, end)`; text shows them
+inclusive (`0x0-0xfff`), as `/proc/iomem` does.
+"""
+
+from __future__ import annotations
+
+from safemem.boot.tuples import NamedTuple
+
+UNKNOWN = "unknown"
+
+ACTIONS = ("online-all", "online-safe", "panic", "reboot", "halt")
+#: Actions after which the machine does not go on booting.
+FINAL = ("panic", "reboot", "halt")
+ZONES = ("auto", "movable", "kernel")
+#: How permissive an action is; the larger the number, the more memory comes into use.
+PERMISSIVENESS = {"halt": 0, "panic": 0, "reboot": 0, "online-safe": 1, "online-all": 2}
+
+#: name -> (kind, the values of a closed set). Kinds: `set` one of the values, `text` a glob,
+#: `version` a glob or version comparison, `number` an integer or comparison, `names` membership.
+#: Facts a rule may ask for; each can also be `unknown`, which matches only a rule that names it.
+FACTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "handover": ("set", ("none", "accepted", "rejected", "orphaned", "unsupported", UNKNOWN)),
+    "luo": ("set", ("off", "ready", "failed", "busy", "missing", UNKNOWN)),
+    "kho": ("set", ("on", "off", UNKNOWN)),
+    "auto_online": ("set", ("offline", "online", "online_movable", "online_kernel", UNKNOWN)),
+    "arch": ("text", ()),
+    "virt": ("text", ()),
+    "kernel": ("version", ()),
+    "previous_kernel": ("version", ()),
+    "kexec_count": ("number", ()),
+    "boot_attempts": ("number", ()),
+    "nodes": ("names", ()),
+    "safe_region": ("set", ("resolved", "unresolved")),
+    "guard": ("set", ("none", "held", "void", UNKNOWN)),
+    "held_blocks": ("set", ("yes", "no", UNKNOWN)),
+    "online_outside_safe": ("set", ("yes", "no", UNKNOWN)),
+}
+
+#: Facts that follow from the policy's safe region and the blocks; the engine works them out.
+DERIVED = ("safe_region", "held_blocks", "online_outside_safe")
+
+
+class Fact(NamedTuple):
+    """One thing known, or known to be unknown, about the machine."""
+
+    value: str | int | tuple[str, ...]
+    source: str  #: where it was read: a path, `command line`, or `--set`
+    reason: str = ""  #: how it follows from the source; for `unknown`, what went wrong
+
+
+class Range(NamedTuple):
+    """Physical addresses `[start, end)`, in bytes."""
+
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"0x{self.start:x}-0x{self.end - 1:x}"
+
+
+class Blocks(NamedTuple):
+    """Memory blocks `first`..`last`, both included, which are all in the same state on the same node.
+
+    A machine has tens of thousands of blocks and a handful of these.
+    """
+
+    first: int
+    last: int
+    state: str  #: `online`, `offline`, `going-offline`, or `unknown`
+    node: int = -1  #: NUMA node, -1 when it could not be read
+    driver: str = UNKNOWN  #: one of DRIVERS: who added it
+
+    @property
+    def number(self) -> int:
+        """How many blocks these are."""
+        return self.last - self.first + 1
+
+
+#: Who added a block, as /proc/iomem names it: `dimm` is plain System RAM, which boot memory is too.
+DRIVERS = ("dimm", "virtio-mem", "kmem", UNKNOWN)
+
+
+class Snapshot(NamedTuple):
+    """Everything a decision may depend on, read once."""
+
+    facts: dict[str, Fact]
+    block_size: int  #: bytes; 0 when the machine shows no memory blocks
+    blocks: tuple[Blocks, ...]  #: ascending, disjoint
+    scratch: tuple[Range, ...]  #: the predecessor's scratch areas; empty unless accepted
+    cmdline: str
+    cmdline_safe: tuple[Range, ...]  #: `safemem.safe=`
+    guard: Range | None = None  #: boot memory reserved in this boot by our guard
+    overrides: tuple[str, ...] = ()  #: what the command line asks for: `off`, `dry-run`, `policy=NAME`
+    notes: tuple[str, ...] = ()  #: what could not be read, and why
+    witness: str = ""  #: how a guard that is not in force shows that the handover was accepted; no proof
+
+
+class Term(NamedTuple):
+    """One accepted value of a fact. `op` is one of `is`, `glob`, `has`, `<`, `<=`, `>`, `>=`."""
+
+    op: str
+    value: str | int
+
+
+class Condition(NamedTuple):
+    """A fact and what it may be: any of `groups`, or with `negate` none of them."""
+
+    fact: str
+    groups: tuple[tuple[Term, ...], ...]  #: any of these groups; of a group, all
+    negate: bool = False
+
+
+class Rule(NamedTuple):
+    """What to do, and when. `otherwise` is a rule without conditions."""
+
+    name: str
+    action: str
+    when: tuple[Condition, ...] = ()
+    message: str = ""
+    zone: str = ""  #: "" lets the engine choose: movable where KHO is on
+    enter: str = ""  #: "" or `maintenance`
+    on_shortfall: str = "continue"
+    exposed_max: str = ""  #: a size or a share; "" makes any refusal a shortfall
+    boot_memory: str = "leave"  #: or `offline`: take what is online outside the safe region off again
+    floor: str = ""  #: size that `boot_memory = "offline"` leaves available; "" lets `apply` work it out
+    accept_data_exposure: bool = False
+    if_onlined: str = "report"  #: or `offline`: what `watch` does with a held block that somebody onlined
+    final: bool = False  #: `release` needs to be forced
+
+
+class Override(NamedTuple):
+    """What one range, node or driver's blocks get instead; exactly one of the three is given."""
+
+    range: Range | None = None
+    node: int = -1
+    driver: str = ""
+    hold: bool = False
+    zone: str = ""
+
+
+class Failure(NamedTuple):
+    """What the boot path does when safemem itself cannot finish."""
+
+    action: str
+    message: str = ""
+    deadline: int = 10  #: seconds
+
+
+class Policy(NamedTuple):
+    """A checked policy, ready to decide."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    otherwise: Rule
+    on_failure: Failure
+    sources: tuple[str | Range, ...]  #: of the safe region, in order: `kho-scratch`, `cmdline`, `none`, a range
+    allow_cmdline_override: bool = False
+    memory: tuple[Override, ...] = ()  #: the first that is about a block counts
+    open_luo: bool = False  #: open /dev/liveupdate to tell ready from failed
+    keep_crashkernel: str = ""  #: size that is left of a guard for kdump when it is given back
+    trust_guard: bool = False  #: where the handover cannot be told, take a witness's word that it was accepted
+    digest: str = ""  #: of the compiled form; 64 hex digits
+
+
+class Miss(NamedTuple):
+    """Why an earlier rule did not decide."""
+
+    rule: str
+    fact: str
+    wanted: str
+    fact_value: str
+    source: str
+
+
+class Step(NamedTuple):
+    """One thing to do to one range of memory.
+
+    `op` is `online`, `offline` (quarantine: it was in use until now), `hold` (leave offline), `keep`
+    (already online, left so), `release-guard` or `keep-guard`.
+    """
+
+    op: str
+    start: int
+    end: int
+    first: int = -1  #: block numbers, -1 for a guard
+    last: int = -1
+    zone: str = ""
+    why: str = ""
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+class Decision(NamedTuple):
+    """The outcome and everything that led to it."""
+
+    action: str
+    rule: str
+    message: str
+    zone: str  #: zone for onlining: `movable`, `kernel` or `auto`
+    enter: str
+    on_shortfall: str
+    policy: str
+    digest: str
+    facts: dict[str, Fact]  #: with the derived ones
+    region: tuple[Range, ...]
+    region_source: str
+    misses: tuple[Miss, ...]
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...]
+    arrivals: str = ""  #: zone for blocks that are plugged in later; "" keeps them offline
+    exposed_max: str = ""
+    floor: str = ""
+    keep_crashkernel: str = ""
+    if_onlined: str = "report"
+    final: bool = False
+    exceptions: tuple[Override, ...] = ()  #: with them, and what is above, anybody can tell what is held later
+
+
+def size_text(size: int) -> str:
+    """Return `size` bytes with the largest binary unit that keeps it whole, or one decimal."""
+    for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
+    return f"{size} B"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that a whole number of KiB, MiB, GiB or TiB is, such as `256MiB`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    number, unit = text[:-3], text[-3:]
+    if unit not in _UNITS or not (number.isascii() and number.isdecimal() and len(number) < 10):
+        raise ValueError(f"`{text}` is not a size, such as 256MiB or 2GiB")
+    return int(number) * _UNITS[unit]
+
+
+def parse_limit(text: str, whole: int) -> int:
+    """Return the bytes of a size, or of a share of `whole` such as `1%` or `0.5%`.
+
+    Raises:
+        ValueError: neither.
+    """
+    if not text.endswith("%"):
+        return parse_size(text)
+    percent, dot, tenth = text[:-1].partition(".")
+    digits = percent + tenth
+    if not (
+        digits.isascii()
+        and digits.isdecimal()
+        and percent
+        and len(tenth) == len(dot)
+        and int(digits) <= 10 ** (2 + len(dot))
+    ):
+        raise ValueError(f"`{text}` is not a share, such as 1% or 0.5%")
+    return whole * int(digits) // (1000 if dot else 100)
+
+
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def parse_range(text: str) -> Range:
+    """Return the range that `START-END` names, END included.
+
+    Raises:
+        ValueError: not two numbers, backwards, or past 2**64; the message says which.
+    """
+    start_text, dash, end_text = text.strip().partition("-")
+    try:
+        start, last = int(start_text, 0), int(end_text, 0)
+    except ValueError:
+        dash = ""
+        start = last = 0
+    if not dash:
+        raise ValueError(f"`{text}` is not a range START-END, such as 0x100000000-0x1ffffffff")
+    if start < 0 or last >= 1 << 64:
+        raise ValueError(f"range `{text}` does not fit into 64 bits")
+    if last < start:
+        raise ValueError(f"range `{text}` is backwards: its end lies before its start")
+    return Range(start, last + 1)
+
+
+def merge_ranges(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
+    """Return the same addresses as ascending ranges that neither touch nor overlap."""
+    merged: list[Range] = []
+    for item in sorted(r for r in ranges if r.end > r.start):
+        if merged and item.start <= merged[-1].end:
+            merged[-1] = Range(merged[-1].start, max(merged[-1].end, item.end))
+        else:
+            merged.append(item)
+    return tuple(merged)
+
+
+def without(ranges: tuple[Range, ...], holes: tuple[Range, ...]) -> tuple[Range, ...]:
+    """Return what of the ascending `ranges` lies in none of `holes`; the pieces of two ranges stay apart."""
+    found: list[Range] = []
+    taken, place = merge_ranges(holes), 0
+    for area in ranges:
+        at = area.start
+        while place < len(taken) and taken[place].end <= at:
+            place += 1
+        index = place
+        while index < len(taken) and taken[index].start < area.end:
+            if at < taken[index].start:
+                found.append(Range(at, taken[index].start))
+            at = taken[index].end
+            index += 1
+        if at < area.end:
+            found.append(Range(at, area.end))
+    return tuple(found)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: MIT
+"""`safemem check`, `diff`, `test` and `schema`: what can be known about a policy at a desk."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from safemem.boot.model import Policy, Range, Rule
+from safemem.cli.common import InputError, load_authored, load_policy, write_whole
+from safemem.policy import analysis, cases, language
+from safemem.render import findings
+
+_DIFF_EXIT = {"equal": 0, "stricter": 4, "different": 4, "looser": 5, "both": 5}
+
+
+@click.command(short_help="Prove a policy in every state.")
+@click.argument("policy_files", metavar="POLICY...", nargs=-1, required=True)
+@click.option(
+    "--format", "form", type=click.Choice(["text", "json", "sarif", "junit"]), default="text", show_default=True
+)
+@click.option("--strict", is_flag=True, help="Let warnings count as errors.")
+@click.pass_context
+def check(context: click.Context, policy_files: tuple[str, ...], form: str, strict: bool) -> None:
+    """Look at every state that each POLICY can meet, and prove its invariants.
+
+    Exit code: 0 they hold, 3 one does not, with --strict also if there is a warning.
+    """
+    results = [_check(path) for path in policy_files]
+    if form == "json":
+        click.echo(findings.check_json(results))
+    elif form == "sarif":
+        click.echo(findings.check_sarif(results))
+    elif form == "junit":
+        click.echo(findings.check_junit(results, strict))
+    else:
+        click.echo(findings.check_text(results))
+    levels = ("error", "warning") if strict else ("error",)
+    context.exit(3 if any(findings.count(result, level) for result in results for level in levels) else 0)
+
+
+def _check(path: str) -> findings.Checked:
+    authored = load_authored(path)
+    started = time.monotonic()
+    try:
+        space = analysis.Space(authored.policy)
+        hidden = not sys.stderr.isatty() or space.size < 200_000
+        bar = click.progressbar(
+            length=space.size, label=f"{path}: {space.size:,} states", file=sys.stderr, hidden=hidden
+        )
+        with bar:
+            outcomes = analysis.Outcomes(space, authored.policy, lambda done: bar.update(done - bar.pos))
+    except analysis.TooLarge as error:
+        raise InputError(f"{path}:1:1: {error}") from None
+    found = [
+        findings.Located(path, *authored.place(finding.rule, finding.key), finding)
+        for finding in analysis.check(authored.policy, outcomes)
+    ]
+    found.sort(key=lambda item: (item.line, item.column))
+    return findings.Checked(path, authored.policy.name, len(outcomes.of), time.monotonic() - started, tuple(found))
+
+
+@click.command(short_help="Compare two policies in every state.")
+@click.argument("old_file", metavar="OLD")
+@click.argument("new_file", metavar="NEW")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.pass_context
+def diff(context: click.Context, old_file: str, new_file: str, form: str) -> None:
+    """Show every state in which policy NEW decides otherwise than OLD, or for another reason.
+
+    Exit code: 0 equal, 4 different and nowhere looser, 5 looser somewhere, 3 invalid input.
+    """
+    old, new = load_policy(old_file), load_policy(new_file)
+    try:
+        changes, states = analysis.compare(old, new)
+    except analysis.TooLarge as error:
+        raise InputError(f"{new_file}:1:1: {error}") from None
+    changes = _beside_rules(old, new) + changes
+    if form == "json":
+        click.echo(findings.diff_json(changes, states))
+    else:
+        click.echo(findings.diff_text(changes, states, old_file, new_file))
+    context.exit(_DIFF_EXIT[findings.verdict(changes)])
+
+
+def _beside_rules(old: Policy, new: Policy) -> list[analysis.Change]:
+    """Return what differs outside the rules: the safe region, what the command line may do, on_failure."""
+    found = []
+
+    def change(direction: str, name: str, before: str, after: str, action: str = "online-safe") -> None:
+        rules = [Rule(name, action, message=text) for text in (before, after)]
+        found.append(analysis.Change(direction, rules[0], rules[1], 0, {}, {}))
+
+    if old.sources != new.sources:
+        # A list of ranges inside the other is the one case that can be told without a machine.
+        areas = [tuple(s for s in p.sources if isinstance(s, Range)) for p in (old, new)]
+        plain = all(len(a) == len(p.sources) for a, p in zip(areas, (old, new), strict=True))
+        inside = plain and all(any(o.start <= n.start and n.end <= o.end for o in areas[0]) for n in areas[1])
+        change("stricter" if inside else "looser", "safe_region",
+               *(f"sources {', '.join(map(str, p.sources))}" for p in (old, new)))  # fmt: skip
+    if old.allow_cmdline_override != new.allow_cmdline_override:
+        change("looser" if new.allow_cmdline_override else "stricter", "allow_cmdline_override",
+               *(f"the command line may {'' if p.allow_cmdline_override else 'not '}loosen the outcome" for p in (old, new)))  # fmt: skip
+    if old.memory != new.memory:
+        change("other", "memory", *(f"{len(p.memory)} [[memory]] tables" for p in (old, new)))
+    if old.open_luo != new.open_luo:
+        change("other", "open_luo", *(f"/dev/liveupdate is {'' if p.open_luo else 'not '}opened" for p in (old, new)))
+    if old.trust_guard != new.trust_guard:
+        change("looser" if new.trust_guard else "stricter", "trust_guard",
+               *(f"a guard that is not in force is {'' if p.trust_guard else 'not '}taken for an accepted handover" for p in (old, new)))  # fmt: skip
+    if old.keep_crashkernel != new.keep_crashkernel:
+        change("other", "keep_crashkernel",
+               *(f"kdump keeps {p.keep_crashkernel or 'nothing'} of a guard" for p in (old, new)))  # fmt: skip
+    if old.on_failure != new.on_failure:
+        before, after = (
+            Rule("on_failure", p.on_failure.action, message=f"{p.on_failure.message}, after {p.on_failure.deadline} s")
+            for p in (old, new)
+        )
+        found.append(analysis.Change("other" if before.action != after.action else "reason", before, after, 0, {}, {}))
+    return found
+
+
+@click.command("test", short_help="Run *.cases.toml against their policies.")
+@click.argument("case_files", metavar="CASES...", nargs=-1, required=True)
+@click.option("--coverage", is_flag=True, help="Say which rules and how many states the cases cover.")
+@click.option(
+    "--threshold", type=click.IntRange(0, 100), metavar="PERCENT", help="Fail below this coverage; implies --coverage."
+)
+@click.option("--format", "form", type=click.Choice(["text", "junit"]), default="text", show_default=True)
+@click.pass_context
+def test_cases(
+    context: click.Context, case_files: tuple[str, ...], coverage: bool, threshold: int | None, form: str
+) -> None:
+    """Run the cases in CASES (*.cases.toml) against the policy that each names.
+
+    Exit code: 0 every case holds, 1 one does not or the coverage is below the threshold, 3 invalid input.
+    """
+    results = []
+    for path in case_files:
+        try:
+            results.append(cases.run(Path(path)))
+        except (language.PolicyError, analysis.TooLarge) as error:
+            raise InputError(str(error)) from None
+        except OSError as error:
+            raise InputError(f"{error.filename or path}: {(error.strerror or 'cannot be read').lower()}") from None
+    low = [result for result in results if threshold is not None and result.coverage * 100 < threshold]
+    if form == "junit":
+        click.echo(_junit(results, threshold))
+    else:
+        for result in results:
+            _print_result(result, coverage or threshold is not None)
+        for result in low:
+            click.echo(
+                f"safemem: {result.file}: {result.coverage:.0%} are covered, {threshold} % are asked for", err=True
+            )
+    failed = any(verdict.trouble for result in results for verdict in result.verdicts)
+    context.exit(1 if failed or low else 0)
+
+
+def _print_result(result: cases.Result, coverage: bool) -> None:
+    base = os.path.join(os.path.dirname(result.file), "")
+    for verdict in result.verdicts:
+        if verdict.trouble:
+            mark = click.style("FAIL", fg="red", bold=True)
+            click.echo(f"{result.file}:{verdict.case.line}: {mark} {verdict.case.name}: {verdict.trouble}")
+            if verdict.example:
+                click.echo(f"    in state: {findings.state_text(verdict.example)}")
+    held = sum(not verdict.trouble for verdict in result.verdicts)
+    click.echo(f"{result.file}: {held} of {len(result.verdicts)} cases hold")
+    if coverage:
+        named = [name for name, seen in result.rules.items() if not seen]
+        rest = f"; no case that holds asks for: {', '.join(f'`{name}`' for name in named)}" if named else ""
+        click.echo(f"{base}{result.policy.name}: {len(result.rules) - len(named)} of {len(result.rules)} rules{rest}")
+        click.echo(
+            f"{base}{result.policy.name}: {result.covered:,} of {result.states:,} states ({result.covered / result.states:.0%})"
+        )
+
+
+def _junit(results: list[cases.Result], threshold: int | None) -> str:
+    items = []
+    for result in results:
+        for verdict in result.verdicts:
+            items.append(
+                findings.Case(result.file, verdict.case.name, verdict.trouble, findings.state_text(verdict.example))
+            )
+        if threshold is not None:
+            short = result.coverage * 100 < threshold
+            items.append(
+                findings.Case(result.file, "coverage", f"{result.coverage:.0%} of {threshold} %" if short else "")
+            )
+    return findings.junit("safemem test", items)
+
+
+@click.command(short_help="Write the JSON Schema or the reference.")
+@click.option("--output", "-o", metavar="FILE", help="File to write; without it, standard output.")
+@click.option("--reference", is_flag=True, help="Write the reference page (Markdown) instead.")
+def schema(output: str | None, reference: bool) -> None:
+    """Write the JSON Schema of policy files, for editors that check TOML by one."""
+    text = language.reference() if reference else json.dumps(language.schema(), indent=1) + "\n"
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        write_whole(output, text.encode())

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""What boots leave behind: one folder a boot in /var/lib/safemem/history, bounded in number and bytes."""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+
+from safemem.boot import record
+
+FOLDER = "var/lib/safemem/history"
+BOOT_ID = "proc/sys/kernel/random/boot_id"
+#: Boots and bytes kept, and the most that one file may hold. This boot's folder is never dropped.
+BOOTS, BYTES, FILE = 32, 32 << 20, 8 << 20
+#: The UTC time of the first thing that was written, and the kernel's boot ID, with which a folder is found again.
+_NAME = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+
+
+def boot_id(root: str) -> str:
+    """Return the kernel's name for this boot. Raises OSError."""
+    path = os.path.join(root, BOOT_ID)
+    with open(path, encoding="ascii", errors="replace") as file:
+        text = file.read().strip()
+    if not _NAME.fullmatch(f"00000000T000000Z-{text}"):
+        raise OSError(errno.EINVAL, "this is not a boot ID", path)
+    return text
+
+
+def boots(root: str) -> list[str]:
+    """Return the paths of all folders, oldest first. Raises OSError, but not if there are none yet."""
+    base = os.path.join(root, FOLDER)
+    try:
+        names = sorted(name for name in os.listdir(base) if _NAME.fullmatch(name))
+    except FileNotFoundError:
+        return []
+    return [os.path.join(base, name) for name in names]
+
+
+def current(root: str) -> str | None:
+    """Return the path of this boot's folder, or None if nothing was written yet. Raises OSError."""
+    mine = boot_id(root)
+    return next((path for path in boots(root) if path.endswith(mine)), None)
+
+
+def previous(root: str) -> str | None:
+    """Return the path of the newest folder of another boot, or None. Raises OSError."""
+    mine = boot_id(root)
+    return next((path for path in reversed(boots(root)) if not path.endswith(mine)), None)
+
+
+def started(folder: str) -> float:
+    """Return when the first thing was written there, in seconds since 1970."""
+    return float(calendar.timegm(time.strptime(os.path.basename(folder)[:16], "%Y%m%dT%H%M%SZ")))
+
+
+def write(root: str, name: str, text: str) -> str:
+    """Put the file `name` into this boot's folder, on the disk when this returns; return its path.
+
+    Raises:
+        OSError: it is not on the disk, or too large; what was there before still is.
+    """
+    data = text.encode()
+    base = os.path.join(root, FOLDER)
+    if len(data) > FILE:
+        raise OSError(errno.EFBIG, f"{len(data)} bytes are more than the history takes", os.path.join(base, name))
+    mine = boot_id(root)
+    with _locked(base):
+        folder = current(root)
+        if folder is None:
+            folder = os.path.join(base, f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{mine}")
+            os.mkdir(folder, 0o755)
+            _sync(base)
+        path = os.path.join(folder, name)
+        draft = f"{path}.new"
+        with open(draft, "wb") as out:
+            os.fchmod(out.fileno(), 0o644)
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.rename(draft, path)
+        _sync(folder)
+        _prune(root, folder)
+    return path
+
+
+def keep(root: str) -> None:
+    """Carry this boot's record over as it is, also one that cannot be understood: it is evidence.
+
+    Raises:
+        OSError: it is not on the disk; FileNotFoundError if there is none.
+    """
+    with open(os.path.join(root, record.RECORD), encoding="utf-8", errors="replace") as file:
+        write(root, os.path.basename(record.RECORD), file.read())
+
+
+def _prune(root: str, keep: str) -> None:
+    """Drop the oldest folders of other boots until number and bytes are in bounds."""
+    others = [path for path in boots(root) if path != keep]
+    sizes = {path: sum(item.stat().st_size for item in os.scandir(path)) for path in (*others, keep)}
+    while others and (len(others) >= BOOTS or sum(sizes.values()) > BYTES):
+        oldest = others.pop(0)
+        del sizes[oldest]
+        shutil.rmtree(oldest, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(base: str) -> Iterator[None]:
+    """Make the folder and keep other writers out: two first writers would make two folders for one boot."""
+    new = not os.path.isdir(base)
+    os.makedirs(base, 0o755, exist_ok=True)
+    if new:
+        _sync(os.path.dirname(base))
+    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _sync(folder: str) -> None:
+    """Bring a folder's names to the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

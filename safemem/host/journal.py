@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""The decision as one entry of systemd's journal, with fields to search for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+from safemem.host.standing import Standing
+
+SOCKET = "run/systemd/journal/socket"
+#: `journalctl MESSAGE_ID=…` lists the decisions of all boots.
+DECISION = "5ac2c1e3bb1b4cd0a0c1ee0f8f5be0ae"
+
+
+def fields(found: Standing) -> dict[str, str]:
+    """Return the entry for the decision that stands."""
+    decision = found.decision
+    return {
+        "MESSAGE": f"{decision['action']}: {decision['message']}",
+        "MESSAGE_ID": DECISION,
+        "PRIORITY": {0: "5", 4: "4"}.get(found.exit_code, "3"),
+        "SYSLOG_IDENTIFIER": "safemem",
+        "SAFEMEM_ACTION": decision["action"],
+        "SAFEMEM_RULE": decision["rule"],
+        "SAFEMEM_POLICY": decision["policy"]["name"],
+        "SAFEMEM_DIGEST": decision["policy"]["digest"],
+        "SAFEMEM_HANDOVER": str(found.then.facts["handover"].value),
+        "SAFEMEM_EXIT_CODE": str(found.exit_code),
+    }
+
+
+def warning(text: str) -> dict[str, str]:
+    """Return an entry that says `text`."""
+    return {"MESSAGE": text, "PRIORITY": "4", "SYSLOG_IDENTIFIER": "safemem"}
+
+
+def send(root: str, entry: dict[str, str]) -> bool:
+    """Hand one entry to the journal; return False if there is no journal that takes it."""
+    # The native protocol, systemd.io/JOURNAL_NATIVE_PROTOCOL: a value of several lines carries its length.
+    data = b""
+    for name, value in entry.items():
+        raw = value.encode()
+        data += name.encode() + (b"\n" + struct.pack("<Q", len(raw)) if b"\n" in raw else b"=") + raw + b"\n"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+            out.sendto(data, os.path.join(root, SOCKET))
+    except OSError:
+        return False
+    return True

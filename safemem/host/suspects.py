@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""Who could have onlined memory: what on this machine is known to do so, each with its evidence.
+
+Nobody can know more: the kernel's event carries no process, and a write to a block's state leaves no trace.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from safemem.boot import probe
+from safemem.realroot import udevrules
+
+#: Programs that online memory, on their own or on somebody else's word, by name.
+PROGRAMS = {
+    "qemu-ga": "the QEMU guest agent onlines blocks when the host says guest-set-memory-blocks",
+    "google_guest_agent": "Google's guest agent", "waagent": "Azure's guest agent",
+    "tuned": "tuned profiles may write to memory blocks",
+    "daxctl": "daxctl onlines the memory that it makes of a dax device",
+    "chmem": "chmem onlines what it is told to",
+}  # fmt: skip
+#: Bytes of a program's name in /proc/PID/comm (TASK_COMM_LEN without its end).
+_COMM = 15
+
+
+class Suspect(NamedTuple):
+    """Somebody who could have done it."""
+
+    who: str
+    evidence: str
+
+
+def find(root: str) -> tuple[Suspect, ...]:
+    """Return who could have onlined memory on the machine below `root`, as far as that shows now."""
+    found = [Suspect(f"a udev rule: {rule.what}", f"{rule.file}:{rule.line}") for rule in udevrules.find(root)]
+    auto = probe.auto_online(root)
+    if auto.value != "offline":
+        found.append(
+            Suspect("the kernel itself, if it had just added the memory", f"{auto.source} reads `{auto.value}`")
+        )
+    return (*found, *(Suspect(name, path) for name, path in running(root)))
+
+
+def text(suspects: tuple[Suspect, ...]) -> str:
+    """Return in one sentence what can be known of who did it."""
+    if not suspects:
+        return "who did it cannot be known: the kernel's event names nobody, and nothing that is known to do it is here"
+    return "may have been " + ", or ".join(f"{item.who} ({item.evidence})" for item in suspects)
+
+
+def running(root: str) -> list[tuple[str, str]]:
+    """Return which of PROGRAMS run, once each, and the file that shows it."""
+    found: dict[str, str] = {}
+    for comm in sorted((Path(root) / "proc").glob("[0-9]*/comm")):
+        try:
+            name = comm.read_text("utf-8", "replace").strip()
+            if name.startswith("python"):  # a script that was not started by its own name
+                words = (comm.parent / "cmdline").read_text("utf-8", "replace").split("\0")
+                name = next((Path(word).name for word in words[1:] if word[:1] != "-"), "")
+        except OSError:
+            continue  # it has ended
+        for program in PROGRAMS:
+            if name in (program, program[:_COMM]):
+                found.setdefault(program, str(comm))
+    return list(found.items())

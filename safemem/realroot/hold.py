@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""Keep the real root's own udev rules from onlining what the boot decision holds; run by safemem-hold.service.
+
+The initramfs masks what was known when its archive was built. The real root may have other rules, and a
+file in /etc/udev/rules.d wins over a mask in /run: over such a file goes a bind mount of /dev/null,
+which udev takes for a mask as well (seen on 252 and 257) and which changes nothing on the disk. Runs
+before systemd-udevd, on the distribution's interpreter: standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from safemem.boot import apply, record
+from safemem.realroot import udevrules
+
+#: What was hidden here, one path a line, a mount marked by `mount `. /run outlives udev and us.
+MASKED = "run/safemem/masked"
+#: Units that 90-daxctl-device.rules starts for each dax device; daxctl turns it into memory and onlines it.
+UNITS = ("daxdev-reconfigure@.service",)
+_MOUNT, _UMOUNT = "/usr/bin/mount", "/usr/bin/umount"
+
+
+def main(argv: list[str]) -> int:
+    """Mask what this root has and say what could not be; return 0, or 1 if held memory may come online."""
+    root = argv[1] if argv[:1] == ["--root"] and len(argv) == 2 else "/"
+    try:
+        problems = hold(root)
+    except Exception as error:  # whatever it is: nothing was masked for certain
+        problems = [f"this system's udev rules could not be masked, so they may online held memory: {error}"]
+    for text in problems:
+        apply.say(root, 1, text)
+        sys.stderr.write(f"safemem: {text}\n")
+    if problems:
+        _note(root, problems)
+    return 1 if problems else 0
+
+
+def hold(root: str) -> list[str]:
+    """Mask every rules file that onlines memory, unless the decision onlines all; return what could not be.
+
+    Raises:
+        OSError: nothing can be written in /run.
+    """
+    if _released(root):
+        return []
+    problems = []
+    files = {item.file for item in udevrules.find(root)}
+    names = sorted({os.path.basename(path) for path in files} | set(udevrules.KNOWN))
+    done = _masked(root)
+    for name in names:
+        link, own = f"{apply.UDEV_RUN}/{name}", f"etc/udev/rules.d/{name}"
+        if os.path.lexists(os.path.join(root, own)):
+            line, trouble = f"mount {own}", "" if f"mount {own}" in done else _cover(os.path.join(root, own))
+        else:
+            line, trouble = link, "".join(apply.mask(root, [name]))
+        problems += [trouble] if trouble else []
+        done += [line] if line not in done and not trouble else []
+    for unit in UNITS:
+        path = os.path.join(root, apply.UNITS_RUN, unit)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if not os.path.lexists(path):
+                os.symlink("/dev/null", path)
+                done.append(f"{apply.UNITS_RUN}/{unit}")
+        except OSError as error:
+            problems.append(f"unit {unit} could not be masked: {(error.strerror or str(error)).lower()}")
+    record.write(root, "".join(f"{line}\n" for line in done), MASKED)
+    # What is in force afterwards is what counts, not what was tried.
+    for rule in udevrules.find(root):
+        problems.append(f"{rule.file}:{rule.line} still onlines memory, although it was to be masked: {rule.what}")
+    return problems
+
+
+def release(root: str) -> list[str]:
+    """Take back what `hold` did; return what could not be, one sentence each."""
+    problems, left = [], []
+    for line in _masked(root):
+        mounted = line.startswith("mount ")
+        path = os.path.join(root, line.removeprefix("mount "))
+        try:
+            if mounted:
+                result = subprocess.run([_UMOUNT, path], capture_output=True, text=True)
+                if result.returncode:
+                    raise OSError(0, result.stderr.strip() or f"umount ended with {result.returncode}")
+            elif os.readlink(path) == "/dev/null":
+                os.unlink(path)
+        except FileNotFoundError:
+            pass  # gone already
+        except OSError as error:
+            left.append(line)
+            problems.append(f"{line.removeprefix('mount ')} stays masked: {(error.strerror or str(error)).lower()}")
+    if left:
+        record.write(root, "".join(f"{line}\n" for line in left), MASKED)
+    elif os.path.lexists(os.path.join(root, MASKED)):
+        os.unlink(os.path.join(root, MASKED))
+    return problems
+
+
+def _released(root: str) -> bool:
+    """Return whether nothing is held, or nothing was done in a dry run; what cannot be read counts as held."""
+    try:
+        with open(os.path.join(root, record.RECORD), encoding="utf-8") as file:
+            if json.load(file)["result"].get("dry_run") is True:
+                return True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # the other file decides
+    try:
+        with open(os.path.join(root, record.ARRIVALS), encoding="utf-8") as file:
+            return file.readline().strip() in {f"SAFEMEM_ARRIVALS={word}" for word in apply.ONLINE_WORD.values()}
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _masked(root: str) -> list[str]:
+    try:
+        with open(os.path.join(root, MASKED), encoding="utf-8") as file:
+            return file.read().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _cover(path: str) -> str:
+    """Mount /dev/null over a file; return what went wrong, or nothing."""
+    try:
+        result = subprocess.run([_MOUNT, "--bind", "/dev/null", path], capture_output=True, text=True)
+    except OSError as error:
+        why = f"{_MOUNT}: {error.strerror or error}"
+    else:
+        why = (result.stderr.strip() or f"mount ended with {result.returncode}") if result.returncode else ""
+    return f"{path} could not be masked, so it may online held memory: {why}" if why else ""
+
+
+def _note(root: str, problems: list[str]) -> None:
+    """Add the problems to this boot's record: `status` and `doctor` read it."""
+    try:
+        with open(os.path.join(root, record.RECORD), encoding="utf-8") as file:
+            document = json.load(file)
+        result = document["result"] or {}
+        old = [text for text in result.get("problems", []) if text not in problems]
+        document["result"] = {**result, "complete": False, "problems": [*old, *problems]}
+        record.write(root, json.dumps(document, separators=(",", ":")) + "\n")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        apply.say(root, 1, f"the record could not be completed: {error}")

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""Say why this boot is in maintenance, on every console and at every login; run by safemem-maintenance.service.
+
+Runs on the distribution's interpreter, whatever else is broken: standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from safemem.boot import record
+
+ISSUE, MOTD = "run/issue.d/safemem.issue", "run/motd.d/safemem"
+CONSOLES = "sys/class/tty/console/active"
+#: What the operator can do, and what it means.
+WAYS = (
+    ("safemem status", "what was decided and why, what is held, what was too late"),
+    ("safemem release --reason TEXT", "give held memory to this system: whatever it preserves is lost"),
+    ("systemctl isolate multi-user.target", "go on to the usual target; held memory stays held"),
+    ("systemctl reboot", "start over without a handover: everything that was preserved is lost"),
+)
+
+
+def main(argv: list[str]) -> int:
+    """Write the message for `--root` (default `/`); return 0, or 1 if it could not be written everywhere."""
+    root = argv[1] if argv[:1] == ["--root"] and len(argv) == 2 else "/"
+    problems = announce(root, "\n".join(text(root)) + "\n")
+    for problem in problems:
+        sys.stderr.write(f"safemem: {problem}\n")
+    return 1 if problems else 0
+
+
+def text(root: str) -> list[str]:
+    """Return the message: the reason, then the ways forward. A record that cannot be read is said, never an error."""
+    try:
+        with open(os.path.join(root, record.RECORD), encoding="utf-8") as file:
+            decision = json.load(file)["decision"]
+        why = [
+            f"{decision['action']}: {decision['message']}",
+            f"rule `{decision['rule']}` of policy `{decision['policy']['name']}`, digest {decision['policy']['digest'][:12]}",
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = [f"the record of the decision cannot be read: {error}"]
+    return ["", "MAINTENANCE", *(f"  {line}" for line in why), "", *ways(), ""]
+
+
+def ways() -> list[str]:
+    """Return the ways forward, one a line."""
+    width = max(len(command) for command, _ in WAYS)
+    return [f"  {command:<{width}}  {meaning}" for command, meaning in WAYS]
+
+
+def announce(root: str, message: str) -> list[str]:
+    """Put the message before each login prompt, after each login and on every console; return what did not work."""
+    problems = []
+    for path, data in ((ISSUE, message.replace("\\", "\\\\")), (MOTD, message)):  # getty(8) has escapes
+        try:
+            record.write(root, data, path)
+        except OSError as error:
+            problems.append(f"/{path}: {(error.strerror or 'cannot be written').lower()}")
+    try:
+        with open(os.path.join(root, CONSOLES), encoding="utf-8") as file:
+            consoles = file.read().split()
+    except OSError as error:
+        return [*problems, f"/{CONSOLES}: {(error.strerror or 'cannot be read').lower()}"]
+    for name in consoles:
+        try:
+            # A console that nobody reads must not hold up the boot.
+            fd = os.open(os.path.join(root, "dev", name), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+            try:
+                os.write(fd, message.replace("\n", "\r\n").encode("utf-8", "replace"))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            problems.append(f"/dev/{name}: {(error.strerror or 'cannot be written').lower()}")
+    return problems

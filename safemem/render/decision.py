@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""Decisions as text for people and JSON for programs. Nothing here decides or reads a file."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+
+import click
+
+from safemem.boot import engine, record
+from safemem.boot.model import FINAL, UNKNOWN, Decision, Policy, Range, Snapshot, Step, size_text
+
+#: Exit code for each action (docs and design fix them): 0 onlines, 4 holds back, 5 ends the boot.
+EXIT = {"online-all": 0, "online-safe": 4, "panic": 5, "reboot": 5, "halt": 5}
+_COLOUR = {"online-all": "green", "online-safe": "yellow", "panic": "red", "reboot": "red", "halt": "red"}
+#: How the map draws each step: (sign, legend, colour).
+_SIGNS = {
+    "online": ("+", "comes online", "green"),
+    "keep": ("#", "online already", None),
+    "hold": (".", "held", "yellow"),
+    "offline": ("q", "taken offline", "magenta"),
+    "guard": ("G", "guarded", "cyan"),
+    "gap": (" ", "no memory", None),
+}
+_VERB = {
+    "online": "online",
+    "hold": "hold",
+    "keep": "leave online",
+    "offline": "take offline",
+    "release-guard": "give back guard",
+    "keep-guard": "keep guard",
+}
+
+
+def decision_json(decision: Decision, snapshot: Snapshot) -> str:
+    """Return the decision as JSON, schema 1, with the exit code and the snapshot it follows from."""
+    return json.dumps(
+        {
+            "schema": record.SCHEMA,
+            "kind": "simulation",
+            "exit_code": EXIT[decision.action],
+            "decision": record.decision_to_json(decision),
+            "snapshot": record.snapshot_to_json(snapshot),
+        },
+        indent=1,
+    )
+
+
+def action_text(action: str) -> str:
+    """Return an action in its colour."""
+    return click.style(action, fg=_COLOUR[action], bold=True)
+
+
+def decision_text(decision: Decision, snapshot: Snapshot, *, where: str, width: int = 64) -> str:
+    """Return the outcome, then why, then the plan, then what is not protected or not known."""
+    lines = [f"{action_text(decision.action)}  {decision.message}", ""]
+    lines += [f"policy  {decision.policy}  {decision.digest[:12]}", f"state   {where}", f"rule    {decision.rule}"]
+    if decision.enter:
+        lines.append(f"enter   {decision.enter}")
+    lines += ["", "why"]
+    for miss in decision.misses:
+        lines.append(f"  not `{miss.rule}`: {miss.fact} is {miss.fact_value}, it wants {miss.wanted}")
+    lines.append(
+        f"  so `{decision.rule}` decides" if decision.misses else f"  `{decision.rule}` is the first rule, and matches"
+    )
+    for name in ("handover", "luo", "guard", "safe_region"):
+        fact = decision.facts[name]
+        because = f": {fact.reason}" if fact.reason else ""
+        lines.append(f"  {name} = {fact.value}  ({fact.source}{because})")
+    lines += ["", "plan"]
+    if decision.action in FINAL:
+        lines.append(f"  {decision.action} before any memory is onlined; memory stands as follows")
+    lines += [f"  {_step_text(step)}" for step in decision.steps] or ["  no memory blocks to act on"]
+    drawn = memory_map(decision, width)
+    if drawn:
+        lines += ["", *(f"  {line}" for line in drawn)]
+    if decision.warnings:
+        lines += ["", "not protected", *(f"  {text}" for text in decision.warnings)]
+    unknown: dict[str, list[str]] = {}
+    for name, fact in decision.facts.items():
+        if fact.value == UNKNOWN:
+            unknown.setdefault(f"{fact.source}: {fact.reason}", []).append(name)
+    if unknown or snapshot.notes:
+        lines += ["", "not known"]
+        lines += [f"  {', '.join(names)}: {why}" for why, names in unknown.items()]
+        lines += [f"  {note}" for note in snapshot.notes]
+    return "\n".join(lines)
+
+
+def trace_text(policy: Policy, decision: Decision) -> str:
+    """Return every rule up to the one that decides, with each of its conditions, what it met and where that was read."""
+    lines = ["trace"]
+    for rule in (*policy.rules, policy.otherwise):
+        decides = rule.name == decision.rule
+        lines.append(f"  rule `{rule.name}`: {'decides' if decides else 'does not match'}")
+        for condition in rule.when:
+            fact = decision.facts[condition.fact]
+            held = engine.matches(condition, fact)
+            sign = click.style("holds", fg="green") if held else click.style("fails", fg="red")
+            because = f": {fact.reason}" if fact.reason else ""
+            lines.append(
+                f"    {sign}  {condition.fact} wants {engine.wanted_text(condition)};"
+                f" it is {engine.fact_text(fact.value)}  ({fact.source}{because})"
+            )
+        if not rule.when:
+            lines.append("    asks for nothing")
+        if decides:
+            break
+    return "\n".join(lines)
+
+
+def _step_text(step: Step) -> str:
+    blocks = f"  blocks {step.first}-{step.last}" if step.first >= 0 else ""
+    zone = f"  zone {step.zone}" if step.zone else ""
+    why = f"  ({step.why})" if step.why else ""
+    return f"{_VERB[step.op]:<16}{Range(step.start, step.end)!s:<28}{size_text(step.size):>9}{blocks}{zone}{why}"
+
+
+def memory_map(decision: Decision, width: int = 64) -> list[str]:
+    """Return the plan as one bar of physical memory, holes kept, and its legend.
+
+    A cell that covers more than one kind shows the one that is kept back: the map may
+    understate what comes online, never what is held.
+    """
+    spans = [(step.start, step.end, "guard" if "guard" in step.op else step.op) for step in decision.steps
+             if step.op != "release-guard"]  # fmt: skip
+    if not spans:
+        return []
+    low, high = min(s for s, _, _ in spans), max(e for _, e, _ in spans)
+    cell = max(1, -(-(high - low) // width))
+    rank = {"guard": 3, "hold": 2, "online": 1, "keep": 0, "offline": 0}
+    cells = []
+    for start in range(low, high, cell):
+        kinds = [kind for s, e, kind in spans if s < start + cell and start < e]
+        cells.append(max(kinds, key=lambda kind: rank[kind]) if kinds else "gap")
+    bar = "".join(click.style(_SIGNS[kind][0] * len(list(run)), fg=_SIGNS[kind][2]) for kind, run in groupby(cells))
+    legend = "   ".join(f"{_SIGNS[kind][0]} {_SIGNS[kind][1]}" for kind in _SIGNS if kind in cells and kind != "gap")
+    return [f"0x{low:x} [{bar}] 0x{high - 1:x}", f"{legend}   one sign is {size_text(cell)}"]
+
+
+def matrix_text(rows: list[tuple[dict[str, str], Decision]], facts: list[str]) -> str:
+    """Return one row for each group of states with the same outcome; `facts` are the columns."""
+    groups: list[tuple[list[set[str]], Decision]] = []
+    for state, decision in rows:
+        for columns, other in groups:
+            same = (decision.action, decision.rule) == (other.action, other.rule)
+            # Only the last column is folded: a reader can then still find a state by its first one.
+            if same and all(columns[i] == {state[name]} for i, name in enumerate(facts[:-1])):
+                columns[-1].add(state[facts[-1]])
+                break
+        else:
+            groups.append(([{state[name]} for name in facts], decision))
+    table = [[*facts, "decision", "by rule"]]
+    order = {name: [state[name] for state, _ in rows] for name in facts}
+    totals = {name: len(set(values)) for name, values in order.items()}
+    for columns, decision in groups:
+        words = [
+            "any" if len(column) == totals[name] > 1 else ", ".join(sorted(column, key=order[name].index))
+            for name, column in zip(facts, columns, strict=True)
+        ]
+        enter = f" + {decision.enter}" if decision.enter else ""
+        table.append([*words, decision.action + enter, decision.rule])
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    for index, (_, decision) in enumerate(groups, start=1):
+        lines[index] = click.style(lines[index], fg=_COLOUR[decision.action])
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def matrix_json(rows: list[tuple[dict[str, str], Decision]]) -> str:
+    """Return every state of the matrix with its outcome, schema 1."""
+    states = [
+        {"facts": state, "action": d.action, "rule": d.rule, "enter": d.enter or None, "message": d.message}
+        for state, d in rows
+    ]
+    return json.dumps({"schema": record.SCHEMA, "kind": "matrix", "states": states}, indent=1)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: MIT
+"""What `check`, `diff` and `test` found: as text, JSON, SARIF 2.1.0 and JUnit XML."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from typing import NamedTuple
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+import click
+
+from safemem.boot.engine import fact_text
+from safemem.boot.model import Rule
+from safemem.policy.analysis import CODES, Change, Finding, Value
+
+SCHEMA = 1
+_COLOUR = {"error": "red", "warning": "yellow", "note": "cyan"}
+_SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+class Located(NamedTuple):
+    """A finding and its place."""
+
+    file: str
+    line: int
+    column: int
+    finding: Finding
+
+
+class Checked(NamedTuple):
+    """What was found out about one policy."""
+
+    file: str
+    policy: str
+    states: int
+    seconds: float
+    found: tuple[Located, ...]
+
+
+def state_text(state: dict[str, Value]) -> str:
+    """Return a state as the options that make `simulate` show it."""
+    return " ".join(f"--set {name}={_plain(value)}" for name, value in state.items())
+
+
+def _plain(value: Value) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def check_text(results: list[Checked]) -> str:
+    """Return the findings as a compiler would print them, and one line a policy."""
+    lines = []
+    for result in results:
+        for item in result.found:
+            finding = item.finding
+            level = click.style(finding.level, fg=_COLOUR[finding.level], bold=True)
+            lines.append(f"{item.file}:{item.line}:{item.column}: {level}: {finding.message} [{finding.code}]")
+            if finding.example:
+                lines.append(f"    try: safemem simulate {item.file} {state_text(finding.example)}")
+            if finding.advice:
+                lines.append(f"    help: {finding.advice}")
+        errors, warnings = (count(result, level) for level in ("error", "warning"))
+        good = "all invariants hold" if not errors else f"{errors} error{'s' * (errors != 1)}"
+        more = f", {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
+        lines.append(f"{result.file}: {good}{more} ({result.states:,} states in {result.seconds:.2f} s)")
+    return "\n".join(lines)
+
+
+def count(result: Checked, level: str) -> int:
+    """Return how many findings have this level."""
+    return sum(item.finding.level == level for item in result.found)
+
+
+def check_json(results: list[Checked]) -> str:
+    """Return the findings as JSON, schema 1."""
+    policies = [
+        {
+            "file": result.file, "policy": result.policy, "states": result.states,
+            "findings": [
+                {
+                    "code": item.finding.code, "level": item.finding.level, "line": item.line, "column": item.column,
+                    "rule": item.finding.rule, "message": item.finding.message, "advice": item.finding.advice or None,
+                    "example": item.finding.example or None,
+                }
+                for item in result.found
+            ],
+        }
+        for result in results
+    ]  # fmt: skip
+    return json.dumps({"schema": SCHEMA, "kind": "check", "policies": policies}, indent=1)
+
+
+def check_sarif(results: list[Checked]) -> str:
+    """Return the findings as SARIF 2.1.0 (OASIS)."""
+    codes = list(CODES)
+    found = [item for result in results for item in result.found]
+    driver = {
+        "name": "safemem",
+        "version": version("safemem"),
+        "rules": [
+            {"id": code, "shortDescription": {"text": text}, "defaultConfiguration": {"level": level}}
+            for code, (level, text) in CODES.items()
+        ],
+    }
+    items = [
+        {
+            "ruleId": item.finding.code,
+            "ruleIndex": codes.index(item.finding.code),
+            "level": item.finding.level,
+            "message": {"text": ". ".join(filter(None, (item.finding.message, item.finding.advice)))},
+            "locations": [
+                {
+                    "physicalLocation": {
+                        "artifactLocation": {"uri": quote(item.file)},
+                        "region": {"startLine": item.line, "startColumn": item.column},
+                    }
+                }
+            ],
+            "properties": {"example": {name: _plain(value) for name, value in item.finding.example.items()}},
+        }
+        for item in found
+    ]
+    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": items}
+    return json.dumps({"$schema": _SARIF, "version": "2.1.0", "runs": [run]}, indent=1)
+
+
+class Case(NamedTuple):
+    """One line of a JUnit report; `trouble` is empty for what passed."""
+
+    suite: str
+    name: str
+    trouble: str = ""
+    detail: str = ""
+
+
+def check_junit(results: list[Checked], strict: bool) -> str:
+    """Return one test case for each policy and code."""
+    levels = ("error", "warning") if strict else ("error",)
+    cases = []
+    for result in results:
+        for code in CODES:
+            bad = [item for item in result.found if item.finding.code == code and item.finding.level in levels]
+            text = "\n".join(f"{item.file}:{item.line}:{item.column}: {item.finding.message}" for item in bad)
+            cases.append(Case(result.file, code, f"{len(bad)} found" if bad else "", text))
+    return junit("safemem check", cases)
+
+
+def junit(name: str, cases: list[Case]) -> str:
+    """Return JUnit XML as build servers read it: one suite a file."""
+    top = ElementTree.Element("testsuites", name=name)
+    for suite in dict.fromkeys(case.suite for case in cases):
+        mine = [case for case in cases if case.suite == suite]
+        failed = sum(bool(case.trouble) for case in mine)
+        node = ElementTree.SubElement(
+            top, "testsuite", name=suite, tests=str(len(mine)), failures=str(failed), errors="0"
+        )
+        for case in mine:
+            item = ElementTree.SubElement(node, "testcase", classname=suite, name=case.name)
+            if case.trouble:
+                ElementTree.SubElement(item, "failure", message=case.trouble).text = case.detail
+    ElementTree.indent(top)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(top, encoding="unicode")
+
+
+# ---- diff
+
+VERDICTS = {
+    "equal": "the same outcome for the same reason in every state",
+    "stricter": "stricter somewhere, looser nowhere",
+    "looser": "looser somewhere, stricter nowhere",
+    "both": "stricter in some states, looser in others",
+    "different": "different, but neither stricter nor looser",
+}
+
+
+def verdict(changes: list[Change]) -> str:
+    """Return one of VERDICTS."""
+    directions = {change.direction for change in changes}
+    if {"looser", "stricter"} <= directions:
+        return "both"
+    for direction in ("looser", "stricter"):
+        if direction in directions:
+            return direction
+    return "different" if changes else "equal"
+
+
+def diff_text(changes: list[Change], states: int, old: str, new: str) -> str:
+    """Return the differences grouped, looser ones first."""
+    lines = []
+    colours = {"looser": "red", "stricter": "green"}
+    for change in changes:
+        head = click.style(change.direction, fg=colours.get(change.direction, "cyan"), bold=True)
+        where = "; ".join(
+            f"{name} {' or '.join(fact_text(value) for value in values)}" for name, values in change.where.items()
+        )
+        lines.append(
+            f"{head} in {change.states:,} of {states:,} states{f': {where}' if where else ''}"
+            if change.states
+            else head
+        )
+        lines += [f"  - {_outcome_text(change.before)}", f"  + {_outcome_text(change.after)}"]
+        if change.example:
+            lines.append(f"    try: safemem simulate {new} {state_text(change.example)}")
+        lines.append("")
+    result = verdict(changes)
+    return "\n".join([*lines, f"{new} against {old}: {click.style(result, bold=True)}: {VERDICTS[result]}"])
+
+
+def _outcome_text(rule: Rule) -> str:
+    words = [rule.action]
+    words += [f"zone {rule.zone}"] if rule.zone else []
+    words += [f"enter {rule.enter}"] if rule.enter else []
+    words += ["boot memory offline"] if rule.boot_memory == "offline" else []
+    words += [f"keep {rule.floor} available"] if rule.floor else []
+    beyond = f" beyond {rule.exposed_max} exposed" if rule.exposed_max else ""
+    words += [f"on_shortfall {rule.on_shortfall}{beyond}"] if rule.on_shortfall != "continue" else []
+    words += ["onlined by hand: offline again"] if rule.if_onlined == "offline" else []
+    words += ["final"] if rule.final else []
+    said = f" ({rule.message})" if rule.message else ""
+    return f"{', '.join(words)} by `{rule.name}`{said}"
+
+
+def diff_json(changes: list[Change], states: int) -> str:
+    """Return the differences as JSON, schema 1."""
+
+    def side(rule: Rule) -> dict[str, object]:
+        return {"rule": rule.name, "action": rule.action, "zone": rule.zone or None, "enter": rule.enter or None,
+                "on_shortfall": rule.on_shortfall, "exposed_max": rule.exposed_max or None,
+                "boot_memory": rule.boot_memory, "floor": rule.floor or None,
+                "if_onlined": rule.if_onlined, "final": rule.final, "message": rule.message or None}  # fmt: skip
+
+    items = [
+        {"direction": change.direction, "states": change.states, "where": change.where, "old": side(change.before),
+         "new": side(change.after), "example": change.example}
+        for change in changes
+    ]  # fmt: skip
+    return json.dumps(
+        {"schema": SCHEMA, "kind": "diff", "verdict": verdict(changes), "states": states, "changes": items}, indent=1
+    )
