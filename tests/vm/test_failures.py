@@ -20,7 +20,7 @@ FAILURES = {
         "the program ended with status 1",
     ),
     "no-policy": ("rm /usr/lib/safemem/policy.json", "the program ended with status 1"),
-    "module-missing": ("rm /usr/lib/safemem/app/safemem/engine.pyc", "the program ended with status 1"),
+    "module-missing": ("rm /usr/lib/safemem/app/safemem/boot/engine.pyc", "the program ended with status 1"),
     "killed": (
         f"{HANG}; (sleep 2; kill -9 $(pidof ld.so)) &",
         "the program ended with status 137",
