@@ -39,8 +39,8 @@ def installed() -> dict[str, bytes]:
     """Return safemem's files in a real root, and rules that online memory in every folder."""
     base = harness.REPOSITORY
     package = {
-        f"usr/lib/python3/dist-packages/safemem/{path.name}": path.read_bytes()
-        for path in (base / "safemem").glob("*.py")
+        f"usr/lib/python3/dist-packages/{path.relative_to(base)}": path.read_bytes()
+        for path in (base / "safemem").rglob("*.py")
     }
     return {
         **package,
