@@ -47,6 +47,15 @@ FACTS: dict[str, tuple[str, tuple[str, ...]]] = {
 DERIVED = ("safe_region", "held_blocks", "online_outside_safe")
 
 
+class Refused(Exception):
+    """Input cannot be used, or a request cannot be carried out; the message says what, where, and what to do.
+
+    The parent of every exception whose message people read: the command line catches this one, in one place.
+    """
+
+    kind = "failure"  #: names the exit code: `failure`, `invalid` (an input) or `unknown` (no decision, nothing to read)
+
+
 class Fact(NamedTuple):
     """One thing known, or known to be unknown, about the machine."""
 
