@@ -16,8 +16,7 @@ from safemem.boot import main as boot
 from safemem.boot.model import ACTIONS, Blocks, Failure, Policy, Range, Rule, merge_ranges
 from safemem.cli import main
 from tests.fakes import BLOCK, make_root
-from tests.test_boot import install
-from tests.test_engine import block_runs, snapshot
+from tests.kit import block_runs, install, snapshot
 
 SIZE = 8
 spans = st.tuples(st.integers(0, 40 * SIZE), st.integers(1, 10 * SIZE)).map(lambda pair: Range(pair[0], sum(pair)))

@@ -17,16 +17,7 @@ from safemem.boot import main as boot
 from safemem.boot.model import DERIVED, FACTS, Blocks, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
 from safemem.host import reader
 from tests.fakes import make_root
-
-
-def install(root: Path, *rules: Rule, otherwise: Rule, **more: Any) -> None:
-    """Put a compiled policy where the boot program looks for it; without `rules`, one that never matches here."""
-    rules = rules or (Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),)),)
-    path = root / boot.POLICY
-    path.parent.mkdir(parents=True)
-    (root / boot.MASKS).write_text("40-vendor.rules\n")
-    policy = Policy("test", rules, otherwise, Failure("panic"), ("kho-scratch", "cmdline"))
-    path.write_bytes(compiled.dump(policy._replace(**more)))
+from tests.kit import guarded, install
 
 
 def kmsg(root: Path) -> str:
@@ -492,18 +483,6 @@ def test_guard_is_kept_and_given_back(tmp_path: Path) -> None:
 
         assert (root / "sys/kernel/kexec_crash_size").read_text().startswith(size[:1])
         assert limit == (root / probe.LOAD_LIMIT).read_text()
-
-
-def guarded(base: Path, action: str, keep: str = "", **options: Any) -> Path:
-    """Return a machine with a guard of 576 MiB and a policy that is all `action`."""
-    base.mkdir()
-    root = make_root(
-        base, offered=True, crash="01000000-24ffffff", cmdline="safemem.guard=0x1000000-0x24ffffff", **options
-    )
-    install(root, otherwise=Rule("otherwise", action))
-    policy = compiled.load((root / boot.POLICY).read_bytes(), "p")._replace(keep_crashkernel=keep)
-    (root / boot.POLICY).write_bytes(compiled.dump(policy))
-    return root
 
 
 def test_kdump_keeps_its_part_of_a_guard(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from safemem.cli import main
 from safemem.host import doctor
 from safemem.initramfs.cpio import Archive
 from tests.fakes import make_root
-from tests.test_boot import guarded, install
+from tests.kit import guarded, install
 
 POLICIES = Path(__file__).parent.parent / "policies"
 

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from safemem.boot import engine
 from safemem.boot.model import (
     ACTIONS,
-    DERIVED,
-    FACTS,
     UNKNOWN,
     Blocks,
     Condition,
@@ -27,28 +25,9 @@ from safemem.boot.model import (
     Snapshot,
     Term,
 )
+from tests.kit import block_runs, policy, snapshot, when
 
 SIZE = 128 << 20
-
-
-def snapshot(
-    blocks: tuple[Blocks, ...] = (Blocks(0, 7, "online"), Blocks(32, 39, "offline")), **facts: Any
-) -> Snapshot:
-    """Return a snapshot in which every fact is unknown but `facts`."""
-    values = {name: Fact(facts.get(name, UNKNOWN), "test") for name in FACTS if name not in DERIVED}
-    return Snapshot(values, SIZE, blocks, (), "", ())
-
-
-def policy(
-    *rules: Rule, otherwise: str = "panic", sources: tuple[str | Range, ...] = ("kho-scratch", "cmdline")
-) -> Policy:
-    """Return a policy with `rules`."""
-    return Policy("test", rules, Rule("otherwise", otherwise), Failure("panic"), sources)
-
-
-def when(fact: str, *terms: Term, negate: bool = False) -> tuple[Condition, ...]:
-    """Return a condition that any of `terms` satisfies."""
-    return (Condition(fact, tuple((term,) for term in terms), negate),)
 
 
 def plan(decision: Decision) -> list[tuple[str, int, int]]:
@@ -205,21 +184,6 @@ def test_derived_facts_can_be_asked_for() -> None:
 
     assert engine.decide(chosen, snapshot()).action == "online-safe"
     assert engine.decide(chosen, snapshot((Blocks(0, 8, "online"),))).action == "panic"
-
-
-states = st.sampled_from(["online", "offline", "going-offline", UNKNOWN])
-
-
-@st.composite
-def block_runs(draw: st.DrawFn) -> tuple[Blocks, ...]:
-    """Draw disjoint runs of blocks, ascending, with holes."""
-    runs, at = [], 0
-    for _ in range(draw(st.integers(0, 6))):
-        first = at + draw(st.integers(0, 3))
-        last = first + draw(st.integers(0, 5))
-        runs.append(Blocks(first, last, draw(states), draw(st.integers(-1, 1))))
-        at = last + 1
-    return tuple(runs)
 
 
 addresses = st.integers(0, 40 * 4096)

@@ -20,7 +20,7 @@ from safemem.boot.model import Rule
 from safemem.cli import main
 from safemem.host import history, journal, metrics, previous, standing
 from tests.fakes import make_root
-from tests.test_boot import install
+from tests.kit import install
 
 ANOTHER = "00000002-1111-4222-8333-444455556666"
 CRASH = """Panic#1 Part1

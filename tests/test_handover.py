@@ -18,7 +18,7 @@ from safemem.boot import handover_args, probe, record
 from safemem.boot.handover_args import Ground
 from safemem.boot.model import Range
 from safemem.cli import main
-from tests.fakes import make_root
+from tests.fakes import machine, make_root
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -167,24 +167,6 @@ def test_no_larger_guard_is_missed(machine: Ground) -> None:
     # Less a node's top, which a range may end at; with memory beyond 4 GiB some has to stay free below it.
     wanted = min(longest * 16 * MIB - 48 * MIB, total - room - 2 * MIB, low - 130 * MIB)
     assert found >= wanted
-
-
-def machine(base: Path, cmdline: str = "kho=on liveupdate=on") -> Path:
-    """Return a machine with 1 GiB from firmware, KHO on, and an e820 map."""
-    root = make_root(base, cmdline=cmdline, scratch=((548 * MIB, 228 * MIB), (828 * MIB, 92 * MIB)))
-    page = bytearray(4096)
-    table = [(0, 0x9FC00, 1), (0x9FC00, 0x400, 2), (MIB, GIB - MIB, 1), (0xFFFC0000, 0x40000, 2)]
-    page[0x1E8] = len(table)
-    for index, entry in enumerate(table):
-        struct.pack_into("<QQI", page, 0x2D0 + 20 * index, *entry)
-    struct.pack_into("<I", page, 0x21C, 10 * MIB)
-    (root / probe.BOOT_PARAMS).write_bytes(page)
-    (root / probe.IOMEM).write_text(
-        "00001000-0009fbff : System RAM\n00100000-3ffdefff : System RAM\n"
-        "  21000000-21ffffff : Kernel code\n  30000000-30ffffff : Crash kernel\n"
-        "40000000-7fffffff : System RAM\n"  # a DIMM, which firmware's map does not know
-    )
-    return root
 
 
 def invoke(root: Path, *words: str) -> tuple[int, str, str]:

@@ -18,7 +18,7 @@ from safemem.boot.model import Decision, Range, Rule, parse_range
 from safemem.cli import main
 from safemem.host import history, release, standing
 from tests.fakes import make_root
-from tests.test_boot import guarded, install
+from tests.kit import guarded, install
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from safemem.boot.handover_args import CannotSay, Ground
 from safemem.boot.model import Range
 from safemem.cli import main
 from safemem.outgoing import layout
-from tests.test_handover import machine
+from tests.fakes import machine
 
 MIB = 1 << 20
 LOW = (Range(MIB, 3071 * MIB),)

@@ -17,7 +17,7 @@ from safemem.boot.model import Rule
 from safemem.cli import main
 from safemem.realroot import maintenance
 from tests.fakes import make_root
-from tests.test_boot import install
+from tests.kit import install
 
 HERE = Path(__file__).resolve().parent.parent
 PACKAGE = str(Path(maintenance.__file__).parent.parent.parent)

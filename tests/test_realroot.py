@@ -16,7 +16,7 @@ from safemem.host import doctor, standing
 from safemem.realroot import hold as realroot
 from safemem.realroot import udevrules
 from tests.fakes import make_root
-from tests.test_boot import install
+from tests.kit import install
 
 RULE = 'SUBSYSTEM=="memory", ACTION=="add", ATTR{state}="online"\n'
 

@@ -19,7 +19,7 @@ from safemem.cli import main
 from safemem.host import doctor, incidents, metrics, standing, suspects, watch
 from safemem.host.incidents import Counts
 from tests.fakes import make_root
-from tests.test_boot import install
+from tests.kit import install
 
 MEMORY = "sys/devices/system/memory"
 BLOCK = 1 << 27
