@@ -14,10 +14,10 @@ import pytest
 
 from safemem.boot import account, apply, compiled, engine, probe, record
 from safemem.boot import main as boot
-from safemem.boot.model import DERIVED, FACTS, Blocks, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
+from safemem.boot.model import Blocks, Failure, Rule, Term
 from safemem.host import reader
 from tests.fakes import make_root
-from tests.kit import guarded, install
+from tests.kit import NEVER, guarded, install, policy, rule, snapshot, when
 
 
 def kmsg(root: Path) -> str:
@@ -131,8 +131,9 @@ def test_a_record_that_cannot_be_written_stops_the_boot(tmp_path: Path) -> None:
 def test_writes_that_do_not_take_are_reported(tmp_path: Path) -> None:
     """What reads back differently is a problem, one line a range; a plain file is such a kernel."""
     root = make_root(tmp_path)
-    rule = Rule("cold", "online-all", (Condition("handover", ((Term("is", "none"),),)),))
-    install(root, rule, otherwise=Rule("otherwise", "panic"))
+    install(
+        root, Rule("cold", "online-all", when("handover", Term("is", "none"))), otherwise=Rule("otherwise", "panic")
+    )
 
     assert boot.main(["--root", str(root)]) == 0
 
@@ -148,7 +149,7 @@ def test_writes_that_do_not_take_are_reported(tmp_path: Path) -> None:
 def quarantine(root: Path, floor: str = "") -> apply.Result:
     """Carry out online-safe with `boot_memory = "offline"` on a fake root."""
     rule = Rule("otherwise", "online-safe", boot_memory="offline", floor=floor)
-    decision = engine.decide(Policy("t", (), rule, Failure("panic"), ("none",)), probe.read_snapshot(str(root)))
+    decision = engine.decide(policy(otherwise=rule, sources=("none",)), probe.read_snapshot(str(root)))
     return apply.carry_out(decision, str(root), patience=0.2)
 
 
@@ -264,8 +265,9 @@ def test_every_way_to_refuse_has_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "write", write)
     rule = Rule("otherwise", "online-safe", boot_memory="offline", on_shortfall="halt")
     install(root, otherwise=rule)
-    (root / boot.POLICY).write_bytes(compiled.dump(Policy("t", (rule._replace(name="never", when=(
-        Condition("arch", ((Term("is", "vax"),),)),)),), rule, Failure("panic", deadline=1), ("none",))))  # fmt: skip
+    never = rule._replace(name="never", when=NEVER.when)
+    chosen = policy(never, otherwise=rule, failure=Failure("panic", deadline=1), sources=("none",))
+    (root / boot.POLICY).write_bytes(compiled.dump(chosen))
     state = Blocks(0, 7, "online", 0)
     monkeypatch.setattr(probe, "_blocks", lambda root, notes: (128 << 20, (state, Blocks(32, 39, "offline", 0))))
     started = time.monotonic()
@@ -355,7 +357,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_online_all_that_fails_half_way(tmp_path: Path) -> None:
     """What should be in use and is not is a shortfall of its own, and said so."""
     root = make_root(tmp_path)
-    rule = Rule("cold", "online-all", (Condition("handover", ((Term("is", "none"),),)),), on_shortfall="halt")
+    rule = Rule("cold", "online-all", when("handover", Term("is", "none")), on_shortfall="halt")
     install(root, rule, otherwise=Rule("otherwise", "panic"))
 
     assert boot.main(["--root", str(root)]) == 5
@@ -403,8 +405,8 @@ def test_a_policy_on_the_command_line(
     """It may make the outcome stricter; looser only if the policy that counts lets it."""
     root = make_root(tmp_path, offered=True, cmdline="kho=on safemem.policy=strict")
     install(root, otherwise=Rule("otherwise", own, accept_data_exposure=True), allow_cmdline_override=allowed)
-    other = Policy("other", (Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),)),),
-                   Rule("otherwise", named, accept_data_exposure=True), Failure("halt"), ("none",))  # fmt: skip
+    loose = rule(named, accept_data_exposure=True)
+    other = policy(NEVER, otherwise=loose, failure="halt", sources=("none",), name="other")
     (root / boot.POLICIES).mkdir()
     (root / boot.POLICIES / "strict.json").write_bytes(compiled.dump(other))
 
@@ -438,11 +440,7 @@ def test_dry_run_on_the_command_line(tmp_path: Path, allowed: bool) -> None:
     (root / "sys/devices/system/memory/auto_online_blocks").write_text("online\n")
     path = root / boot.POLICY
     path.parent.mkdir(parents=True)
-    rule = Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),))
-    policy = Policy(
-        "t", (rule,), Rule("otherwise", "panic"), Failure("panic"), ("none",), allow_cmdline_override=allowed
-    )
-    path.write_bytes(compiled.dump(policy))
+    path.write_bytes(compiled.dump(policy(NEVER, sources=("none",), allow_cmdline_override=allowed)))
 
     assert boot.main(["--root", str(root)]) == (0 if allowed else 1)
     assert ((root / "proc/sysrq-trigger").read_text() == "") == allowed
@@ -463,7 +461,7 @@ def test_shortfall_ends_the_boot_if_the_policy_says_so(tmp_path: Path) -> None:
     """A held block that somebody else onlines meanwhile is a shortfall."""
     root = make_root(tmp_path, offered=True)
     decision = engine.decide(
-        Policy("test", (), Rule("otherwise", "online-safe"), Failure("panic"), ("none",)),
+        policy(otherwise="online-safe", sources=("none",)),
         probe.read_snapshot(str(root)),
     )
     (root / "sys/devices/system/memory/memory35/state").write_text("online\n")
@@ -567,7 +565,7 @@ def counting(base: Path, action: str) -> tuple[Path, Path]:
     root = make_root(base, offered=True)
     (root / probe.EFIVARS).mkdir(parents=True)
     (root / probe.EFIVARS / "Timeout-8be4df61-93ca-11d2-aa0d-00e098032b8c").touch()
-    rule = Rule("again", "reboot", (Condition("boot_attempts", ((Term("<", 2),),)),))
+    rule = Rule("again", "reboot", when("boot_attempts", Term("<", 2)))
     install(root, rule, otherwise=Rule("otherwise", action))
     return root, root / probe.ATTEMPTS
 
@@ -587,10 +585,8 @@ def test_a_reboot_that_cannot_be_counted_is_none(tmp_path: Path) -> None:
     """Without a count the next boot would find the same state: that is a failure of ours, with its own way out."""
     root, variable = counting(tmp_path, "online-safe")
     variable.mkdir()
-    (root / boot.POLICY).write_bytes(compiled.dump(Policy(
-        "t", (Rule("again", "reboot", (Condition("boot_attempts", ((Term("<", 2),), (Term("is", "unknown"),))),)),),
-        Rule("otherwise", "online-safe"), Failure("panic"), ("none",),
-    )))  # fmt: skip
+    again = Rule("again", "reboot", when("boot_attempts", Term("<", 2), Term("is", "unknown")))
+    (root / boot.POLICY).write_bytes(compiled.dump(policy(again, otherwise="online-safe", sources=("none",))))
     # A folder in place of the variable can be neither read nor written.
     assert "is a directory" in probe.read_snapshot(str(root)).facts["boot_attempts"].reason
     variable.rmdir()
@@ -604,10 +600,9 @@ def test_a_reboot_that_cannot_be_counted_is_none(tmp_path: Path) -> None:
 def test_a_halt_that_cannot_be_counted_is_one(tmp_path: Path) -> None:
     """Only a reboot needs the count: a halt must not become what `on_failure` says, which may be a reboot."""
     root, variable = counting(tmp_path, "online-safe")
-    asked = Condition("boot_attempts", ((Term("<", 2),), (Term("is", "unknown"),)))
-    (root / boot.POLICY).write_bytes(compiled.dump(Policy(
-        "t", (Rule("stop", "halt", (asked,)),), Rule("otherwise", "online-safe"), Failure("reboot"), ("none",),
-    )))  # fmt: skip
+    stop = Rule("stop", "halt", when("boot_attempts", Term("<", 2), Term("is", "unknown")))
+    chosen = policy(stop, otherwise="online-safe", failure="reboot", sources=("none",))
+    (root / boot.POLICY).write_bytes(compiled.dump(chosen))
     variable.symlink_to("/proc/version")
 
     assert boot.main(["--root", str(root)]) == 5
@@ -618,8 +613,7 @@ def test_boots_are_counted_for_the_policy_that_the_command_line_names(tmp_path: 
     """Its bound would never be reached otherwise: a reboot without end."""
     root, variable = counting(tmp_path, "online-all")
     again = (root / boot.POLICY).read_bytes()
-    never = Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),))
-    calm = Policy("calm", (never,), Rule("otherwise", "online-all"), Failure("panic"), ("none",))
+    calm = policy(NEVER, otherwise="online-all", sources=("none",), name="calm")
     (root / boot.POLICY).write_bytes(compiled.dump(calm))
     (root / boot.POLICIES).mkdir()
     (root / boot.POLICIES / "again.json").write_bytes(again)
@@ -633,9 +627,8 @@ def test_boots_are_counted_for_the_policy_that_the_command_line_names(tmp_path: 
 
 def test_a_limit_is_not_kept_by_an_empty_account() -> None:
     """Where the blocks cannot be read after the work, a refusal is a shortfall, whatever the limit."""
-    root = Rule("otherwise", "online-safe", on_shortfall="halt", exposed_max="99%")
-    snapshot = Snapshot({name: Fact("unknown", "") for name in FACTS if name not in DERIVED}, 0, (), (), "", ())
-    decision = engine.decide(Policy("t", (), root, Failure("panic"), ("none",)), snapshot)
+    last = rule("online-safe", on_shortfall="halt", exposed_max="99%")
+    decision = engine.decide(policy(otherwise=last, sources=("none",)), snapshot((), size=0))
     result = apply.Result(0, 0, 0, ("blocks 1-1 could not be taken offline",), True)
     assert "could not be taken offline" in boot._shortfall(decision, result, [], dict.fromkeys(account.KINDS, 0))
 
