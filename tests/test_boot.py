@@ -21,7 +21,7 @@ from tests.kit import NEVER, guarded, install, policy, rule, snapshot, when
 
 
 def kmsg(root: Path) -> str:
-    """Return what was written to the fake kernel log last; a plain file keeps only that."""
+    """Return everything that was written to the fake kernel log, in order."""
     return (root / "dev/kmsg").read_text()
 
 
@@ -37,13 +37,35 @@ def test_online_safe_holds_and_records(tmp_path: Path) -> None:
     assert document["decision"]["action"] == "online-safe"
     assert document["result"]["complete"] is True
     assert document["snapshot"]["facts"]["auto_online"]["value"] == "online"
-    assert (root / "sys/devices/system/memory/auto_online_blocks").read_text().startswith("offline")
+    assert (root / "sys/devices/system/memory/auto_online_blocks").read_text() == "offline"
     assert {"offline\n"} == {(root / f"sys/devices/system/memory/memory{n}/state").read_text() for n in range(32, 40)}
     # What udev needs to keep it so: the standing decision, and no vendor's rule.
     assert (root / record.ARRIVALS).read_text() == (
         "SAFEMEM_ARRIVALS=hold\nSAFEMEM_WHY=online-safe by rule otherwise, policy test\n"
     )
     assert (root / "run/udev/rules.d/40-vendor.rules").readlink() == Path("/dev/null")
+
+
+def test_the_console_tells_it_in_order(tmp_path: Path) -> None:
+    """The outcome first, then what it follows from and what is done, then what came of it; last words are urgent."""
+    root = make_root(tmp_path, offered=True)
+    install(root, otherwise="online-safe")
+    boot.main(["--root", str(root)])
+    assert kmsg(root).splitlines() == [
+        "<5>safemem: online-safe: handover rejected (rule `otherwise`, policy `test`)",
+        "<5>safemem: handover is rejected: offered, KHO is on, and no incoming tree is shown",
+        "<5>safemem: hold 0x100000000-0x13fffffff (1 GiB): outside the safe region",
+        "<5>safemem: no safe region is known: no held block is onlined",
+        "<5>safemem: 1 GiB were online before the decision and are not protected: 0x0-0x3fffffff",
+        "<5>safemem: done: 0 B of 0 B onlined",
+        "<5>safemem: 1 GiB held (50.0 %), 1 GiB exposed (50.0 %): only guarded and held memory was never touched in this boot",
+    ]
+
+    root = make_root(tmp_path / "panic", offered=True)
+    install(root, otherwise="panic")
+    boot.main(["--root", str(root)])
+    tries = [f"<0>safemem: writing `{key}` to {apply.SYSRQ} did not end this boot" for key in "cb"]
+    assert kmsg(root).splitlines()[-3:] == ["<0>safemem: panic: handover rejected", *tries]
 
 
 @pytest.mark.parametrize("link", [True, False])
@@ -154,9 +176,9 @@ def quarantine(root: Path, floor: str = "") -> apply.Result:
 
 
 def memory_states(root: Path) -> list[str]:
-    """Return the states of blocks 0 to 7; a plain file is not cut off, so the first letters count."""
+    """Return the states of blocks 0 to 7."""
     folder = root / "sys/devices/system/memory"
-    return [(folder / f"memory{number}/state").read_text()[:7].strip() for number in range(8)]
+    return [(folder / f"memory{number}/state").read_text().strip() for number in range(8)]
 
 
 def test_quarantine_goes_from_the_top_and_stops_at_the_floor(tmp_path: Path) -> None:
@@ -255,12 +277,13 @@ def test_every_way_to_refuse_has_its_name(tmp_path: Path, monkeypatch: pytest.Mo
 
     def write(fd: int, data: bytes) -> int:
         if os.fstat(fd).st_ino == failing:
+            real(fd, b"online\n")  # what sysfs shows then
             raise OSError(5, "Input/output error")
         if (folder / "memory2").exists():  # unplugged while the first block went offline
             for file in (folder / "memory2").iterdir():
                 file.unlink()
             (folder / "memory2").rmdir()
-        return real(fd, data + b"\n" if data == b"offline" else data)
+        return real(fd, data + b"\n" if data == b"offline" else data)  # sysfs shows whole lines
 
     monkeypatch.setattr(os, "write", write)
     rule = Rule("otherwise", "online-safe", boot_memory="offline", on_shortfall="halt")
@@ -375,6 +398,7 @@ def test_a_block_that_never_goes_offline_is_given_up(tmp_path: Path, monkeypatch
 
     def write(fd: int, data: bytes) -> int:
         if os.fstat(fd).st_ino == hung:
+            real(fd, b"online\n")  # what sysfs shows as long as the kernel tries
             time.sleep(30)
         return real(fd, data)
 
@@ -383,7 +407,7 @@ def test_a_block_that_never_goes_offline_is_given_up(tmp_path: Path, monkeypatch
     result = quarantine(root)
 
     assert time.monotonic() - started < 5
-    assert memory_states(root)[3] == "online" and memory_states(root).count("offline") == 7
+    assert memory_states(root) == ["offline"] * 3 + ["online"] + ["offline"] * 4
     assert result.problems == (
         "blocks 3-3 (0x18000000-0x1fffffff, 128 MiB) could not be taken offline: timeout: the kernel was still trying after 0.2 s",
     )
@@ -444,9 +468,8 @@ def test_dry_run_on_the_command_line(tmp_path: Path, allowed: bool) -> None:
 
     assert boot.main(["--root", str(root)]) == (0 if allowed else 1)
     assert ((root / "proc/sysrq-trigger").read_text() == "") == allowed
-    # A plain file is not cut off at what is written, so the word's start counts.
     text = (root / "sys/devices/system/memory/auto_online_blocks").read_text()
-    assert text.startswith("online" if allowed else "offline")
+    assert text == ("online" if allowed else "offline")
     document = json.loads((root / record.RECORD).read_text())
     if allowed:
         assert document["result"] == {"dry_run": True}
@@ -475,11 +498,11 @@ def test_shortfall_ends_the_boot_if_the_policy_says_so(tmp_path: Path) -> None:
 
 def test_guard_is_kept_and_given_back(tmp_path: Path) -> None:
     """online-safe keeps the guard and forbids crash kernels; online-all writes 0 to its size, and forbids nothing."""
-    for name, action, size, limit in (("a", "online-safe", "603979776\n", "01\n"), ("b", "online-all", "0", "-1\n")):
+    for name, action, size, limit in (("a", "online-safe", "603979776\n", "0"), ("b", "online-all", "0", "-1\n")):
         root = guarded(tmp_path / name, action)
         boot.main(["--root", str(root)])
 
-        assert (root / "sys/kernel/kexec_crash_size").read_text().startswith(size[:1])
+        assert (root / "sys/kernel/kexec_crash_size").read_text() == size
         assert limit == (root / probe.LOAD_LIMIT).read_text()
 
 
@@ -492,7 +515,7 @@ def test_kdump_keeps_its_part_of_a_guard(tmp_path: Path) -> None:
     assert [(step["op"], step["range"]) for step in document["decision"]["plan"][:2]] == [
         ("keep-guard", "0x1000000-0x10ffffff"), ("release-guard", "0x11000000-0x24ffffff")
     ]  # fmt: skip
-    assert (root / "sys/kernel/kexec_crash_size").read_text().startswith("268435456")
+    assert (root / "sys/kernel/kexec_crash_size").read_text() == "268435456"
     assert (root / probe.LOAD_LIMIT).read_text() == "-1\n"
     assert not (root / "run/systemd").exists()
 

@@ -41,8 +41,6 @@ def healthy(base: Path, **options: object) -> Path:
     (root / "run/safemem/masked").touch()
     assert boot.main(["--root", str(root)]) == 0
     pack(root, (root / boot.POLICY).read_bytes())
-    # A plain file keeps the tail of what was longer.
-    (root / "sys/devices/system/memory/auto_online_blocks").write_text("offline\n")
     return root
 
 

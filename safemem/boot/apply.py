@@ -459,8 +459,11 @@ def _write(root: str, path: str, text: str) -> str | None:
 
 
 def _put(root: str, path: str, text: str, flags: int = os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK) -> None:
-    """Write `text` in one write. Raises OSError."""
-    fd = os.open(os.path.join(root, path), flags)
+    """Write `text` in one write. Raises OSError.
+
+    As a shell's `>` does, and `>>` for the kernel log: sysfs and /dev/kmsg ignore both, on a fake root files show what was written.
+    """
+    fd = os.open(os.path.join(root, path), flags | (os.O_APPEND if path == KMSG else os.O_TRUNC))
     try:
         os.write(fd, text.encode())
     finally:
