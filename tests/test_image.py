@@ -11,7 +11,8 @@ import pytest
 
 from safemem.boot import compiled
 from safemem.boot.model import Failure
-from safemem.initramfs import build
+from safemem.initramfs import build, on_failure
+from safemem.initramfs.items import PREFIX, BuildError
 from safemem.policy import language
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,12 +39,12 @@ def test_everything_is_private(built: tuple[Path, build.Cost, Path]) -> None:
 
     assert files
     rules = "usr/lib/udev/rules.d/60-safemem.rules"
-    assert [path for path in files if not path.startswith(f"{build.PREFIX}/")] == [rules]
+    assert [path for path in files if not path.startswith(f"{PREFIX}/")] == [rules]
 
 
 def test_only_what_the_boot_needs(built: tuple[Path, build.Cost, Path]) -> None:
     """No package, no source, no module of the lower half; bytecode that is used without a source (PEP 552)."""
-    home = built[2] / build.PREFIX
+    home = built[2] / PREFIX
     names = {path.stem for path in (home / "app/safemem/boot").iterdir()}
 
     assert names == {path.stem for path in (ROOT / "safemem/boot").glob("*.py")}
@@ -55,7 +56,7 @@ def test_only_what_the_boot_needs(built: tuple[Path, build.Cost, Path]) -> None:
 
 def test_the_same_each_time(built: tuple[Path, build.Cost, Path], tmp_path: Path) -> None:
     """Two builds are one file, byte for byte, so that an image can be compared."""
-    data = (built[2] / build.PREFIX / "policy.json").read_bytes()
+    data = (built[2] / PREFIX / "policy.json").read_bytes()
     build.build(data, tmp_path / "again.cpio")
 
     assert (tmp_path / "again.cpio").read_bytes() == built[0].read_bytes()
@@ -77,7 +78,7 @@ def test_no_interpreter(tmp_path: Path) -> None:
     out = tmp_path / "out.cpio"
     out.write_bytes(b"before")
     data = compiled.dump(language.read(ROOT / "policies/live-update-host.toml"))
-    with pytest.raises(build.BuildError, match=r"cannot build the archive with .*/none: .*No such file"):
+    with pytest.raises(BuildError, match=r"cannot build the archive with .*/none: .*No such file"):
         build.build(data, out, str(tmp_path / "none"))
 
     assert [path.name for path in tmp_path.iterdir()] == ["out.cpio"]
@@ -87,9 +88,11 @@ def test_no_interpreter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["it's lost", "a $(reboot) b", "`x` \\n", "'; exit 0; '"])
 def test_messages_stay_text(text: str) -> None:
     """What an operator writes into `on_failure.message` is never shell."""
-    script = build.wrapper(Failure("panic", text), "ROOT=''\nON_FAILURE=''\nMESSAGE=''\nDEADLINE=''\n")
+    values, mark, _ = on_failure.wrapper(Failure("panic", text)).decode().partition("# end of the values\n")
     said = subprocess.run(
-        ["sh", "-c", script.decode() + "printf %s \"$MESSAGE\""], capture_output=True, text=True, check=True
+        ["sh", "-c", f'{values}printf %s "$MESSAGE"'], capture_output=True, text=True, check=True
     ).stdout  # fmt: skip
+
+    assert mark
 
     assert said == text

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,17 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import compiled, model
+from safemem.initramfs import on_failure
 from safemem.initramfs.cpio import Archive
+from safemem.initramfs.items import PACKAGE, POLICIES, PREFIX, BuildError, Item, beside, plain, put, shipped
 from safemem.realroot import udevrules
-
-PREFIX = "usr/lib/safemem"
-POLICIES = f"{PREFIX}/policies"
-_FILES = Path(__file__).resolve().parent / "files"
-_PACKAGE = _FILES.parent.parent
-
-
-class BuildError(Exception):
-    """The archive could not be built; the message says why."""
 
 
 class Cost(NamedTuple):
@@ -40,13 +32,6 @@ class Cost(NamedTuple):
     compressed: int | None  #: with zstd -19; None if zstd is not installed
     files: int
     biggest: tuple[tuple[str, int], ...]
-
-
-class Item(NamedTuple):
-    """One file of an initramfs."""
-
-    data: bytes
-    mode: int
 
 
 #: Runs in the interpreter that is to be shipped. Loads the boot program, takes it through a boot
@@ -122,19 +107,6 @@ def policies(named: Mapping[str, model.Policy]) -> dict[str, bytes]:
     return {f"{POLICIES}/{name}.json": compiled.dump(policy) for name, policy in named.items()}
 
 
-def plain(items: Mapping[str, bytes]) -> dict[str, Item]:
-    """Return files that anybody may read and nobody runs."""
-    return {path: Item(data, 0o644) for path, data in items.items()}
-
-
-def put(items: dict[str, Item], folder: Path) -> None:
-    """Write the files below `folder`, such as the tree that a distribution makes its initramfs of. Raises OSError."""
-    for path, item in items.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(item.data)
-        (folder / path).chmod(item.mode)
-
-
 def _collect(scratch: Path, python: str, policy: bytes, checked: model.Policy) -> dict[str, Item]:
     """Return every file of the archive: interpreter, libraries, modules, policy, wrapper."""
     listing = _listing(scratch, python, policy)
@@ -142,8 +114,8 @@ def _collect(scratch: Path, python: str, policy: bytes, checked: model.Policy) -
     items = {
         f"{PREFIX}/handover-args": Item(shipped("handover-args.sh"), 0o755),
         f"{PREFIX}/policy.json": Item(policy, 0o644),
-        f"{PREFIX}/boot": Item(_wrapper(checked), 0o755),
-        f"{PREFIX}/gate.sh": Item(gate(checked.on_failure), 0o644),
+        f"{PREFIX}/boot": Item(on_failure.wrapper(checked.on_failure), 0o755),
+        f"{PREFIX}/gate.sh": Item(on_failure.gate(checked.on_failure), 0o644),
         f"{PREFIX}/masks": Item("".join(f"{name}\n" for name in udevrules.masks("/")).encode(), 0o644),
         # Where an initrd has udev, the rule works there too; the real root's own copy takes over.
         "usr/lib/udev/rules.d/60-safemem.rules": Item(beside("udev/60-safemem.rules"), 0o644),
@@ -194,7 +166,7 @@ def _listing(scratch: Path, python: str, policy: bytes) -> dict[str, dict[str, s
         (full / path).write_bytes(data)
     empty.mkdir()
     result = subprocess.run(
-        [python, "-I", "-S", "-B", "-c", _LIST_MODULES, str(_PACKAGE.parent), str(full), str(empty)],
+        [python, "-I", "-S", "-B", "-c", _LIST_MODULES, str(PACKAGE.parent), str(full), str(empty)],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     listing: dict[str, dict[str, str | None]] = json.loads(result.stdout.splitlines()[-1])
@@ -205,50 +177,6 @@ def _gzip(data: bytes) -> bytes:
     import gzip
 
     return gzip.compress(data, mtime=0)
-
-
-def _wrapper(policy: model.Policy) -> bytes:
-    """Return boot.sh with the policy's `on_failure` written into it."""
-    return wrapper(policy.on_failure, shipped("boot.sh").decode())
-
-
-def shipped(name: str) -> bytes:
-    """Return one of the files in safemem/initramfs/files."""
-    return (_FILES / name).read_bytes()
-
-
-def beside(name: str) -> bytes:
-    """Return a file that is installed in the package, or lies beside it in a checkout."""
-    for folder in (_PACKAGE, _PACKAGE.parent):
-        if (folder / name).is_file():
-            return (folder / name).read_bytes()
-    raise BuildError(f"{name} is neither in {_PACKAGE} nor beside it: the installation is not complete")
-
-
-def gate(failure: model.Failure) -> bytes:
-    """Return what an init that is a shell script sources; it knows `on_failure` too, for a wrapper that is not there."""
-    keys = {"panic": "c b", "reboot": "b c"}.get(failure.action, "")
-    template = shipped("gate.sh").decode()
-    filled = template.replace("KEYS=''", f"KEYS='{keys}'")
-    if filled.count(f"KEYS='{keys}'") != 1:
-        raise BuildError("gate.sh has no line KEYS='' to replace")
-    return filled.encode()
-
-
-def wrapper(failure: model.Failure, template: str, root: str = "") -> bytes:
-    """Return the wrapper script for one `on_failure`; `root` is for tests."""
-    values = {
-        "ROOT": root,
-        "ON_FAILURE": failure.action,
-        "MESSAGE": failure.message or "safemem could not decide",
-        "DEADLINE": str(failure.deadline),
-    }
-    for name, value in values.items():
-        quoted = "'" + value.replace("'", "'\\''") + "'"
-        template, found = re.subn(f"^{name}='.*'$", lambda _, line=f"{name}={quoted}": line, template, flags=re.M)  # type: ignore[misc]
-        if found != 1:
-            raise BuildError(f"boot.sh has no line {name}='…' to replace")
-    return template.encode()
 
 
 def _libraries(binaries: list[str]) -> tuple[str, set[str]]:
