@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
-    "words", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", "safemem", "tests"]], ids=" ".join
+    "words",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", "safemem", "tests", "packages"]],
+    ids=" ".join,
 )
 def test_checked(words: list[str]) -> None:
     """What `make lint` says."""
