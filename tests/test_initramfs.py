@@ -186,13 +186,6 @@ def test_hook_fails_on_an_init_it_does_not_know(tmp_path: Path, init: str) -> No
     assert (tmp_path / "tree/init").read_text() == init
 
 
-def test_shellcheck() -> None:
-    """Hooks and gate are what they say they are."""
-    if shutil.which("shellcheck") is None and not os.environ.get("CI"):
-        pytest.skip("shellcheck is not installed")
-    subprocess.run(["shellcheck", HOOK, FILES / "dracut/module-setup.sh", FILES / "gate.sh"], check=True)
-
-
 @pytest.mark.parametrize(("action", "keys"), [("panic", "c b"), ("reboot", "b c"), ("halt", "")])
 def test_gate(tmp_path: Path, action: str, keys: str) -> None:
     """Returns to the init that sources it if the wrapper said so; otherwise writes the keys and never returns."""
