@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from safemem.boot import engine, probe
-from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Condition, Fact, Failure, Policy, Range, Rule, Snapshot, Term
+from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
+from safemem.boot.ranges import Range
 from safemem.policy import analysis, cases, language
 from tests.fakes import SHIPPED, make_root
 

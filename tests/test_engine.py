@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem.boot import engine
+from safemem.boot import conditions, engine
 from safemem.boot.model import (
     ACTIONS,
     DERIVED,
@@ -22,11 +22,11 @@ from safemem.boot.model import (
     Failure,
     Override,
     Policy,
-    Range,
     Rule,
     Snapshot,
     Term,
 )
+from safemem.boot.ranges import Range
 
 SIZE = 128 << 20
 
@@ -83,7 +83,7 @@ def plan(decision: Decision) -> list[tuple[str, int, int]]:
 )
 def test_terms(term: Term, value: Any, expected: bool) -> None:
     """Each operator means what the documentation says."""
-    assert expected is engine.matches(Condition("kernel", ((term,),)), Fact(value, "test"))
+    assert expected is conditions.matches(Condition("kernel", ((term,),)), Fact(value, "test"))
 
 
 @pytest.mark.parametrize(
@@ -99,15 +99,15 @@ def test_terms(term: Term, value: Any, expected: bool) -> None:
 )
 def test_unknown_matches_only_where_it_is_named(condition: Condition, expected: bool) -> None:
     """What cannot be read satisfies no glob, no comparison and no `not`."""
-    assert expected is engine.matches(condition, Fact(UNKNOWN, "test"))
+    assert expected is conditions.matches(condition, Fact(UNKNOWN, "test"))
 
 
 def test_negated_comparison_needs_an_order() -> None:
     """`not <7.2` does not hold for a kernel whose name is no version."""
     condition = Condition("kernel", ((Term("<", "7.2"),),), negate=True)
 
-    assert not engine.matches(condition, Fact("custom", "test"))
-    assert engine.matches(condition, Fact("7.3", "test"))
+    assert not conditions.matches(condition, Fact("custom", "test"))
+    assert conditions.matches(condition, Fact("7.3", "test"))
 
 
 def test_first_match_decides_and_misses_are_kept() -> None:

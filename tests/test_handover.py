@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from safemem.boot import handover_args, probe, record
 from safemem.boot.handover_args import Ground
-from safemem.boot.model import Range
+from safemem.boot.ranges import Range
 from safemem.cli import main
 from tests.fakes import make_root
 

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 
 from safemem.boot import apply, probe
 from safemem.boot import main as boot
-from safemem.boot.model import Decision, Range, Rule, parse_range
+from safemem.boot.model import Decision, Rule
+from safemem.boot.ranges import Range, parse_range
 from safemem.cli import main
 from safemem.host import history, release, standing
 from tests.fakes import make_root

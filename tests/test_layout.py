@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from safemem.boot import handover_args, probe
 from safemem.boot.handover_args import CannotSay, Ground
-from safemem.boot.model import Range
+from safemem.boot.ranges import Range
 from safemem.cli import main
 from safemem.outgoing import layout
 from tests.test_handover import machine

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safemem.boot import probe
-from safemem.boot.model import UNKNOWN, Blocks, Range
+from safemem.boot.model import UNKNOWN, Blocks
+from safemem.boot.ranges import Range
 from safemem.host import reader
 from tests.fakes import CONFIG_KHO, fdt, make_root
 

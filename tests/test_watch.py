@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from safemem.boot import apply, compiled, record
 from safemem.boot import main as boot
-from safemem.boot.model import Blocks, Override, Policy, Range, Rule
+from safemem.boot.model import Blocks, Override, Policy, Rule
+from safemem.boot.ranges import Range
 from safemem.cli import main
 from safemem.host import doctor, incidents, metrics, standing, suspects, watch
 from safemem.host.incidents import Counts

@@ -10,7 +10,7 @@ can write a digest too.
 
 from __future__ import annotations
 
-from safemem.boot import model, plainjson
+from safemem.boot import model, plainjson, ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -218,9 +218,9 @@ def _override(value: object, at: str) -> model.Override:
     return model.Override(area, node, driver, hold, zone)
 
 
-def _range(text: str, at: str) -> model.Range:
+def _range(text: str, at: str) -> ranges.Range:
     try:
-        found = model.parse_range(text)
+        found = ranges.parse_range(text)
     except ValueError:
         _fail(f"`{at}` is {_show(text)}, neither a source nor a range")
     if str(found) != text:
@@ -238,9 +238,9 @@ def _failure(value: object) -> model.Failure:
     )
 
 
-def _sources(value: object) -> tuple[str | model.Range, ...]:
+def _sources(value: object) -> tuple[str | ranges.Range, ...]:
     at = "policy.sources"
-    sources: list[str | model.Range] = []
+    sources: list[str | ranges.Range] = []
     for index, item in enumerate(_list(value, at)):
         text = _text(item, f"{at}[{index}]", empty=False)
         if text in SOURCES:
@@ -253,7 +253,7 @@ def _sources(value: object) -> tuple[str | model.Range, ...]:
     return tuple(sources)
 
 
-def source_fault(sources: list[str | model.Range]) -> tuple[int, str] | None:
+def source_fault(sources: list[str | ranges.Range]) -> tuple[int, str] | None:
     """Return the index of the first source that contradicts an earlier one, and how."""
     for index, source in enumerate(sources):
         for earlier in sources[:index]:
@@ -262,8 +262,8 @@ def source_fault(sources: list[str | model.Range]) -> tuple[int, str] | None:
             if earlier == "none":
                 return index, f"`{source}` comes after `none`, which always ends the search"
             if (
-                isinstance(source, model.Range)
-                and isinstance(earlier, model.Range)
+                isinstance(source, ranges.Range)
+                and isinstance(earlier, ranges.Range)
                 and source.start < earlier.end
                 and earlier.start < source.end
             ):
@@ -378,7 +378,7 @@ def _size(value: object, at: str, share: bool = False) -> str:
     text = _text(value, at)
     try:
         if text:
-            model.parse_limit(text, 0) if share else model.parse_size(text)
+            ranges.parse_limit(text, 0) if share else ranges.parse_size(text)
     except ValueError as error:
         _fail(f"`{at}`: {error}")
     return text

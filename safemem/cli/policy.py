@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from safemem.boot.model import Policy, Range, Rule
+from safemem.boot.model import Policy, Rule
+from safemem.boot.ranges import Range
 from safemem.cli.common import InputError, load_authored, load_policy, write_whole
 from safemem.policy import analysis, cases, language
 from safemem.render import findings

@@ -15,20 +15,9 @@ from itertools import combinations, product
 from typing import NamedTuple
 
 from safemem.boot import engine
-from safemem.boot.model import (
-    FACTS,
-    FINAL,
-    PERMISSIVENESS,
-    UNKNOWN,
-    Blocks,
-    Condition,
-    Fact,
-    Policy,
-    Range,
-    Rule,
-    Snapshot,
-    parse_limit,
-)
+from safemem.boot.conditions import fact_text, matches, order_key
+from safemem.boot.model import FACTS, FINAL, PERMISSIVENESS, UNKNOWN, Blocks, Condition, Fact, Policy, Rule, Snapshot
+from safemem.boot.ranges import Range, parse_limit
 
 Value = str | int | tuple[str, ...]
 State = tuple[Value, ...]
@@ -158,7 +147,7 @@ class Outcomes:
                 mask = everything
                 for index, rule in enumerate(policy.rules):
                     for condition in rule.when:
-                        if condition.fact == name and not engine.matches(condition, Fact(value, "")):
+                        if condition.fact == name and not matches(condition, Fact(value, "")):
                             mask &= ~(1 << index)
                 column[value] = mask
             masks.append(column)
@@ -179,7 +168,7 @@ class Outcomes:
 def _signature(name: str, value: Value, conditions: list[Condition]) -> tuple[bool, ...]:
     fact = Fact(value, "")
     # Unknown is a class of its own: it is what invariant 3 is about.
-    return (value == UNKNOWN, *(engine.matches(condition, fact) for condition in conditions))
+    return (value == UNKNOWN, *(matches(condition, fact) for condition in conditions))
 
 
 def _classes(name: str, conditions: list[Condition]) -> tuple[Value, ...]:
@@ -260,7 +249,7 @@ def _step(pattern: str, places: frozenset[int], letter: str) -> frozenset[int]:
 
 
 class _Order:
-    """Where a text that is read letter by letter stands among `bounds`, as `engine.order_key` reads it.
+    """Where a text that is read letter by letter stands among `bounds`, as `order_key` reads it.
 
     A state is (phase, index of the number, the bounds `low`..`high` that the numbers before are equal to, the number
     so far); two texts in the same state compare alike whatever follows.
@@ -269,7 +258,7 @@ class _Order:
     State = tuple[str, int, int, int, int]
 
     def __init__(self, bounds: list[str]) -> None:
-        self._keys = sorted({key for bound in bounds if (key := engine.order_key(bound))})
+        self._keys = sorted({key for bound in bounds if (key := order_key(bound))})
         self.letters = "0123456789.-rc" if self._keys else ""
         self.start: _Order.State = ("number", 0, 0, len(self._keys), 0) if self._keys else ("over", 0, 0, 0, 0)
 
@@ -309,7 +298,7 @@ def _releases(bounds: list[str]) -> list[str]:
         return []
     keys = {(0, 0, 1)}
     for bound in bounds:
-        a, b, c = (engine.order_key(bound) or (0, 0, 0))[:3]
+        a, b, c = (order_key(bound) or (0, 0, 0))[:3]
         keys.update({(a, b, c), _below(a, b, c), (a, b, c + 1), (a, b + 1, 0), (a + 1, 0, 0)})
     return [f"{a}.{b}.{c}{tail}" for a, b, c in sorted(keys) for tail in ("", "-rc1", "-x")]
 
@@ -384,7 +373,7 @@ def _unreachable(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
 
 
 def _holds(rule: Rule, facts: dict[str, Value]) -> bool:
-    return all(engine.matches(condition, Fact(facts[condition.fact], "")) for condition in rule.when)
+    return all(matches(condition, Fact(facts[condition.fact], "")) for condition in rule.when)
 
 
 def _exposes(outcomes: Outcomes) -> Iterator[Finding]:
@@ -440,7 +429,7 @@ def _unknowns(outcomes: Outcomes) -> Iterator[Finding]:
         stricter = outcomes.rules[outcomes.of[(*state[:place], value, *state[place + 1 :])]]
         yield _finding(
             "unknown-permissive", outcomes.rules[index].name, "when",
-            f"with `{name}` unknown the outcome is {outcomes.rules[index].action}, with {name} = {engine.fact_text(value)} it is"
+            f"with `{name}` unknown the outcome is {outcomes.rules[index].action}, with {name} = {fact_text(value)} it is"
             f" {stricter.action} (rule `{stricter.name}`): not knowing is rewarded",
             f"ask for {name} = \"unknown\" in a rule before it that is at least as strict",
             smallest(outcomes, [state for state, _ in found], keep=(name,)),

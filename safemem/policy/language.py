@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from safemem.boot import compiled, model
+from safemem.boot import compiled, model, ranges
 from safemem.boot.model import FACTS, UNKNOWN, Condition, Term
 from safemem.policy import places
 
@@ -146,7 +146,7 @@ _EXPECTED = {
 }
 
 
-def _source(value: object) -> str | model.Range:
+def _source(value: object) -> str | ranges.Range:
     if not isinstance(value, str):
         _fail(((), f"expected text, not {_show(value)}"))
     if value in compiled.SOURCES:
@@ -159,7 +159,7 @@ def _source(value: object) -> str | model.Range:
             )
         )
     try:
-        return model.parse_range(value)
+        return ranges.parse_range(value)
     except ValueError as error:
         _fail(((), str(error)))
 
@@ -174,8 +174,8 @@ def _amount(parse: Callable[[str], int], expected: str, value: object) -> str:
     return value
 
 
-_size = partial(_amount, model.parse_size, "a size such as `256MiB`")
-_limit = partial(_amount, partial(model.parse_limit, whole=0), "a size such as `2GiB` or a share such as `1%`")
+_size = partial(_amount, ranges.parse_size, "a size such as `256MiB`")
+_limit = partial(_amount, partial(ranges.parse_limit, whole=0), "a size such as `2GiB` or a share such as `1%`")
 Size = Annotated[str, PlainValidator(_size), WithJsonSchema({"type": "string", "examples": ["256MiB"]})]
 Limit = Annotated[str, PlainValidator(_limit), WithJsonSchema({"type": "string", "examples": ["2GiB", "1%"]})]
 Text = Annotated[str, PlainValidator(_text), WithJsonSchema({"type": "string", "minLength": 1})]
@@ -272,11 +272,11 @@ class SafeRegion(_Table):
     )
 
 
-def _area(value: object) -> model.Range:
+def _area(value: object) -> ranges.Range:
     if not isinstance(value, str):
         _fail(((), f"expected a range such as `0x100000000-0x1ffffffff`, not {_show(value)}"))
     try:
-        return model.parse_range(value)
+        return ranges.parse_range(value)
     except ValueError as error:
         _fail(((), str(error)))
 

@@ -15,7 +15,8 @@ from typing import Any
 from click.testing import CliRunner
 
 from safemem.boot import compiled
-from safemem.boot.model import Range, Snapshot, size_text
+from safemem.boot.model import Snapshot
+from safemem.boot.ranges import Range, size_text
 from safemem.cli import main
 from safemem.host import reader
 from safemem.initramfs import build

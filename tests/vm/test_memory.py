@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from safemem.boot import account
-from safemem.boot.model import Range, parse_range
+from safemem.boot.ranges import Range, parse_range
 from tests.vm import harness
 from tests.vm.guests import ALL_ONLINE, BLOCK, HELD, SHELL, initrd, policy_text, simulated
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from safemem.boot.model import Range, parse_range
+from safemem.boot.ranges import Range, parse_range
 from tests.vm import harness
 from tests.vm.guests import BLOCK, HELD, initrd, policy_text, simulated
 from tests.vm.test_memory import START, kinds
