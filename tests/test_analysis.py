@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from safemem.boot import engine, probe
-from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
+from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Condition, Fact, Policy, Rule, Term
 from safemem.boot.ranges import Range
 from safemem.policy import analysis, cases, language
 from tests.fakes import SHIPPED, make_root
+from tests.kit import policy, snapshot, when
 
 ROOT = Path(__file__).resolve().parent.parent
 BAD = sorted((ROOT / "tests/bad").glob("*.toml"))
@@ -83,7 +84,7 @@ def policies(draw: st.DrawFn) -> Policy:
     """Return a small policy over any facts."""
     count = draw(st.integers(1, 4))
     rules = tuple(Rule(f"r{index}", draw(ACTION), draw(WHEN)) for index in range(count))
-    return Policy("p", rules, Rule("otherwise", draw(ACTION)), Failure("panic"), draw(SOURCES))
+    return policy(*rules, otherwise=draw(ACTION), sources=draw(SOURCES))
 
 
 def values(fact: str) -> st.SearchStrategy[Any]:
@@ -115,8 +116,8 @@ def test_every_machine_falls_into_a_class_with_its_outcome(drawn: Policy, facts:
     assume(space.possible(state))
     outcomes = analysis.Outcomes(space, drawn)
 
-    decision = engine.decide(drawn, Snapshot(known, 128 << 20, (), (), "", ()))
-    assert decision.rule == outcomes.rule(state).name
+    decision = engine.decide(drawn, snapshot(())._replace(facts=known))
+    assert decision.rule.name == outcomes.rule(state).name
 
 
 @settings(max_examples=max(200, DRAWS // 10), deadline=None, suppress_health_check=list(HealthCheck))
@@ -124,7 +125,7 @@ def test_every_machine_falls_into_a_class_with_its_outcome(drawn: Policy, facts:
 def test_every_release_falls_into_a_class(asked: list[Condition], releases: list[str]) -> None:
     """Globs and comparisons on one fact, in any mixture."""
     rules = tuple(Rule(f"r{index}", "panic", (condition,)) for index, condition in enumerate(asked))
-    space = analysis.Space(Policy("p", rules, Rule("otherwise", "panic"), Failure("panic"), ("none",)))
+    space = analysis.Space(policy(*rules, sources=("none",)))
     for release in releases:
         space.locate({"handover": Fact("none", ""), "kernel": Fact(release, "")})
 
@@ -138,15 +139,10 @@ def test_every_release_falls_into_a_class(asked: list[Condition], releases: list
 )  # fmt: skip
 def test_brute_force_finds_the_same(rules: list[Rule], action: str) -> None:
     """Every state of two facts, one call of the engine each, and the invariants written out by hand."""
-    drawn = Policy("p", tuple(rules), Rule("otherwise", action), Failure("panic"), ("cmdline",))
+    drawn = policy(*rules, otherwise=action, sources=("cmdline",))
 
     def decide(handover: str, luo: str) -> Rule:
-        facts = {
-            name: Fact({"handover": handover, "luo": luo}.get(name, UNKNOWN), "")
-            for name in FACTS
-            if name not in DERIVED
-        }
-        name = engine.decide(drawn, Snapshot(facts, 128 << 20, (), (), "", ())).rule
+        name = engine.decide(drawn, snapshot((), handover=handover, luo=luo)).rule.name
         return next(rule for rule in (*rules, drawn.otherwise) if rule.name == name)
 
     def reboots(rule: Rule) -> bool:
@@ -209,8 +205,8 @@ def test_bad_policies_show_each_invariant_failing(path: Path) -> None:
     assert sorted({item.code for item in found}) == sorted(expected)
     for item in found:
         if item.example:
-            facts = {name: Fact(item.example.get(name, UNKNOWN), "") for name in FACTS if name not in DERIVED}
-            assert engine.decide(target, Snapshot(facts, 128 << 20, (), (), "", ())).rule == item.rule
+            example: dict[str, Any] = {name: value for name, value in item.example.items() if name not in DERIVED}
+            assert engine.decide(target, snapshot((), **example)).rule.name == item.rule
 
 
 @pytest.mark.parametrize(
@@ -362,13 +358,7 @@ def test_many_rules(tmp_path: Path) -> None:
 def test_too_much_to_look_at() -> None:
     """A policy beyond any review is refused with the reason."""
     names = tuple((Term("has", f"n{index}"),) for index in range(20))
-    wide = Policy(
-        "p",
-        (Rule("r", "panic", (Condition("nodes", names),)),),
-        Rule("otherwise", "panic"),
-        Failure("panic"),
-        ("none",),
-    )
+    wide = policy(Rule("r", "panic", (Condition("nodes", names),)), sources=("none",))
     with pytest.raises(analysis.TooLarge, match="`nodes`: 20 names are 1048576 combinations"):
         analysis.Space(wide)
 
@@ -377,10 +367,8 @@ def test_trust_in_the_guard_is_noted() -> None:
     """Where evidence that is no proof makes an outcome more permissive, `check` says so, and for which state."""
 
     def found(trust: bool) -> list[analysis.Finding]:
-        whole = Rule(
-            "whole", "online-all", (Condition("handover", ((Term("is", "none"),), (Term("is", "accepted"),))),)
-        )
-        chosen = Policy("p", (whole,), Rule("otherwise", "panic"), Failure("panic"), ("none",), trust_guard=trust)
+        whole = Rule("whole", "online-all", when("handover", Term("is", "none"), Term("is", "accepted")))
+        chosen = policy(whole, sources=("none",), trust_guard=trust)
         return [item for item in analysis.check(chosen, analysis.Outcomes(analysis.Space(chosen), chosen))
                 if item.code == "trusts-guard"]  # fmt: skip
 
@@ -405,6 +393,6 @@ def test_trust_in_the_guard_is_noted() -> None:
 def test_a_count_of_boots_bounds_a_reboot(condition: tuple[Term, ...], loops: bool) -> None:
     """A reboot that is counted ends where the count is beyond the bound; an unknown count never grows."""
     rule = Rule("again", "reboot", (Condition("boot_attempts", (condition,)),))
-    chosen = Policy("p", (rule,), Rule("otherwise", "halt"), Failure("panic"), ("none",))
+    chosen = policy(rule, otherwise="halt", sources=("none",))
     found = analysis.check(chosen, analysis.Outcomes(analysis.Space(chosen), chosen))
     assert ("reboot-loop" in {item.code for item in found}) == loops

@@ -33,7 +33,7 @@ class Share(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes."""
-        return self.size
+        return self.end - self.start
 
 
 def account(

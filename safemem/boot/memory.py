@@ -38,9 +38,10 @@ class Iomem(NamedTuple):
 
 def iomem(root: str) -> Iomem:
     """Return what lies where in physical memory, as far as that can be read."""
-    text = files.text(root, paths.IOMEM)
-    if text is None:
-        return Iomem((), "it cannot be read")
+    try:
+        text = files.read(root, paths.IOMEM).decode("utf-8", "replace")
+    except OSError as error:
+        return Iomem((), reason(error))
     found, fault = [], ""
     for line in filter(str.strip, text.splitlines()):
         span, _, name = line.partition(" : ")
@@ -52,9 +53,10 @@ def iomem(root: str) -> Iomem:
             continue
         found.append(Resource(area, name.strip(), (len(line) - len(line.lstrip(" "))) // 2))
     # Whoever may not see addresses sees zeros.
-    if found and all(item.area.end <= 1 for item in found):
-        return Iomem((), "it shows addresses to root only")
-    return Iomem(tuple(found), fault or ("" if found else "it is empty"))
+    seen = tuple(item for item in found if item.area.end > 1)
+    if len(seen) < len(found):
+        fault = "it shows addresses to root only"
+    return Iomem(seen, fault or ("" if seen else "it is empty"))
 
 
 def firmware_memory(root: str) -> tuple[Range, ...]:

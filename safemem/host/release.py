@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from safemem.boot import apply, files, record
 from safemem.boot.apply import PROGRESS_EVERY
-from safemem.boot.console import NOTICE, WARNING, Progress, say
+from safemem.boot.console import NOTICE, WARNING, say
 from safemem.boot.crashkernel import PIECE
 from safemem.boot.hold import ONLINE_WORD, unmask
 from safemem.boot.model import Plan, Step
@@ -99,7 +100,7 @@ def carry_out(
     what: Release,
     reason: str,
     now: float,
-    progress: Progress,
+    progress: Callable[[], None],
     forced: bool = False,
 ) -> tuple[apply.Result, list[str]]:
     """Carry `what` out and leave a record of it; return what came of it, and why the record may not last.
