@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from safemem.boot import engine, probe
 from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Condition, Fact, Failure, Policy, Range, Rule, Snapshot, Term
-from safemem.policy import analysis, cases, language
+from safemem.policy import analysis, cases, load
 from tests.fakes import SHIPPED, make_root
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -187,7 +187,7 @@ def test_brute_force_finds_the_same(rules: list[Rule], action: str) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_policies_are_proved_and_covered(path: Path) -> None:
     """Every policy that we ship holds every invariant without a warning, and its cases cover all of it."""
-    target = language.read(path)
+    target = load.read(path)
     found = analysis.check(target, analysis.Outcomes(analysis.Space(target), target))
     result = cases.run(path.with_suffix(".cases.toml"))
 
@@ -200,7 +200,7 @@ def test_shipped_policies_are_proved_and_covered(path: Path) -> None:
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
 def test_bad_policies_show_each_invariant_failing(path: Path) -> None:
     """The first line of each bad policy says what is wrong with it; that is found, and its example is real."""
-    target = language.read(path)
+    target = load.read(path)
     outcomes = analysis.Outcomes(analysis.Space(target), target)
     found = [item for item in analysis.check(target, outcomes) if item.level != "note"]
     expected = re.findall(r"[a-z]+-[a-z]+(?:-[a-z]+)?", path.read_text().splitlines()[0].split(".")[0])
@@ -315,12 +315,12 @@ def test_mutants_are_noticed(path: Path, tmp_path: Path) -> None:
     """At least 95 % of all one-step changes fail to load, fail `check --strict`, or fail a case."""
     document = tomllib.loads(path.read_text())
     (tmp_path / "cases.toml").write_text(path.with_suffix(".cases.toml").read_text().replace(path.name, "mutant.toml"))
-    original, survivors, total = language.read(path), [], 0
+    original, survivors, total = load.read(path), [], 0
     for what, mutant in mutants(document):
         (tmp_path / "mutant.toml").write_text(toml(mutant))
         try:
-            changed = language.read(tmp_path / "mutant.toml")
-        except language.PolicyError:
+            changed = load.read(tmp_path / "mutant.toml")
+        except load.PolicyError:
             total += 1
             continue
         if changed._replace(digest="") == original._replace(digest=""):
@@ -351,7 +351,7 @@ def test_many_rules(tmp_path: Path) -> None:
         for index in range(200)
     )
     text = f'format = 1\nname = "many"\n{rules}[otherwise]\naction = "panic"\n[on_failure]\naction = "panic"\n'
-    target = language.parse(text.encode(), "many").policy
+    target = load.parse(text.encode(), "many").policy
     space = analysis.Space(target)
 
     assert len(space.classes[space.facts.index("kernel")]) > 60

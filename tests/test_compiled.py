@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safemem.boot import compiled
-from safemem.policy import language
+from safemem.policy import load
 from tests import fakes
 
-SHIPPED = compiled.dump(language.read(fakes.SHIPPED[0]))
+SHIPPED = compiled.dump(load.read(fakes.SHIPPED[0]))
 
 
 def repack(change: Any) -> bytes:
@@ -30,7 +30,7 @@ def repack(change: Any) -> bytes:
 @pytest.mark.parametrize("path", fakes.SHIPPED, ids=lambda path: path.stem)
 def test_round_trip(path: Path) -> None:
     """Every shipped policy comes back as it was, with its digest, and is written the same way again."""
-    authored = language.read(path)
+    authored = load.read(path)
     data = compiled.dump(authored)
 
     loaded = compiled.load(data, "p")

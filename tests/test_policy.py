@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from safemem.boot import compiled, model
 from safemem.boot.model import Condition, Range, Term
-from safemem.policy import language
+from safemem.policy import language, load
 from tests.fakes import SHIPPED
 
 GOOD = """\
@@ -31,15 +31,15 @@ action = "panic"
 
 def problems(text: str | bytes) -> list[str]:
     """Return the lines of the error that `text` gives."""
-    with pytest.raises(language.PolicyError) as caught:
-        language.parse(text.encode() if isinstance(text, str) else text, "p.toml")
+    with pytest.raises(load.PolicyError) as caught:
+        load.parse(text.encode() if isinstance(text, str) else text, "p.toml")
     return str(caught.value).splitlines()
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped(path: Path) -> None:
     """Every shipped policy is valid, says for whom it is, and goes through the compiled form unchanged."""
-    found = language.read(path)
+    found = load.read(path)
     assert path.stem == found.name
     assert path.read_text().startswith("# For ")
     assert found == compiled.load(compiled.dump(found), "x")
@@ -48,7 +48,7 @@ def test_shipped(path: Path) -> None:
 
 def test_defaults() -> None:
     """What a short policy leaves out has the documented values."""
-    found = language.parse(GOOD.encode(), "p.toml").policy
+    found = load.parse(GOOD.encode(), "p.toml").policy
     assert found.sources == ("kho-scratch",)
     assert (found.allow_cmdline_override, found.open_luo) == (False, False)
     assert model.Failure("panic", "", 10) == found.on_failure
@@ -62,7 +62,7 @@ def test_defaults() -> None:
 def test_files_from_other_systems(mangle: object) -> None:
     """CRLF, a byte-order mark and a missing last newline change nothing."""
     assert callable(mangle)
-    assert language.parse(GOOD.encode(), "p").policy == language.parse(mangle(GOOD).encode(), "p").policy
+    assert load.parse(GOOD.encode(), "p").policy == load.parse(mangle(GOOD).encode(), "p").policy
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_files_from_other_systems(mangle: object) -> None:
 )
 def test_when(when: str, condition: Condition) -> None:
     """Each way to ask for a fact."""
-    found = language.parse(GOOD.replace('handover = "none"', when).encode(), "p").policy
+    found = load.parse(GOOD.replace('handover = "none"', when).encode(), "p").policy
     assert (condition,) == found.rules[0].when
     assert found == compiled.load(compiled.dump(found), "x")
 
@@ -113,7 +113,7 @@ def test_limits_are_total(text: str) -> None:
 def test_sources() -> None:
     """Ranges take their end in."""
     text = GOOD.replace("[[rule]]", '[safe_region]\nsources = ["cmdline", "0x1000-0x1fff"]\n[[rule]]', 1)
-    assert ("cmdline", Range(0x1000, 0x2000)) == language.parse(text.encode(), "p").policy.sources
+    assert ("cmdline", Range(0x1000, 0x2000)) == load.parse(text.encode(), "p").policy.sources
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_all_errors_at_once() -> None:
     ("data", "expected"),
     [
         (b"\x7fELF\x80", "p.toml:1:5: byte 0x80 is not UTF-8 text: is this a TOML file?"),
-        (b"x" * (language.MAX_SIZE + 1), "p.toml:1:1: the file is larger than 1 MiB: this is no policy"),
+        (b"x" * (load.MAX_SIZE + 1), "p.toml:1:1: the file is larger than 1 MiB: this is no policy"),
         (b"a = " + b"[" * 5000, "p.toml:1:1: the file is nested too deeply"),
         (b"a = " + b"1" * 5000, "p.toml:1:1: the file holds a number with thousands of digits"),
         (b"name = ", "p.toml:1:8: not valid TOML: invalid value: `name =`"),
@@ -204,8 +204,8 @@ def test_no_toml(data: bytes, expected: str) -> None:
 def test_total(data: bytes) -> None:
     """Whatever the file holds, the answer is a policy or a PolicyError."""
     try:
-        language.parse(data, "p")
-    except language.PolicyError as error:
+        load.parse(data, "p")
+    except load.PolicyError as error:
         assert str(error).startswith("p:")
 
 

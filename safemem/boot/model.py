@@ -53,7 +53,9 @@ class Refused(Exception):
     The parent of every exception whose message people read: the command line catches this one, in one place.
     """
 
-    kind = "failure"  #: names the exit code: `failure`, `invalid` (an input) or `unknown` (no decision, nothing to read)
+    kind = (
+        "failure"  #: names the exit code: `failure`, `invalid` (an input) or `unknown` (no decision, nothing to read)
+    )
 
 
 class Fact(NamedTuple):

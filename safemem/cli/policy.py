@@ -13,7 +13,7 @@ import click
 
 from safemem.boot.model import Policy, Range, Rule
 from safemem.cli.common import InputError, load_authored, load_policy, write_whole
-from safemem.policy import analysis, cases, language
+from safemem.policy import analysis, cases, load, reference
 from safemem.render import findings
 
 _DIFF_EXIT = {"equal": 0, "stricter": 4, "different": 4, "looser": 5, "both": 5}
@@ -144,7 +144,7 @@ def test_cases(
     for path in case_files:
         try:
             results.append(cases.run(Path(path)))
-        except (language.PolicyError, analysis.TooLarge) as error:
+        except (load.PolicyError, analysis.TooLarge) as error:
             raise InputError(str(error)) from None
         except OSError as error:
             raise InputError(f"{error.filename or path}: {(error.strerror or 'cannot be read').lower()}") from None
@@ -198,10 +198,10 @@ def _junit(results: list[cases.Result], threshold: int | None) -> str:
 
 @click.command(short_help="Write the JSON Schema or the reference.")
 @click.option("--output", "-o", metavar="FILE", help="File to write; without it, standard output.")
-@click.option("--reference", is_flag=True, help="Write the reference page (Markdown) instead.")
-def schema(output: str | None, reference: bool) -> None:
+@click.option("--reference", "page", is_flag=True, help="Write the reference page (Markdown) instead.")
+def schema(output: str | None, page: bool) -> None:
     """Write the JSON Schema of policy files, for editors that check TOML by one."""
-    text = language.reference() if reference else json.dumps(language.schema(), indent=1) + "\n"
+    text = reference.markdown() if page else json.dumps(reference.schema(), indent=1) + "\n"
     if output is None:
         click.echo(text, nl=False)
     else:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from safemem.boot import engine
 from safemem.boot.model import FACTS, Condition, Fact, Policy, Rule
-from safemem.policy import language, places
+from safemem.policy import language, load, places
 from safemem.policy.analysis import Outcomes, Space, State, Value, smallest
 
 _BESIDE = ("on_failure", "sources", "allow_cmdline_override", "open_luo", "keep_crashkernel", "trust_guard")
@@ -69,7 +69,7 @@ def run(path: Path) -> Result:
     """Run the cases in the file `path`.
 
     Raises:
-        language.PolicyError: the file or its policy is not valid.
+        load.PolicyError: the file or its policy is not valid.
         OSError: one of them cannot be read.
     """
     target, fixed, cases = _read(path)
@@ -147,13 +147,13 @@ def _verdict(case: Case, outcomes: Outcomes) -> Verdict:
 
 def _read(path: Path) -> tuple[Policy, dict[str, tuple[object, int]], list[Case]]:
     with open(path, "rb") as file:
-        text = language.decode(file.read(language.MAX_SIZE + 1), str(path))
-    document = language.toml(text, str(path))
+        text = load.decode(file.read(load.MAX_SIZE + 1), str(path))
+    document = load.toml(text, str(path))
     found = places.find(text)
-    problems: list[language.Problem] = []
+    problems: list[load.Problem] = []
 
     def bad(at: places.Path, message: str) -> None:
-        problems.append(language.Problem(at, *places.nearest(found, at), message))
+        problems.append(load.Problem(at, *places.nearest(found, at), message))
 
     name, items = document.get("policy"), document.get("case")
     for key in document:
@@ -169,9 +169,9 @@ def _read(path: Path) -> tuple[Policy, dict[str, tuple[object, int]], list[Case]
         if case:
             cases.append(case._replace(line=places.nearest(found, ("case", index, "name"))[0]))
     if problems:
-        raise language.PolicyError(str(path), sorted(problems, key=lambda p: (p.line, p.column)))
+        raise load.PolicyError(str(path), sorted(problems, key=lambda p: (p.line, p.column)))
     fixed = {key: (document[key], places.nearest(found, (key,))[0]) for key in _BESIDE if key in document}
-    return language.read(path.parent / str(name)), fixed, cases
+    return load.read(path.parent / str(name)), fixed, cases
 
 
 def _case(item: Any, at: places.Path, bad: Any) -> Case | None:

@@ -19,7 +19,7 @@ from safemem.boot.model import Range, Snapshot, size_text
 from safemem.cli import main
 from safemem.host import reader
 from safemem.initramfs import build
-from safemem.policy import language
+from safemem.policy import load
 from tests.vm import harness
 from tests.vm.harness import Result
 
@@ -119,7 +119,7 @@ def archive(text: str) -> bytes:
     """Return safemem's archive with the policy `text` in it."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vm.toml").write_text(text)
-        build.build(compiled.dump(language.read(Path(folder) / "vm.toml")), Path(folder) / "archive")
+        build.build(compiled.dump(load.read(Path(folder) / "vm.toml")), Path(folder) / "archive")
         return (Path(folder) / "archive").read_bytes()
 
 
