@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from safemem.cli import main
 from safemem.policy import reference
-from safemem.policy.analysis import CODES
+from safemem.policy.invariants import CODES
 from tests.fakes import SHIPPED
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,8 @@ import click
 
 from safemem.boot.model import Policy, Range, Rule
 from safemem.cli.common import InputError, load_authored, load_policy, write_whole
-from safemem.policy import analysis, cases, load, reference
+from safemem.policy import cases, compare, invariants, load, reference
+from safemem.policy.space import Outcomes, Space, TooLarge
 from safemem.render import findings
 
 _DIFF_EXIT = {"equal": 0, "stricter": 4, "different": 4, "looser": 5, "both": 5}
@@ -48,18 +49,18 @@ def _check(path: str) -> findings.Checked:
     authored = load_authored(path)
     started = time.monotonic()
     try:
-        space = analysis.Space(authored.policy)
+        space = Space(authored.policy)
         hidden = not sys.stderr.isatty() or space.size < 200_000
         bar = click.progressbar(
             length=space.size, label=f"{path}: {space.size:,} states", file=sys.stderr, hidden=hidden
         )
         with bar:
-            outcomes = analysis.Outcomes(space, authored.policy, lambda done: bar.update(done - bar.pos))
-    except analysis.TooLarge as error:
+            outcomes = Outcomes(space, authored.policy, lambda done: bar.update(done - bar.pos))
+    except TooLarge as error:
         raise InputError(f"{path}:1:1: {error}") from None
     found = [
         findings.Located(path, *authored.place(finding.rule, finding.key), finding)
-        for finding in analysis.check(authored.policy, outcomes)
+        for finding in invariants.check(authored.policy, outcomes)
     ]
     found.sort(key=lambda item: (item.line, item.column))
     return findings.Checked(path, authored.policy.name, len(outcomes.of), time.monotonic() - started, tuple(found))
@@ -77,8 +78,8 @@ def diff(context: click.Context, old_file: str, new_file: str, form: str) -> Non
     """
     old, new = load_policy(old_file), load_policy(new_file)
     try:
-        changes, states = analysis.compare(old, new)
-    except analysis.TooLarge as error:
+        changes, states = compare.compare(old, new)
+    except TooLarge as error:
         raise InputError(f"{new_file}:1:1: {error}") from None
     changes = _beside_rules(old, new) + changes
     if form == "json":
@@ -88,13 +89,13 @@ def diff(context: click.Context, old_file: str, new_file: str, form: str) -> Non
     context.exit(_DIFF_EXIT[findings.verdict(changes)])
 
 
-def _beside_rules(old: Policy, new: Policy) -> list[analysis.Change]:
+def _beside_rules(old: Policy, new: Policy) -> list[compare.Change]:
     """Return what differs outside the rules: the safe region, what the command line may do, on_failure."""
     found = []
 
     def change(direction: str, name: str, before: str, after: str, action: str = "online-safe") -> None:
         rules = [Rule(name, action, message=text) for text in (before, after)]
-        found.append(analysis.Change(direction, rules[0], rules[1], 0, {}, {}))
+        found.append(compare.Change(direction, rules[0], rules[1], 0, {}, {}))
 
     if old.sources != new.sources:
         # A list of ranges inside the other is the one case that can be told without a machine.
@@ -121,7 +122,7 @@ def _beside_rules(old: Policy, new: Policy) -> list[analysis.Change]:
             Rule("on_failure", p.on_failure.action, message=f"{p.on_failure.message}, after {p.on_failure.deadline} s")
             for p in (old, new)
         )
-        found.append(analysis.Change("other" if before.action != after.action else "reason", before, after, 0, {}, {}))
+        found.append(compare.Change("other" if before.action != after.action else "reason", before, after, 0, {}, {}))
     return found
 
 
@@ -144,7 +145,7 @@ def test_cases(
     for path in case_files:
         try:
             results.append(cases.run(Path(path)))
-        except (load.PolicyError, analysis.TooLarge) as error:
+        except (load.PolicyError, TooLarge) as error:
             raise InputError(str(error)) from None
         except OSError as error:
             raise InputError(f"{error.filename or path}: {(error.strerror or 'cannot be read').lower()}") from None

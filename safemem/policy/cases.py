@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from safemem.boot import engine
 from safemem.boot.model import FACTS, Condition, Fact, Policy, Rule
 from safemem.policy import language, load, places
-from safemem.policy.analysis import Outcomes, Space, State, Value, smallest
+from safemem.policy.space import Outcomes, Space, State, Value, smallest
 
 _BESIDE = ("on_failure", "sources", "allow_cmdline_override", "open_luo", "keep_crashkernel", "trust_guard")
 _EXPECTED = (

@@ -13,7 +13,9 @@ import click
 
 from safemem.boot.engine import fact_text
 from safemem.boot.model import Rule
-from safemem.policy.analysis import CODES, Change, Finding, Value
+from safemem.policy.compare import Change
+from safemem.policy.invariants import CODES, Finding
+from safemem.policy.space import Value
 
 SCHEMA = 1
 _COLOUR = {"error": "red", "warning": "yellow", "note": "cyan"}
