@@ -16,6 +16,7 @@ from safemem.boot import account, apply, compiled, engine, probe, record
 from safemem.boot import main as boot
 from safemem.boot.model import DERIVED, FACTS, Blocks, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
 from safemem.host import reader
+from safemem.policy import compiler
 from tests.fakes import make_root
 
 
@@ -26,7 +27,7 @@ def install(root: Path, *rules: Rule, otherwise: Rule, **more: Any) -> None:
     path.parent.mkdir(parents=True)
     (root / boot.MASKS).write_text("40-vendor.rules\n")
     policy = Policy("test", rules, otherwise, Failure("panic"), ("kho-scratch", "cmdline"))
-    path.write_bytes(compiled.dump(policy._replace(**more)))
+    path.write_bytes(compiler.dump(policy._replace(**more)))
 
 
 def kmsg(root: Path) -> str:
@@ -273,7 +274,7 @@ def test_every_way_to_refuse_has_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "write", write)
     rule = Rule("otherwise", "online-safe", boot_memory="offline", on_shortfall="halt")
     install(root, otherwise=rule)
-    (root / boot.POLICY).write_bytes(compiled.dump(Policy("t", (rule._replace(name="never", when=(
+    (root / boot.POLICY).write_bytes(compiler.dump(Policy("t", (rule._replace(name="never", when=(
         Condition("arch", ((Term("is", "vax"),),)),)),), rule, Failure("panic", deadline=1), ("none",))))  # fmt: skip
     state = Blocks(0, 7, "online", 0)
     monkeypatch.setattr(probe, "_blocks", lambda root, notes: (128 << 20, (state, Blocks(32, 39, "offline", 0))))
@@ -415,7 +416,7 @@ def test_a_policy_on_the_command_line(
     other = Policy("other", (Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),)),),
                    Rule("otherwise", named, accept_data_exposure=True), Failure("halt"), ("none",))  # fmt: skip
     (root / boot.POLICIES).mkdir()
-    (root / boot.POLICIES / "strict.json").write_bytes(compiled.dump(other))
+    (root / boot.POLICIES / "strict.json").write_bytes(compiler.dump(other))
 
     assert boot.main(["--root", str(root)]) == (1 if action == "panic" else 0)
     document = json.loads((root / record.RECORD).read_text())
@@ -451,7 +452,7 @@ def test_dry_run_on_the_command_line(tmp_path: Path, allowed: bool) -> None:
     policy = Policy(
         "t", (rule,), Rule("otherwise", "panic"), Failure("panic"), ("none",), allow_cmdline_override=allowed
     )
-    path.write_bytes(compiled.dump(policy))
+    path.write_bytes(compiler.dump(policy))
 
     assert boot.main(["--root", str(root)]) == (0 if allowed else 1)
     assert ((root / "proc/sysrq-trigger").read_text() == "") == allowed
@@ -502,7 +503,7 @@ def guarded(base: Path, action: str, keep: str = "", **options: Any) -> Path:
     )
     install(root, otherwise=Rule("otherwise", action))
     policy = compiled.load((root / boot.POLICY).read_bytes(), "p")._replace(keep_crashkernel=keep)
-    (root / boot.POLICY).write_bytes(compiled.dump(policy))
+    (root / boot.POLICY).write_bytes(compiler.dump(policy))
     return root
 
 
@@ -551,7 +552,7 @@ def test_a_dry_run_forbids_nothing(tmp_path: Path) -> None:
     """The limit on crash kernels cannot be raised again, so it is lowered only once the guard is to stay."""
     root = guarded(tmp_path / "a", "online-safe")
     policy = compiled.load((root / boot.POLICY).read_bytes(), "p")._replace(allow_cmdline_override=True)
-    (root / boot.POLICY).write_bytes(compiled.dump(policy))
+    (root / boot.POLICY).write_bytes(compiler.dump(policy))
     (root / "proc/cmdline").write_text("safemem.guard=0x1000000-0x24ffffff safemem.dry_run\n")
     assert boot.main(["--root", str(root)]) == 0
     assert (root / probe.LOAD_LIMIT).read_text() == "-1\n"
@@ -608,7 +609,7 @@ def test_a_reboot_that_cannot_be_counted_is_none(tmp_path: Path) -> None:
     """Without a count the next boot would find the same state: that is a failure of ours, with its own way out."""
     root, variable = counting(tmp_path, "online-safe")
     variable.mkdir()
-    (root / boot.POLICY).write_bytes(compiled.dump(Policy(
+    (root / boot.POLICY).write_bytes(compiler.dump(Policy(
         "t", (Rule("again", "reboot", (Condition("boot_attempts", ((Term("<", 2),), (Term("is", "unknown"),))),)),),
         Rule("otherwise", "online-safe"), Failure("panic"), ("none",),
     )))  # fmt: skip
@@ -626,7 +627,7 @@ def test_a_halt_that_cannot_be_counted_is_one(tmp_path: Path) -> None:
     """Only a reboot needs the count: a halt must not become what `on_failure` says, which may be a reboot."""
     root, variable = counting(tmp_path, "online-safe")
     asked = Condition("boot_attempts", ((Term("<", 2),), (Term("is", "unknown"),)))
-    (root / boot.POLICY).write_bytes(compiled.dump(Policy(
+    (root / boot.POLICY).write_bytes(compiler.dump(Policy(
         "t", (Rule("stop", "halt", (asked,)),), Rule("otherwise", "online-safe"), Failure("reboot"), ("none",),
     )))  # fmt: skip
     variable.symlink_to("/proc/version")
@@ -641,7 +642,7 @@ def test_boots_are_counted_for_the_policy_that_the_command_line_names(tmp_path: 
     again = (root / boot.POLICY).read_bytes()
     never = Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),))
     calm = Policy("calm", (never,), Rule("otherwise", "online-all"), Failure("panic"), ("none",))
-    (root / boot.POLICY).write_bytes(compiled.dump(calm))
+    (root / boot.POLICY).write_bytes(compiler.dump(calm))
     (root / boot.POLICIES).mkdir()
     (root / boot.POLICIES / "again.json").write_bytes(again)
     line = root / "proc/cmdline"

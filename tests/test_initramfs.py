@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from safemem.boot import compiled
 from safemem.boot.model import Failure
 from safemem.cli import main
 from safemem.initramfs import build, check, unpack
 from safemem.initramfs.cpio import Archive
-from safemem.policy import installed, load
+from safemem.policy import compiler, installed, load
 
 ROOT = Path(__file__).resolve().parent.parent
 POLICY = ROOT / "policies/live-update-host.toml"
@@ -39,7 +38,7 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 def base() -> dict[str, bytes]:
     """Return what every initramfs with safemem has."""
-    data = compiled.dump(load.read(POLICY))
+    data = compiler.dump(load.read(POLICY))
     return {f"{build.PREFIX}/policy.json": data, f"{build.PREFIX}/boot": b"#!/bin/sh\n"}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from safemem.boot import compiled, model
 from safemem.boot.model import Condition, Range, Term
-from safemem.policy import language, load
+from safemem.policy import compiler, language, load
 from tests.fakes import SHIPPED
 
 GOOD = """\
@@ -42,7 +42,7 @@ def test_shipped(path: Path) -> None:
     found = load.read(path)
     assert path.stem == found.name
     assert path.read_text().startswith("# For ")
-    assert found == compiled.load(compiled.dump(found), "x")
+    assert found == compiled.load(compiler.dump(found), "x")
     assert len(found.digest) == 64
 
 
@@ -88,7 +88,7 @@ def test_when(when: str, condition: Condition) -> None:
     """Each way to ask for a fact."""
     found = load.parse(GOOD.replace('handover = "none"', when).encode(), "p").policy
     assert (condition,) == found.rules[0].when
-    assert found == compiled.load(compiled.dump(found), "x")
+    assert found == compiled.load(compiler.dump(found), "x")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from safemem.boot import compiled, model
 from safemem.boot.model import FACTS, Condition
-from safemem.policy import places
+from safemem.policy import compiler, places
 from safemem.policy.language import (
     NO_RULES,
     Failure,
@@ -95,7 +95,7 @@ def parse(data: bytes, where: str) -> Authored:
         ]
         raise PolicyError(where, sorted(located, key=lambda p: (p.line, p.column)))
     policy = _policy(table)
-    return Authored(policy._replace(digest=compiled.load(compiled.dump(policy), where).digest), found)
+    return Authored(policy._replace(digest=compiled.load(compiler.dump(policy), where).digest), found)
 
 
 def toml(text: str, where: str) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from safemem.boot import compiled, engine, probe
+from safemem.boot import engine, probe
 from safemem.initramfs import build
-from safemem.policy import load
+from safemem.policy import compiler, load
 from tests.vm import harness
 from tests.vm.guests import initrd, policy_text
 
@@ -115,7 +115,7 @@ def onlining() -> None:
 def size() -> None:
     """What the archive adds to an initrd."""
     with tempfile.TemporaryDirectory() as folder:
-        data = compiled.dump(load.read(harness.REPOSITORY / "policies/live-update-host.toml"))
+        data = compiler.dump(load.read(harness.REPOSITORY / "policies/live-update-host.toml"))
         cost = build.build(data, Path(folder) / "archive")
     packed = cost.compressed or 0
     line(

@@ -14,12 +14,11 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from safemem.boot import compiled
 from safemem.boot.model import Range, Snapshot, size_text
 from safemem.cli import main
 from safemem.host import reader
 from safemem.initramfs import build
-from safemem.policy import load
+from safemem.policy import compiler, load
 from tests.vm import harness
 from tests.vm.harness import Result
 
@@ -119,7 +118,7 @@ def archive(text: str) -> bytes:
     """Return safemem's archive with the policy `text` in it."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vm.toml").write_text(text)
-        build.build(compiled.dump(load.read(Path(folder) / "vm.toml")), Path(folder) / "archive")
+        build.build(compiler.dump(load.read(Path(folder) / "vm.toml")), Path(folder) / "archive")
         return (Path(folder) / "archive").read_bytes()
 
 
