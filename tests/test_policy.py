@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from safemem.boot import compiled, model
 from safemem.boot.model import Condition, Range, Term
@@ -209,10 +209,21 @@ def test_total(data: bytes) -> None:
         assert str(error).startswith("p:")
 
 
+def words(table: type[BaseModel], key: str) -> tuple[str, ...]:
+    """Return the words that `key` of a table may be, as an editor is told them."""
+    schema = table.model_json_schema()["properties"][key]
+    options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    return tuple(word for option in options for word in option.get("enum", [option.get("const")]))
+
+
 def test_models_name_what_the_engine_knows() -> None:
     """The words of the language are the words of model.py and compiled.py."""
-    assert get_args(language.Action) == model.ACTIONS
-    assert get_args(language.Final) == model.FINAL
-    assert get_args(language.Zone) == model.ZONES
-    assert get_args(language.Shortfall) == compiled.ON_SHORTFALL
+    assert words(language.Outcome, "action") == model.ACTIONS
+    assert words(language.Failure, "action") == model.FINAL
+    assert words(language.Outcome, "zone") == words(language.Memory, "zone") == model.ZONES
+    assert words(language.Memory, "driver") == model.DRIVERS
+    assert words(language.Outcome, "on_shortfall") == compiled.ON_SHORTFALL
+    assert words(language.Outcome, "enter") == compiled.ENTER
+    assert words(language.Outcome, "boot_memory") == compiled.BOOT_MEMORY
+    assert words(language.Outcome, "if_onlined") == compiled.IF_ONLINED
     assert list(model.FACTS) == list(language.When.model_fields)

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 from pydantic import (
     BaseModel,
@@ -23,7 +23,7 @@ from pydantic import (
     WithJsonSchema,
     create_model,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from safemem.boot import compiled, model
 from safemem.boot.model import FACTS, UNKNOWN, Condition, Term
@@ -54,6 +54,16 @@ def near(word: object, known: tuple[str, ...]) -> str:
     """Return a suggestion for a mistyped `word`, or nothing."""
     close = difflib.get_close_matches(word, known, 1) if isinstance(word, str) else []
     return f"; did you mean `{close[0]}`?" if close else ""
+
+
+class OneOf(NamedTuple):
+    """In `Annotated[str, OneOf(words)]`, text that is one of `words`, which the boot half has; `Literal` takes no names."""
+
+    words: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
+        """Return what pydantic checks a value by."""
+        return core_schema.literal_schema(list(self.words))
 
 
 def _fail(*problems: tuple[places.Path, str]) -> NoReturn:
@@ -185,10 +195,7 @@ Source = Annotated[
     PlainValidator(_source),
     WithJsonSchema({"type": "string", "examples": [*compiled.SOURCES, "0x100000000-0x1ffffffff"]}),
 ]
-Action = Literal["online-all", "online-safe", "panic", "reboot", "halt"]
-Final = Literal["panic", "reboot", "halt"]
-Zone = Literal["auto", "movable", "kernel"]
-Shortfall = Literal["continue", "panic", "reboot", "halt"]
+Zone = Annotated[str, OneOf(model.ZONES)]
 
 
 class _Table(BaseModel):
@@ -219,20 +226,22 @@ When = create_model("When", __base__=_Table, **_when_fields)
 class Outcome(_Table):
     """What to do: the part that `[[rule]]` and `[otherwise]` have in common."""
 
-    action: Action = Field(description="What happens to memory, or to the boot.")
+    action: Annotated[str, OneOf(model.ACTIONS)] = Field(description="What happens to memory, or to the boot.")
     message: Text = Field("", description="Said on the console and in the record; default: the handover state.")
     zone: Zone | None = Field(
         None, description="Zone for what comes online; default: movable, or auto where KHO is off."
     )
-    enter: Literal["maintenance"] | None = Field(None, description="Go on to this mode instead of a normal boot.")
-    on_shortfall: Shortfall = Field(
+    enter: Annotated[str, OneOf(compiled.ENTER)] | None = Field(
+        None, description="Go on to this mode instead of a normal boot."
+    )
+    on_shortfall: Annotated[str, OneOf(compiled.ON_SHORTFALL)] = Field(
         "continue", description="What if memory that should be held turns out to be online."
     )
     exposed_max: Limit | None = Field(
         None,
         description="With `online-safe`: `on_shortfall` applies if more than this is exposed in the end, `2GiB` or `1%` of all memory; default: if anything that should be off is on.",
     )
-    boot_memory: Literal["leave", "offline"] = Field(
+    boot_memory: Annotated[str, OneOf(compiled.BOOT_MEMORY)] = Field(
         "leave",
         description="With `online-safe`: take memory offline that was online before the decision, outside the safe region.",
     )
@@ -240,7 +249,7 @@ class Outcome(_Table):
         None,
         description="With `boot_memory`: what stays available to run in; default: 128 MiB, four times the initrd and 1/64 of all memory.",
     )
-    if_onlined: Literal["report", "offline"] = Field(
+    if_onlined: Annotated[str, OneOf(compiled.IF_ONLINED)] = Field(
         "report",
         description="What `watch` does with held memory that somebody onlines: say so and count it, or also take it offline again.",
     )
@@ -260,7 +269,7 @@ class RuleTable(Outcome):
 class Failure(_Table):
     """`[on_failure]`: what the boot path does if safemem itself cannot finish."""
 
-    action: Final = Field(description="How the boot ends.")
+    action: Annotated[str, OneOf(model.FINAL)] = Field(description="How the boot ends.")
     message: Text = Field("", description="Said on the console.")
     deadline: int = Field(10, ge=compiled.DEADLINE[0], le=compiled.DEADLINE[1], description="Seconds without progress.")
 
@@ -295,7 +304,7 @@ class Memory(_Table):
         description="Physical addresses, both ends included. Holds every block that it touches; gives a zone to those wholly inside.",
     )
     node: Annotated[int, Field(ge=0, le=1 << 16)] | None = Field(None, description="NUMA node.")
-    driver: Literal["dimm", "virtio-mem", "kmem", "unknown"] | None = Field(
+    driver: Annotated[str, OneOf(model.DRIVERS)] | None = Field(
         None, description="Who added it: `dimm` is plain System RAM, `kmem` dax or CXL memory."
     )
     hold: Literal[True] | None = Field(

@@ -272,42 +272,20 @@ def _conditions(rule: RuleTable) -> tuple[Condition, ...]:
 
 
 def _policy(table: PolicyFile) -> model.Policy:
-    failure = table.on_failure
-    return model.Policy(
-        name=table.name,
-        rules=tuple(_rule(rule, rule.name, _conditions(rule)) for rule in table.rule),
-        otherwise=_rule(table.otherwise, compiled.OTHERWISE, ()),
-        on_failure=model.Failure(failure.action, failure.message, failure.deadline),
-        sources=tuple(table.safe_region.sources),
-        allow_cmdline_override=table.allow_cmdline_override,
-        memory=tuple(
-            model.Override(
-                item.range, -1 if item.node is None else item.node, item.driver or "", bool(item.hold), item.zone or ""
-            )
-            for item in table.memory
-        ),
-        open_luo=table.open_luo,
-        keep_crashkernel=table.keep_crashkernel or "",
-        trust_guard=table.trust_guard,
-    )
+    rules = tuple(model.Rule(**_given(rule) | {"when": _conditions(rule)}) for rule in table.rule)
+    given = {key: value for key, value in _given(table).items() if key in model.Policy._fields}
+    return model.Policy(**given | {
+        "rules": rules,
+        "otherwise": model.Rule(compiled.OTHERWISE, **_given(table.otherwise)),
+        "on_failure": model.Failure(**_given(table.on_failure)),
+        "sources": tuple(table.safe_region.sources),
+        "memory": tuple(model.Override(**_given(item)) for item in table.memory),
+    })  # fmt: skip
 
 
-def _rule(table: Outcome, name: str, when: tuple[Condition, ...]) -> model.Rule:
-    return model.Rule(
-        name=name,
-        action=table.action,
-        when=when,
-        message=table.message,
-        zone=table.zone or "",
-        enter=table.enter or "",
-        on_shortfall=table.on_shortfall,
-        exposed_max=table.exposed_max or "",
-        floor=table.floor or "",
-        boot_memory=table.boot_memory,
-        accept_data_exposure=table.accept_data_exposure,
-        if_onlined=table.if_onlined,
-        final=table.final,
-    )
+def _given(table: BaseModel) -> dict[str, Any]:
+    """Return what a table of the file says, by key; for what it leaves out the model has the defaults."""
+    return {key: getattr(table, key) for key in table.model_fields_set}
 
 
 def _named(document: dict[str, Any], path: places.Path, message: str) -> str:
