@@ -198,7 +198,7 @@ Source = Annotated[
 Zone = Annotated[str, OneOf(model.ZONES)]
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -220,10 +220,10 @@ _when_fields: Any = {
     fact: (Annotated[Condition | None, PlainValidator(partial(condition, fact)), WithJsonSchema(_schema(fact))], None)
     for fact in FACTS
 }
-When = create_model("When", __base__=_Table, **_when_fields)
+When = create_model("When", __base__=Table, **_when_fields)
 
 
-class Outcome(_Table):
+class Outcome(Table):
     """What to do: the part that `[[rule]]` and `[otherwise]` have in common."""
 
     action: Annotated[str, OneOf(model.ACTIONS)] = Field(description="What happens to memory, or to the boot.")
@@ -266,7 +266,7 @@ class RuleTable(Outcome):
     when: When = Field(description="Facts and what they may be; all of them must hold.")  # type: ignore[valid-type]
 
 
-class Failure(_Table):
+class Failure(Table):
     """`[on_failure]`: what the boot path does if safemem itself cannot finish."""
 
     action: Annotated[str, OneOf(model.FINAL)] = Field(description="How the boot ends.")
@@ -274,7 +274,7 @@ class Failure(_Table):
     deadline: int = Field(10, ge=compiled.DEADLINE[0], le=compiled.DEADLINE[1], description="Seconds without progress.")
 
 
-class SafeRegion(_Table):
+class SafeRegion(Table):
     """`[safe_region]`: memory that can hold nothing of a guest's."""
 
     sources: list[Source] = Field(
@@ -291,7 +291,7 @@ def _area(value: object) -> model.Range:
         _fail(((), str(error)))
 
 
-class Memory(_Table):
+class Memory(Table):
     """`[[memory]]`: blocks that get something else than the rule says. The first that is about a block counts.
 
     One of `range`, `node` and `driver`, and one of `hold` and `zone`. It applies where a rule would
@@ -319,7 +319,7 @@ def _rules(value: object) -> object:
     return value
 
 
-class PolicyFile(_Table):
+class PolicyFile(Table):
     """A policy file."""
 
     format: Literal[1] = Field(description="Of this language: 1.")

@@ -21,6 +21,8 @@ Value = str | int | tuple[str, ...]
 State = tuple[Value, ...]
 #: Facts that only an accepted handover tells.
 FROM_THE_TREE = ("nodes", "previous_kernel", "kexec_count")
+#: The words of a rule that tell what comes of it; when it decides and what its author accepts tell nothing of that.
+OUTCOME = tuple(word for word in Rule._fields if word not in ("when", "accept_data_exposure"))
 #: More states than this take minutes; a policy that asks for so much cannot be reviewed either.
 MAX_STATES = 5_000_000
 _MAX_NAMES = 8
