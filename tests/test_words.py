@@ -57,6 +57,7 @@ def test_nothing_is_known_that_the_model_has_not() -> None:
         ""
     }
     assert set(compiled.OVERRIDE) == set(language.Memory.model_fields) == set(Override._fields)
+    assert {only.key for only in language.ONLY_WITH} <= set(language.Outcome.model_fields)
     assert set(compiled.FAILURE) == set(language.Failure.model_fields) == set(Failure._fields)
 
 

@@ -343,3 +343,27 @@ class PolicyFile(Table):
     )
     otherwise: Outcome = Field(description="Decides if no rule does.")
     on_failure: Failure = Field(description="Decides if safemem cannot.")
+
+
+class Only(NamedTuple):
+    """A key of an outcome that has an effect only together with others."""
+
+    key: str
+    effective: Callable[[PolicyFile, Outcome], bool]
+    otherwise: str  #: why it has none, in words that follow "`key` has no effect"
+
+
+def _holds(table: PolicyFile, outcome: Outcome) -> bool:
+    return outcome.action == "online-safe" or (outcome.action == "online-all" and any(m.hold for m in table.memory))
+
+
+#: Of a key that is here twice, the first reason counts.
+ONLY_WITH = (
+    Only("boot_memory", lambda _, o: o.action == "online-safe", " with `{action}`, only with `online-safe`"),
+    Only("floor", lambda _, o: o.boot_memory == "offline", ' without `boot_memory = "offline"`'),
+    Only("exposed_max", lambda _, o: o.action == "online-safe", " with `{action}`, only with `online-safe`"),
+    Only("exposed_max", lambda _, o: o.on_shortfall != "continue", " while `on_shortfall` is `continue`"),
+    Only("enter", lambda _, o: o.action not in model.FINAL, ": after `{action}` the boot does not go on"),
+    Only("if_onlined", _holds, ": `{action}` leaves no memory held"),
+    Only("final", _holds, ": `{action}` leaves no memory held"),
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from safemem.boot.model import FACTS, Condition
 from safemem.policy import compiler, places
 from safemem.policy.language import (
     NO_RULES,
+    ONLY_WITH,
     Failure,
     Memory,
     Outcome,
@@ -85,15 +87,13 @@ def parse(data: bytes, where: str) -> Authored:
     """Return the policy that the TOML `data`, read from `where`, means. Raises PolicyError."""
     text = decode(data, where)
     document = toml(text, where)
-    table, problems = _validate(document)
+    table, faults = _validate(document)
     if table is not None:
-        problems = _contradictions(table)
+        faults = list(_contradictions(table))
     found = places.find(text)
-    if table is None or problems:
-        located = [
-            Problem(path, *places.nearest(found, path), _named(document, path, message)) for path, message in problems
-        ]
-        raise PolicyError(where, sorted(located, key=lambda p: (p.line, p.column)))
+    if table is None or faults:
+        problems = [Problem(fault.path, *places.nearest(found, fault.path), _text(document, fault)) for fault in faults]
+        raise PolicyError(where, sorted(problems, key=lambda p: (p.line, p.column)))
     policy = _policy(table)
     return Authored(policy._replace(digest=compiled.load(compiler.dump(policy), where).digest), found)
 
@@ -137,48 +137,57 @@ def _syntax_error(text: str, message: str, where: str) -> PolicyError:
     )
 
 
-def _validate(document: dict[str, Any]) -> tuple[PolicyFile | None, list[tuple[places.Path, str]]]:
+class _Fault(NamedTuple):
+    """What is wrong with the value at `path`, as said of it alone."""
+
+    path: places.Path
+    message: str
+    named: bool = False  #: the message names the last part of `path`
+
+
+def _validate(document: dict[str, Any]) -> tuple[PolicyFile | None, list[_Fault]]:
     try:
         return PolicyFile.model_validate(document), []
     except ValidationError as error:
-        return None, [problem for details in error.errors(include_url=False) for problem in _explain(details)]
+        return None, [fault for details in error.errors(include_url=False) for fault in _explain(details)]
 
 
-def _explain(details: ErrorDetails) -> list[tuple[places.Path, str]]:
-    """Return one of pydantic's errors as we would say it."""
+def _explain(details: ErrorDetails) -> Iterator[_Fault]:
+    """Yield one of pydantic's errors as we would say it."""
     path, value, context = tuple(details["loc"]), details["input"], details.get("ctx", {})
-    key = path[-1] if path else ""
+    key = str(path[-1]) if path else ""
     match details["type"]:
         case "policy":
-            return [((*path, *below), message) for below, message in context["problems"]]
+            for below, message in context["problems"]:
+                yield _Fault((*path, *below), message)
         case "extra_forbidden":
-            return [(path, f"unknown key `{key}`{near(key, _keys(path[:-1]))}")]
+            yield _Fault(path, f"unknown key `{key}`{near(key, _keys(path[:-1]))}", named=True)
+        case "missing" if path == ("rule",):
+            yield _Fault((), NO_RULES)
         case "missing":
-            what = (
-                NO_RULES
-                if path == ("rule",)
-                else f"`{key}` is missing; add {_TO_ADD.get(str(key), f'a value for `{key}`')}"
-            )
-            return [(path[:-1], what)]
+            yield _Fault(path[:-1], f"`{key}` is missing; add {_TO_ADD.get(key, f'a value for `{key}`')}")
+        case "literal_error" if path == ("format",):
+            yield _Fault(path, f"{show(value)} is not a format that this safemem reads; it reads {FORMAT}")
         case "literal_error":
-            if path == ("format",):
-                return [(path, f"{show(value)} is not a format that this safemem reads; it reads {FORMAT}")]
             words = tuple(re.findall(r"'([^']*)'", context["expected"]))
-            return [(path, f"{show(value)} is not one of {listed(words)}{near(value, words)}")]
+            yield _Fault(path, f"{show(value)} is not one of {listed(words)}{near(value, words)}")
         case "too_short":
-            return [(path, "the list is empty")]
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return [(path, f"expected a table, not {show(value)}")]
-        case "list_type":
-            return [(path, f"expected a list, not {show(value)}")]
-        case "bool_type":
-            return [(path, f"expected true or false, not {show(value)}")]
-        case "int_type" | "greater_than_equal" | "less_than_equal":
-            low, high = compiled.DEADLINE
-            return [(path, f"expected whole seconds from {low} to {high}, not {show(value)}")]
-    return [(path, f"{details['msg'].lower()}: {show(value)}")]
+            yield _Fault(path, "the list is empty")
+        case kind if kind in _EXPECTED:
+            yield _Fault(path, f"expected {_EXPECTED[kind]}, not {show(value)}")
+        case _:
+            yield _Fault(path, f"{details['msg'].lower()}: {show(value)}")
 
 
+#: An error of pydantic's -> what should have stood there.
+_EXPECTED = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a table"),
+    "list_type": "a list",
+    "bool_type": "true or false",
+    **dict.fromkeys(
+        ("int_type", "greater_than_equal", "less_than_equal"), "whole seconds from {} to {}".format(*compiled.DEADLINE)
+    ),
+}
 _TO_ADD = {
     "format": f"`format = {FORMAT}`",
     "name": 'a name, such as `name = "…"`',
@@ -200,71 +209,43 @@ def _keys(path: places.Path) -> tuple[str, ...]:
     return tuple(table.model_fields) if table else ()
 
 
-def _contradictions(table: PolicyFile) -> list[tuple[places.Path, str]]:
-    """Return what is wrong between values that are each valid."""
-    problems: list[tuple[places.Path, str]] = []
+def _contradictions(table: PolicyFile) -> Iterator[_Fault]:
+    """Yield what is wrong between values that are each valid."""
+    yield from _idle(table, ("otherwise",), table.otherwise)
     seen: dict[str, int] = {}
-    outcomes: list[tuple[places.Path, Outcome]] = [(("otherwise",), table.otherwise)]
     for index, rule in enumerate(table.rule):
-        outcomes.append((("rule", index), rule))
+        at = ("rule", index)
         if rule.name in seen:
-            problems.append((("rule", index, "name"), f"rule {seen[rule.name] + 1} has this name already"))
+            yield _Fault((*at, "name"), f"rule {seen[rule.name] + 1} has this name already")
         elif rule.name == compiled.OTHERWISE:
-            problems.append((("rule", index, "name"), f"the name `{rule.name}` is reserved for [otherwise]"))
+            yield _Fault((*at, "name"), f"the name `{rule.name}` is reserved for [otherwise]")
         seen.setdefault(rule.name, index)
         if not _conditions(rule):
-            problems.append(
-                (("rule", index, "when"), "a rule without conditions always matches: that is what [otherwise] is for")
-            )
-    for path, outcome in outcomes:
-        if outcome.boot_memory != "leave" and outcome.action != "online-safe":
-            problems.append(
-                (
-                    (*path, "boot_memory"),
-                    f"`boot_memory` has no effect with `{outcome.action}`, only with `online-safe`",
-                )
-            )
-        if outcome.floor and outcome.boot_memory != "offline":
-            problems.append(((*path, "floor"), '`floor` has no effect without `boot_memory = "offline"`'))
-        if outcome.exposed_max and outcome.action != "online-safe":
-            problems.append(
-                (
-                    (*path, "exposed_max"),
-                    f"`exposed_max` has no effect with `{outcome.action}`, only with `online-safe`",
-                )
-            )
-        elif outcome.exposed_max and outcome.on_shortfall == "continue":
-            problems.append(((*path, "exposed_max"), "`exposed_max` has no effect while `on_shortfall` is `continue`"))
-        if outcome.enter and outcome.action in model.FINAL:
-            problems.append(
-                ((*path, "enter"), f"`enter` has no effect: after `{outcome.action}` the boot does not go on")
-            )
-        holds = outcome.action == "online-safe" or (
-            outcome.action == "online-all" and any(item.hold for item in table.memory)
-        )
-        for key, wanted in (("if_onlined", outcome.if_onlined != "report"), ("final", outcome.final)):
-            if wanted and not holds:
-                problems.append(((*path, key), f"`{key}` has no effect: `{outcome.action}` leaves no memory held"))
+            yield _Fault((*at, "when"), "a rule without conditions always matches: that is what [otherwise] is for")
+        yield from _idle(table, at, rule)
     for index, item in enumerate(table.memory):
+        at = ("memory", index)
         about = [key for key in ("range", "node", "driver") if getattr(item, key) is not None]
         if len(about) != 1:
-            problems.append(
-                (("memory", index), f"needs exactly one of `range`, `node` and `driver`, and has {len(about)}")
-            )
+            yield _Fault(at, f"needs exactly one of `range`, `node` and `driver`, and has {len(about)}")
         if (item.hold is None) == (item.zone is None):
-            problems.append((("memory", index), "needs `hold = true` or a `zone`, and not both"))
-        for earlier in table.memory[:index]:
-            if (
-                item.range
-                and earlier.range
-                and item.range.start < earlier.range.end
-                and earlier.range.start < item.range.end
-            ):
-                problems.append((("memory", index, "range"), f"range `{item.range}` overlaps `{earlier.range}`"))
+            yield _Fault(at, "needs `hold = true` or a `zone`, and not both")
+        for earlier in table.memory[:index] if item.range else ():
+            if earlier.range and item.range.start < earlier.range.end and earlier.range.start < item.range.end:
+                yield _Fault((*at, "range"), f"range `{item.range}` overlaps `{earlier.range}`")
     fault = compiled.source_fault(table.safe_region.sources)
     if fault is not None:
-        problems.append((("safe_region", "sources", fault[0]), fault[1]))
-    return problems
+        yield _Fault(("safe_region", "sources", fault[0]), fault[1])
+
+
+def _idle(table: PolicyFile, path: places.Path, outcome: Outcome) -> Iterator[_Fault]:
+    """Yield each key of `outcome` that is set and changes nothing there, with the first reason why."""
+    found: dict[str, str] = {}
+    for only in ONLY_WITH:
+        if getattr(outcome, only.key) != Outcome.model_fields[only.key].default and not only.effective(table, outcome):
+            found.setdefault(only.key, only.otherwise.format(action=outcome.action))
+    for key, why in found.items():
+        yield _Fault((*path, key), f"`{key}` has no effect{why}")
 
 
 def _conditions(rule: RuleTable) -> tuple[Condition, ...]:
@@ -288,19 +269,16 @@ def _given(table: BaseModel) -> dict[str, Any]:
     return {key: getattr(table, key) for key in table.model_fields_set}
 
 
-def _named(document: dict[str, Any], path: places.Path, message: str) -> str:
-    """Return `message` with the rule or table and the key in front."""
-    rest = path
-    head = ""
-    if path[:1] == ("rule",) and len(path) > 1:
-        rest = path[2:]
-        index = path[1]
+def _text(document: dict[str, Any], fault: _Fault) -> str:
+    """Return the message with the rule or table and the key in front."""
+    rest, head = fault.path, ""
+    if rest[:1] == ("rule",) and len(rest) > 1:
+        index, rest = rest[1], rest[2:]
         try:
             name = document["rule"][index]["name"]
         except (KeyError, IndexError, TypeError):
             name = None
         head = f"rule `{name}`" if isinstance(name, str) and name.isprintable() else f"rule {int(index) + 1}"
-    if message.startswith("unknown key"):  # which is named there
-        rest = rest[:-1]
-    key = ".".join(str(part) for part in rest if isinstance(part, str))
-    return ": ".join((*filter(None, [", ".join(filter(None, (head, key)))]), message))
+    key = ".".join(part for part in (rest[:-1] if fault.named else rest) if isinstance(part, str))
+    place = ", ".join(filter(None, (head, key)))
+    return f"{place}: {fault.message}" if place else fault.message
