@@ -17,13 +17,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from safemem.boot import compiled
 from safemem.boot import main as boot
 from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Blocks, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
 from safemem.boot.ranges import Range
 from safemem.initramfs import build, check
 from safemem.initramfs.cpio import Archive
-from safemem.policy import language
+from safemem.policy import compiler, load
 from tests.fakes import BLOCK, make_root
 from tests.vm.harness import CACHE
 
@@ -98,7 +97,7 @@ def install(root: Path, *rules: Rule, otherwise: str | Rule, **more: Any) -> Non
     path = root / boot.POLICY
     path.parent.mkdir(parents=True)
     (root / boot.MASKS).write_text("40-vendor.rules\n")
-    path.write_bytes(compiled.dump(policy(*(rules or (NEVER,)), otherwise=otherwise, **more)))
+    path.write_bytes(compiler.dump(policy(*(rules or (NEVER,)), otherwise=otherwise, **more)))
 
 
 def guarded(base: Path, action: str, keep: str = "", **options: Any) -> Path:
@@ -126,7 +125,7 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 def base() -> dict[str, bytes]:
     """Return what every initramfs with safemem has, by path."""
-    data = compiled.dump(language.read(POLICY))
+    data = compiler.dump(load.read(POLICY))
     return {f"{build.PREFIX}/policy.json": data, f"{build.PREFIX}/boot": b"#!/bin/sh\n"}
 
 

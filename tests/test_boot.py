@@ -29,6 +29,7 @@ from safemem.boot import (
 from safemem.boot import main as boot
 from safemem.boot.model import Blocks, Failure, Note, Rule, Term
 from safemem.host import reader
+from safemem.policy import compiler
 from tests.fakes import make_root
 from tests.kit import NEVER, guarded, install, policy, rule, snapshot, when
 
@@ -308,7 +309,7 @@ def test_every_way_to_refuse_has_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     install(root, otherwise=rule)
     never = rule._replace(name="never", when=NEVER.when)
     chosen = policy(never, otherwise=rule, failure=Failure("panic", deadline=1), sources=("none",))
-    (root / boot.POLICY).write_bytes(compiled.dump(chosen))
+    (root / boot.POLICY).write_bytes(compiler.dump(chosen))
     state = Blocks(0, 7, "online", 0)
     monkeypatch.setattr(memory, "blocks", lambda root: (128 << 20, (state, Blocks(32, 39, "offline", 0)), ()))
     started = time.monotonic()
@@ -450,7 +451,7 @@ def test_a_policy_on_the_command_line(
     loose = rule(named, accept_data_exposure=True)
     other = policy(NEVER, otherwise=loose, failure="halt", sources=("none",), name="other")
     (root / boot.POLICIES).mkdir()
-    (root / boot.POLICIES / "strict.json").write_bytes(compiled.dump(other))
+    (root / boot.POLICIES / "strict.json").write_bytes(compiler.dump(other))
 
     assert boot.main(["--root", str(root)]) == (1 if action == "panic" else 0)
     document = json.loads((root / record.RECORD).read_text())
@@ -482,7 +483,7 @@ def test_dry_run_on_the_command_line(tmp_path: Path, allowed: bool) -> None:
     (root / "sys/devices/system/memory/auto_online_blocks").write_text("online\n")
     path = root / boot.POLICY
     path.parent.mkdir(parents=True)
-    path.write_bytes(compiled.dump(policy(NEVER, sources=("none",), allow_cmdline_override=allowed)))
+    path.write_bytes(compiler.dump(policy(NEVER, sources=("none",), allow_cmdline_override=allowed)))
 
     assert boot.main(["--root", str(root)]) == (0 if allowed else 1)
     assert ((root / "proc/sysrq-trigger").read_text() == "") == allowed
@@ -569,7 +570,7 @@ def test_a_dry_run_forbids_nothing(tmp_path: Path) -> None:
     """The limit on crash kernels cannot be raised again, so it is lowered only once the guard is to stay."""
     root = guarded(tmp_path / "a", "online-safe")
     policy = compiled.load((root / boot.POLICY).read_bytes(), "p")._replace(allow_cmdline_override=True)
-    (root / boot.POLICY).write_bytes(compiled.dump(policy))
+    (root / boot.POLICY).write_bytes(compiler.dump(policy))
     (root / "proc/cmdline").write_text("safemem.guard=0x1000000-0x24ffffff safemem.dry_run\n")
     assert boot.main(["--root", str(root)]) == 0
     assert (root / paths.LOAD_LIMIT).read_text() == "-1\n"
@@ -627,7 +628,7 @@ def test_a_reboot_that_cannot_be_counted_is_none(tmp_path: Path) -> None:
     root, variable = counting(tmp_path, "online-safe")
     variable.mkdir()
     again = Rule("again", "reboot", when("boot_attempts", Term("<", 2), Term("is", "unknown")))
-    (root / boot.POLICY).write_bytes(compiled.dump(policy(again, otherwise="online-safe", sources=("none",))))
+    (root / boot.POLICY).write_bytes(compiler.dump(policy(again, otherwise="online-safe", sources=("none",))))
     # A folder in place of the variable can be neither read nor written.
     assert "is a directory" in probe.read_snapshot(str(root)).facts["boot_attempts"].reason
     variable.rmdir()
@@ -643,7 +644,7 @@ def test_a_halt_that_cannot_be_counted_is_one(tmp_path: Path) -> None:
     root, variable = counting(tmp_path, "online-safe")
     stop = Rule("stop", "halt", when("boot_attempts", Term("<", 2), Term("is", "unknown")))
     chosen = policy(stop, otherwise="online-safe", failure="reboot", sources=("none",))
-    (root / boot.POLICY).write_bytes(compiled.dump(chosen))
+    (root / boot.POLICY).write_bytes(compiler.dump(chosen))
     variable.symlink_to("/proc/version")
 
     assert boot.main(["--root", str(root)]) == 5
@@ -655,7 +656,7 @@ def test_boots_are_counted_for_the_policy_that_the_command_line_names(tmp_path: 
     root, variable = counting(tmp_path, "online-all")
     again = (root / boot.POLICY).read_bytes()
     calm = policy(NEVER, otherwise="online-all", sources=("none",), name="calm")
-    (root / boot.POLICY).write_bytes(compiled.dump(calm))
+    (root / boot.POLICY).write_bytes(compiler.dump(calm))
     (root / boot.POLICIES).mkdir()
     (root / boot.POLICIES / "again.json").write_bytes(again)
     line = root / "proc/cmdline"

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from safemem.boot import compiled
 from safemem.boot.model import Failure
 from safemem.initramfs import build
-from safemem.policy import language
+from safemem.policy import compiler, load
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Bytes, with zstd -19. The aim is 3 MiB; Debian 12's interpreter, C library and loader alone are
@@ -24,7 +23,7 @@ CEILING = 3_660_000
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, build.Cost, Path]:
     """Return the archive with the shipped policy, its cost, and the folder it was unpacked to."""
     base = tmp_path_factory.mktemp("image")
-    data = compiled.dump(language.read(ROOT / "policies/live-update-host.toml"))
+    data = compiler.dump(load.read(ROOT / "policies/live-update-host.toml"))
     cost = build.build(data, base / "safemem.cpio")
     (base / "root").mkdir()
     with (base / "safemem.cpio").open("rb") as archive:
@@ -76,7 +75,7 @@ def test_no_interpreter(tmp_path: Path) -> None:
     """A build that cannot work says so and leaves what was there alone."""
     out = tmp_path / "out.cpio"
     out.write_bytes(b"before")
-    data = compiled.dump(language.read(ROOT / "policies/live-update-host.toml"))
+    data = compiler.dump(load.read(ROOT / "policies/live-update-host.toml"))
     with pytest.raises(build.BuildError, match=r"cannot build the archive with .*/none: .*No such file"):
         build.build(data, out, str(tmp_path / "none"))
 

@@ -146,9 +146,7 @@ def test_one_module_names_the_kernels_files() -> None:
         texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         docs = {ast.get_docstring(node, clean=False) for node in ast.walk(ast.parse(path.read_text()))
                 if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))}  # fmt: skip
-        spelt = [
-            text for text in texts - docs if isinstance(text, str) and re.match(r"/?(sys|proc|dev)/\w", text)
-        ]
+        spelt = [text for text in texts - docs if isinstance(text, str) and re.match(r"/?(sys|proc|dev)/\w", text)]
         assert set(spelt) <= {"/dev/null"}, f"{path}: {spelt}"
 
 

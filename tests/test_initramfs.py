@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from safemem.boot.model import Failure
 from safemem.cli import main
 from safemem.initramfs import build, check, unpack
-from safemem.policy import installed, language
+from safemem.policy import installed, load
 from tests.kit import POLICY, archive, base, units
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +72,7 @@ def test_inside(files: dict[str, bytes | None], start: str, fault: str) -> None:
     found = check.inside(archive(everything))
 
     assert found is not None
-    assert (found.policy, found.digest) == ("live-update-host", language.read(POLICY).digest)
+    assert (found.policy, found.digest) == ("live-update-host", load.read(POLICY).digest)
     assert found.start == start
     assert fault in found.fault if fault else found.fault == ""
 
@@ -190,7 +190,7 @@ def test_tree_and_units(tmp_path: Path) -> None:
     files = {str(path.relative_to(tmp_path / "tree")): path.read_bytes() for path in (tmp_path / "tree").rglob("*") if path.is_file()}  # fmt: skip
     assert (tmp_path / "tree/usr/lib/safemem/boot").stat().st_mode & 0o777 == 0o755
     found = check.inside(archive({**files, "usr/lib/systemd/systemd": b""}))
-    assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", language.read(mine).digest)
+    assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", load.read(mine).digest)
 
     mine.chmod(0o664)
     refused = runner.invoke(main, ["initramfs", "tree", str(tmp_path / "tree"), "--policy", str(mine)])

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from safemem.cli import main
 from safemem.initramfs import build as image_of
 from safemem.initramfs import check
-from safemem.policy import language
+from safemem.policy import compiler, load
 from tests.kit import POLICY, archive, base, units
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can enter another root")
@@ -48,7 +48,7 @@ def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
         POLICY.parent, tmp_path / "etc/safemem/policies", ignore=lambda _, names: set(names) - {"minimal.toml"}
     )
     (tmp_path / "with").write_bytes(
-        archive({**base(), **units(), **image_of.policies({"minimal": language.read(MINIMAL)})})
+        archive({**base(), **units(), **image_of.policies({"minimal": compiler.dump(load.read(MINIMAL))})})
     )
     (tmp_path / "without").write_bytes(archive({"init": b"#!/bin/sh\n"}))
     image(tmp_path).write_bytes(OLD)

@@ -94,3 +94,14 @@ def wanted_text(condition: Condition) -> str:
         for group in condition.groups
     ]
     return ("not " if condition.negate else "") + " or ".join(groups)
+
+
+def is_version(text: str) -> bool:
+    """Return whether `text` is a version that can be ordered: `7`, `7.2`, `7.2.1`, `7.2-rc3`."""
+    numbers, dash, candidate = text.partition("-")
+    parts = numbers.split(".")
+    if dash:
+        if not candidate.startswith("rc"):
+            return False
+        parts.append(candidate[2:])
+    return all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts)

@@ -13,7 +13,7 @@ from safemem.boot.ranges import size_text
 from safemem.cli.common import InputError, load_policy, write_whole
 from safemem.initramfs import build
 from safemem.initramfs import check as inside_image
-from safemem.policy import installed
+from safemem.policy import compiler, installed
 
 
 @click.command("compile", short_help="Write the form that the boot path reads.")
@@ -21,7 +21,7 @@ from safemem.policy import installed
 @click.option("--output", "-o", metavar="FILE", required=True, help="File to write.")
 def compile_policy(policy_file: str, output: str) -> None:
     """Check POLICY and write the form that the boot path reads."""
-    data = compiled.dump(load_policy(policy_file))
+    data = compiler.dump(load_policy(policy_file))
     write_whole(output, data)
     click.echo(f"{output}: {len(data)} bytes, digest {compiled.load(data, output).digest}")
 
@@ -49,9 +49,9 @@ def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) ->
     """
     chosen = load_policy(policy_file)
     try:
-        more = build.policies({Path(path).stem: load_policy(path) for path in also})
+        more = build.policies({Path(path).stem: compiler.dump(load_policy(path)) for path in also})
         more |= inside_image.unit_files(chosen.on_failure) if systemd else {}
-        cost = build.build(compiled.dump(chosen), Path(output), more=more)
+        cost = build.build(compiler.dump(chosen), Path(output), more=more)
     except build.BuildError as error:
         raise InputError(str(error)) from None
     click.echo(cost_text(output, cost))
@@ -67,8 +67,8 @@ _POLICY = click.option(
 @_POLICY
 def tree(folder: str, policy_file: str | None) -> None:
     """Put the files into DIR, which becomes an initramfs; called by the hooks of initramfs-tools and dracut."""
-    data = compiled.dump(operators_policy(policy_file))
-    named = named_policies() if policy_file is None else {}
+    data = compiler.dump(operators_policy(policy_file))
+    named = {} if policy_file else {name: compiler.dump(policy) for name, policy in named_policies().items()}
     try:
         build.put({**build.files(data), **build.plain(build.policies(named))}, Path(folder))
     except build.BuildError as error:

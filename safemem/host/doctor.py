@@ -19,7 +19,7 @@ from safemem.boot.model import UNKNOWN, Snapshot
 from safemem.boot.ranges import Range, size_text
 from safemem.host import standing, suspects
 from safemem.initramfs import check as initramfs
-from safemem.policy import installed, language
+from safemem.policy import installed, load
 from safemem.realroot import hold as realroot
 from safemem.realroot import udevrules
 
@@ -315,8 +315,8 @@ def _initrd(machine: Machine) -> Iterator[Finding]:
     if not os.path.lexists(own):
         return
     try:
-        digest = language.load(installed.find(machine.root)).policy.digest
-    except (installed.Untrusted, language.PolicyError, OSError) as error:
+        digest = load.read(installed.find(machine.root)).digest
+    except (installed.Untrusted, load.PolicyError, OSError) as error:
         yield Finding(
             "policy-refused", "severe", "the policy of this machine cannot be built into the next initrd", str(error).splitlines()[0],
             f"mend /{installed.POLICY}, then {rebuild}",

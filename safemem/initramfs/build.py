@@ -118,9 +118,9 @@ def files(policy: bytes, interpreter: str | None = None) -> dict[str, Item]:
     return items
 
 
-def policies(named: Mapping[str, model.Policy]) -> dict[str, bytes]:
-    """Return the files of the policies that `safemem.policy=NAME` may name."""
-    return {f"{POLICIES}/{name}.json": compiled.dump(policy) for name, policy in named.items()}
+def policies(named: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files of the compiled policies that `safemem.policy=NAME` may name."""
+    return {f"{POLICIES}/{name}.json": policy for name, policy in named.items()}
 
 
 def plain(items: Mapping[str, bytes]) -> dict[str, Item]:

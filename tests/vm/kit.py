@@ -15,13 +15,12 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from safemem.boot import compiled
 from safemem.boot.model import Snapshot
 from safemem.boot.ranges import Range, parse_range, size_text
 from safemem.cli import main
 from safemem.host import reader
 from safemem.initramfs import build
-from safemem.policy import language
+from safemem.policy import compiler, load
 from tests.vm import harness
 from tests.vm.harness import Result
 
@@ -149,7 +148,7 @@ def archive(text: str) -> bytes:
     """Return safemem's archive with the policy `text` in it."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vm.toml").write_text(text)
-        build.build(compiled.dump(language.read(Path(folder) / "vm.toml")), Path(folder) / "archive")
+        build.build(compiler.dump(load.read(Path(folder) / "vm.toml")), Path(folder) / "archive")
         return (Path(folder) / "archive").read_bytes()
 
 
