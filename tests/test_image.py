@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from safemem.boot import compiled
-from safemem.boot.model import Condition, Failure, Policy, Rule, Term
+from safemem.boot.model import Failure, Policy, Term
 from safemem.initramfs import build, interpreter, on_failure, proof
 from safemem.initramfs.items import PREFIX, BuildError, Item
-from safemem.policy import language
-from tests import fakes
+from safemem.policy import compiler, load
+from tests import fakes, kit
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Bytes, with zstd -19. The aim is 3 MiB; Debian 12's interpreter, C library and loader alone are
@@ -29,7 +29,7 @@ CEILING = 3_660_000
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, build.Cost, Path]:
     """Return the archive with the shipped policy, its cost, and the folder it was unpacked to."""
     base = tmp_path_factory.mktemp("image")
-    data = compiled.dump(language.read(ROOT / "policies/live-update-host.toml"))
+    data = compiler.dump(load.read(ROOT / "policies/live-update-host.toml"))
     cost = build.build(data, base / "safemem.cpio")
     (base / "root").mkdir()
     with (base / "safemem.cpio").open("rb") as archive:
@@ -84,7 +84,7 @@ def test_no_interpreter(tmp_path: Path) -> None:
     """A build that cannot work says so and leaves what was there alone."""
     out = tmp_path / "out.cpio"
     out.write_bytes(b"before")
-    data = compiled.dump(language.read(ROOT / "policies/live-update-host.toml"))
+    data = compiler.dump(load.read(ROOT / "policies/live-update-host.toml"))
     with pytest.raises(BuildError, match=r"cannot build the archive with .*/none: .*No such file"):
         build.build(data, out, str(tmp_path / "none"))
 
@@ -128,7 +128,7 @@ def test_an_interpreter_that_cannot_decide(tmp_path: Path, monkeypatch: pytest.M
     out = tmp_path / "out.cpio"
     out.write_bytes(b"before")
     with pytest.raises(BuildError) as error:
-        build.build(compiled.dump(language.read(ROOT / "policies/live-update-host.toml")), out)
+        build.build(compiler.dump(load.read(ROOT / "policies/live-update-host.toml")), out)
 
     assert re.fullmatch(
         r"cannot build the archive with /\S+: on a machine with no handover the boot program decides nothing: "
@@ -143,7 +143,7 @@ def test_a_program_that_decides_otherwise(tmp_path: Path, monkeypatch: pytest.Mo
     more = "\n\ndef _first_match(policy, facts):\n    return policy.otherwise, ()\n"
     monkeypatch.setattr(interpreter, "PACKAGE", altered(tmp_path, "engine", more))
     with pytest.raises(BuildError, match="does not decide what the policy says, which is `online-all`: action, "):
-        build.files(compiled.dump(language.read(ROOT / "policies/live-update-host.toml")))
+        build.files(compiler.dump(load.read(ROOT / "policies/live-update-host.toml")))
 
 
 @pytest.mark.parametrize("where", ["import nosuch", "def late() -> None:\n    import nosuch"])
@@ -151,14 +151,14 @@ def test_a_module_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Also one that only a rare boot would have asked for."""
     monkeypatch.setattr(interpreter, "PACKAGE", altered(tmp_path, "probe", f"\n\n{where}\n"))
     with pytest.raises(BuildError, match="No module named 'nosuch'"):
-        build.files(compiled.dump(language.read(ROOT / "policies/live-update-host.toml")))
+        build.files(compiler.dump(load.read(ROOT / "policies/live-update-host.toml")))
 
 
 def test_what_is_read_and_what_is_run(tmp_path: Path) -> None:
     """Each module of the boot half runs in the try-outs, and what the sources import, rarely or not, is shipped."""
-    policy = language.read(ROOT / "policies/live-update-host.toml")
+    policy = load.read(ROOT / "policies/live-update-host.toml")
     (tmp_path / PREFIX).mkdir(parents=True)
-    (tmp_path / PREFIX / "policy.json").write_bytes(compiled.dump(policy))
+    (tmp_path / PREFIX / "policy.json").write_bytes(compiler.dump(policy))
     (tmp_path / PREFIX / "masks").touch()
     cases = proof.cases(tmp_path, policy, f"{tmp_path}/{PREFIX}")
     listing = interpreter.listing(sys.executable, [case.root for case in cases])
@@ -182,15 +182,14 @@ def test_an_interpreter_without_a_core(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.fixture(scope="module")
 def items() -> dict[str, Item]:
     """Return the files of an archive whose policy panics unless the handover was accepted; `on_failure` halts."""
-    return build.files(compiled.dump(policy("panic")))
+    return build.files(compiler.dump(policy("panic")))
 
 
 def policy(action: str) -> Policy:
     """Return a policy that onlines all memory after an accepted handover, and takes `action` otherwise."""
-    accepted = Condition("handover", ((Term("is", "accepted"),),))
-    last = Rule("otherwise", action, message="lost")
-    rules = (Rule("whole", "online-all", when=(accepted,)),)
-    return compiled.load(compiled.dump(Policy("t", rules, last, Failure("halt"), ("none",))), "the test's")
+    whole = kit.rule("online-all", name="whole", when=kit.when("handover", Term("is", "accepted")))
+    made = kit.policy(whole, otherwise=action, failure="halt", sources=("none",))
+    return compiled.load(compiler.dump(made), "the test's")
 
 
 def test_the_archives_own_program(items: dict[str, Item], tmp_path: Path) -> None:
@@ -239,7 +238,7 @@ def test_the_archives_own_wrapper(items: dict[str, Item], tmp_path: Path, script
 @pytest.mark.parametrize(("action", "key"), [("panic", "b"), ("reboot", "c"), ("halt", ""), ("online-safe", "")])
 def test_every_action_is_proved_and_none_is_taken(tmp_path: Path, action: str, key: str) -> None:
     """A boot that ends writes to the fake root's own file; in reach of it are no /proc, no /sys, no halt and no mount."""
-    found = build.files(compiled.dump(policy(action)))
+    found = build.files(compiler.dump(policy(action)))
     proof.try_out(tmp_path / "try", found, policy(action))
 
     trigger = tmp_path / "try/no-handover/proc/sysrq-trigger"
@@ -254,12 +253,12 @@ def test_every_action_is_proved_and_none_is_taken(tmp_path: Path, action: str, k
 @pytest.mark.parametrize("path", fakes.SHIPPED, ids=lambda path: path.stem)
 def test_shipped_policies_are_proved(path: Path) -> None:
     """Whatever a policy is for, the archive with it can be built."""
-    assert build.files(compiled.dump(language.read(path)))
+    assert build.files(compiler.dump(load.read(path)))
 
 
 def test_who_is_not_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a chroot the archive's own program is tried out all the same, on a policy that ends no boot."""
-    found = build.files(compiled.dump(policy("online-safe")))
+    found = build.files(compiler.dump(policy("online-safe")))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     proof.try_out(tmp_path / "try", found, policy("online-safe"))
 

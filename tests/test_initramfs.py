@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import struct
@@ -13,41 +12,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from safemem.boot import compiled
 from safemem.boot.model import FINAL, Failure
 from safemem.cli import main
 from safemem.initramfs import check, on_failure, unpack
-from safemem.initramfs.cpio import Archive
 from safemem.initramfs.items import PREFIX, BuildError
 from safemem.initramfs.makers import GATE
-from safemem.policy import installed, language
+from safemem.policy import installed, load
+from tests.kit import POLICY, archive, base, units
 
 ROOT = Path(__file__).resolve().parent.parent
-POLICY = ROOT / "policies/live-update-host.toml"
 FILES = ROOT / "safemem/initramfs/files"
 HOOK = FILES / "initramfs-tools/safemem"
 LINE = "run_scripts /scripts/init-top"
-
-
-def archive(files: dict[str, bytes]) -> bytes:
-    """Return an initrd with these files."""
-    out = io.BytesIO()
-    cpio = Archive(out)
-    for path, data in files.items():
-        cpio.file(path, data)
-    cpio.close()
-    return out.getvalue()
-
-
-def base() -> dict[str, bytes]:
-    """Return what every initramfs with safemem has."""
-    data = compiled.dump(language.read(POLICY))
-    return {f"{PREFIX}/policy.json": data, f"{PREFIX}/boot": b"#!/bin/sh\n"}
-
-
-def units(action: str = "panic") -> dict[str, bytes]:
-    """Return the units of an initramfs with systemd."""
-    return {**on_failure.unit_files(Failure(action)), "usr/lib/systemd/systemd": b""}
 
 
 def unified(section: bytes, data: bytes) -> bytes:
@@ -98,7 +74,7 @@ def test_inside(files: dict[str, bytes | None], start: str, fault: str) -> None:
     found = check.inside(archive(everything))
 
     assert found is not None
-    assert (found.policy, found.digest) == ("live-update-host", language.read(POLICY).digest)
+    assert (found.policy, found.digest) == ("live-update-host", load.read(POLICY).digest)
     assert found.start == start
     assert fault in found.fault if fault else found.fault == ""
 
@@ -228,7 +204,7 @@ def test_tree_and_units(tmp_path: Path) -> None:
     files = {str(path.relative_to(tmp_path / "tree")): path.read_bytes() for path in (tmp_path / "tree").rglob("*") if path.is_file()}  # fmt: skip
     assert (tmp_path / "tree/usr/lib/safemem/boot").stat().st_mode & 0o777 == 0o755
     found = check.inside(archive({**files, "usr/lib/systemd/systemd": b""}))
-    assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", language.read(mine).digest)
+    assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", load.read(mine).digest)
 
     mine.chmod(0o664)
     refused = runner.invoke(main, ["initramfs", "tree", str(tmp_path / "tree"), "--policy", str(mine)])

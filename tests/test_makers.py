@@ -15,8 +15,8 @@ from safemem.cli import main
 from safemem.initramfs import build as image_of
 from safemem.initramfs import check, makers
 from safemem.initramfs.items import shipped
-from safemem.policy import language
-from tests.test_initramfs import POLICY, archive, base, units
+from safemem.policy import compiler, load
+from tests.kit import POLICY, archive, base, units
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can enter another root")
 MINIMAL = POLICY.with_name("minimal.toml")
@@ -49,7 +49,7 @@ def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
         POLICY.parent, tmp_path / "etc/safemem/policies", ignore=lambda _, names: set(names) - {"minimal.toml"}
     )
     (tmp_path / "with").write_bytes(
-        archive({**base(), **units(), **image_of.policies({"minimal": language.read(MINIMAL)})})
+        archive({**base(), **units(), **image_of.policies({"minimal": compiler.dump(load.read(MINIMAL))})})
     )
     (tmp_path / "without").write_bytes(archive({"init": b"#!/bin/sh\n"}))
     image(tmp_path).write_bytes(OLD)

@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from safemem.cli import main
-from safemem.policy import language
-from safemem.policy.analysis import CODES
+from safemem.policy import reference
+from safemem.policy.invariants import CODES
 from tests.fakes import SHIPPED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -228,7 +228,7 @@ def test_schema_is_in_step() -> None:
 
 def test_reference_is_in_step() -> None:
     """The page under docs is what the models say."""
-    assert (ROOT / "docs/policy-language.md").read_text() == language.reference() == run("schema", "--reference").stdout
+    assert (ROOT / "docs/policy-language.md").read_text() == reference.markdown() == run("schema", "--reference").stdout
 
 
 def test_explain() -> None:

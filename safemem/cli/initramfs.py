@@ -11,11 +11,12 @@ from pathlib import Path
 import click
 
 from safemem.boot import compiled
-from safemem.boot.model import size_text
+from safemem.boot.ranges import size_text
 from safemem.cli.common import InputError, load_policy, write_whole
 from safemem.cli.policies import named_policies, operators_policy
 from safemem.initramfs import build, check, install, items, on_failure
 from safemem.initramfs.makers import MAKERS
+from safemem.policy import compiler
 
 _POLICY = click.option(
     "--policy", "policy_file", metavar="POLICY", help="Instead of /etc/safemem/policy.toml, or the shipped default."
@@ -29,7 +30,7 @@ _ROOT = click.option("--root", metavar="DIR", default="/", type=click.Path(exist
 @click.option("--output", "-o", metavar="FILE", required=True, help="File to write.")
 def compile_policy(policy_file: str, output: str) -> None:
     """Check POLICY and write the form that the boot path reads."""
-    data = compiled.dump(load_policy(policy_file))
+    data = compiler.dump(load_policy(policy_file))
     write_whole(output, data)
     click.echo(f"{output}: {len(data)} bytes, digest {compiled.load(data, output).digest}")
 
@@ -57,9 +58,9 @@ def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) ->
     """
     chosen = load_policy(policy_file)
     try:
-        more = build.policies({Path(path).stem: load_policy(path) for path in also})
+        more = build.policies({Path(path).stem: compiler.dump(load_policy(path)) for path in also})
         more |= on_failure.unit_files(chosen.on_failure) if systemd else {}
-        cost = build.build(compiled.dump(chosen), Path(output), more=more)
+        cost = build.build(compiler.dump(chosen), Path(output), more=more)
     except items.BuildError as error:
         raise InputError(str(error)) from None
     click.echo(cost_text(output, cost))
@@ -70,8 +71,8 @@ def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) ->
 @_POLICY
 def tree(folder: str, policy_file: str | None) -> None:
     """Put the files into DIR, which becomes an initramfs; called by the hooks of initramfs-tools and dracut."""
-    data = compiled.dump(operators_policy(policy_file))
-    named = named_policies() if policy_file is None else {}
+    data = compiler.dump(operators_policy(policy_file))
+    named = {} if policy_file else {name: compiler.dump(policy) for name, policy in named_policies().items()}
     try:
         items.put({**build.files(data), **items.plain(build.policies(named))}, Path(folder))
     except items.BuildError as error:

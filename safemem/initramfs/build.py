@@ -71,9 +71,9 @@ def files(policy: bytes, python: str | None = None) -> dict[str, Item]:
         raise BuildError(f"cannot build the archive with {python}: {_last_line(detail) or error}") from None
 
 
-def policies(named: Mapping[str, model.Policy]) -> dict[str, bytes]:
-    """Return the files of the policies that `safemem.policy=NAME` may name."""
-    return {f"{POLICIES}/{name}.json": compiled.dump(policy) for name, policy in named.items()}
+def policies(named: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files of the compiled policies that `safemem.policy=NAME` may name."""
+    return {f"{POLICIES}/{name}.json": policy for name, policy in named.items()}
 
 
 def _files(scratch: Path, python: str, policy: bytes, checked: model.Policy) -> dict[str, Item]:

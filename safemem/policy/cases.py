@@ -2,14 +2,14 @@
 """Cases: what a policy is expected to decide, written beside it as NAME.cases.toml.
 
     policy = "live-update-host.toml"
-    on_failure = { action = "panic", deadline = 10 }    # likewise: sources, allow_cmdline_override, open_luo, keep_crashkernel, trust_guard
+    on_failure = { action = "panic", deadline = 10 }    # what stands beside the rules, as the policy has it
 
     [[case]]
     name = "a lost handover never boots"
     state = { handover = ["rejected", "orphaned"] }     # facts left out may have any value
     action = "panic"
     rule = "otherwise"
-    message = "handover lost"                           # a part of it; zone, enter, on_shortfall, exposed_max, boot_memory, floor, if_onlined, final as in the policy
+    message = "handover lost"                           # a part of it; every other word of a rule as the policy has it
 
 A case holds if every state that it describes has the expected outcome, from the expected rule.
 """
@@ -20,15 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safemem.boot import engine
+from safemem.boot.conditions import matches
 from safemem.boot.model import FACTS, Condition, Fact, Policy, Rule
-from safemem.policy import language, places
-from safemem.policy.analysis import Outcomes, Space, State, Value, smallest
+from safemem.policy import language, load, places
+from safemem.policy.compiler import plain
+from safemem.policy.space import OUTCOME, Outcomes, Space, State, Value, smallest
 
-_BESIDE = ("on_failure", "sources", "allow_cmdline_override", "open_luo", "keep_crashkernel", "trust_guard")
-_EXPECTED = (
-    "action", "rule", "message", "zone", "enter", "on_shortfall", "exposed_max", "boot_memory", "floor", "if_onlined", "final"
-)  # fmt: skip
+#: What a file of cases may say of the policy itself.
+BESIDE = tuple(key for key in Policy._fields if key not in ("name", "rules", "otherwise", "memory", "digest"))
+#: What a case may say of an outcome; `rule` is the name of the rule that decides.
+EXPECTED = ("action", "rule", *(word for word in OUTCOME if word not in ("action", "name")))
 
 
 class Case(NamedTuple):
@@ -36,7 +37,7 @@ class Case(NamedTuple):
 
     name: str
     state: tuple[tuple[str, object], ...]  #: fact -> condition as in a policy's `when`
-    expected: dict[str, str]
+    expected: dict[str, str | bool]
     line: int
 
 
@@ -69,7 +70,7 @@ def run(path: Path) -> Result:
     """Run the cases in the file `path`.
 
     Raises:
-        language.PolicyError: the file or its policy is not valid.
+        load.PolicyError: the file or its policy is not valid.
         OSError: one of them cannot be read.
     """
     target, fixed, cases = _read(path)
@@ -84,16 +85,8 @@ def run(path: Path) -> Result:
 
 def _beside(target: Policy, fixed: dict[str, tuple[object, int]]) -> Iterator[Verdict]:
     """Compare what stands outside the rules."""
-    made: dict[str, object] = {
-        "on_failure": target.on_failure._asdict(),
-        "sources": [str(source) for source in target.sources],
-        "allow_cmdline_override": target.allow_cmdline_override,
-        "open_luo": target.open_luo,
-        "keep_crashkernel": target.keep_crashkernel,
-        "trust_guard": target.trust_guard,
-    }
     for key, (wanted, line) in fixed.items():
-        got = made[key]
+        got = plain(getattr(target, key))
         if isinstance(got, dict) and isinstance(wanted, dict):
             got = {name: value for name, value in got.items() if name in wanted}
         trouble = "" if got == wanted else f"{key} is `{got}`, expected `{wanted}`"
@@ -115,50 +108,41 @@ def _verdict(case: Case, outcomes: Outcomes) -> Verdict:
     space = outcomes.space
     states = frozenset(
         state for state in outcomes.of
-        if all(engine.matches(item, Fact(space.named(state)[item.fact], "")) for item in conditions)
+        if all(matches(item, Fact(space.named(state)[item.fact], "")) for item in conditions)
     )  # fmt: skip
     if not states:
         return Verdict(case, states, "no machine can be in this state", {})
     ordered = [state for state in outcomes.of if state in states]
     for state in ordered:
         rule = outcomes.rule(state)
-        made = {
-            "action": rule.action,
-            "rule": rule.name,
-            "zone": rule.zone,
-            "enter": rule.enter,
-            "on_shortfall": rule.on_shortfall,
-            "exposed_max": rule.exposed_max,
-            "boot_memory": rule.boot_memory,
-            "floor": rule.floor,
-            "if_onlined": rule.if_onlined,
-            "final": str(rule.final).lower(),
-        }
+        made = {**rule._asdict(), "rule": rule.name}
         for key, wanted in case.expected.items():
-            if key == "message":
-                wrong, got = wanted not in rule.message, rule.message
-            else:
-                wrong, got = made[key] != wanted, made[key]
-            if wrong:
+            got = made[key]
+            if str(wanted) not in got if key == "message" else wanted != got:
                 bad = [other for other in ordered if outcomes.of[other] == outcomes.of[state]]
-                return Verdict(case, states, f"{key} is `{got}`, expected `{wanted}`", smallest(outcomes, bad))
+                trouble = f"{key} is `{_word(got)}`, expected `{_word(wanted)}`"
+                return Verdict(case, states, trouble, smallest(outcomes, bad))
     return Verdict(case, states, "", {})
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _read(path: Path) -> tuple[Policy, dict[str, tuple[object, int]], list[Case]]:
     with open(path, "rb") as file:
-        text = language.decode(file.read(language.MAX_SIZE + 1), str(path))
-    document = language.toml(text, str(path))
+        text = load.decode(file.read(load.MAX_SIZE + 1), str(path))
+    document = load.toml(text, str(path))
     found = places.find(text)
-    problems: list[language.Problem] = []
+    problems: list[load.Problem] = []
 
     def bad(at: places.Path, message: str) -> None:
-        problems.append(language.Problem(at, *places.nearest(found, at), message))
+        problems.append(load.Problem(at, *places.nearest(found, at), message))
 
     name, items = document.get("policy"), document.get("case")
     for key in document:
-        if key not in ("policy", "case", *_BESIDE):
-            bad((key,), f"unknown key `{key}`{language.near(key, ('policy', 'case', *_BESIDE))}")
+        if key not in ("policy", "case", *BESIDE):
+            bad((key,), f"unknown key `{key}`{language.near(key, ('policy', 'case', *BESIDE))}")
     if not isinstance(name, str):
         bad(("policy",), "`policy` is missing; add the file that the cases are about, relative to this one")
     if not isinstance(items, list) or not items:
@@ -169,25 +153,26 @@ def _read(path: Path) -> tuple[Policy, dict[str, tuple[object, int]], list[Case]
         if case:
             cases.append(case._replace(line=places.nearest(found, ("case", index, "name"))[0]))
     if problems:
-        raise language.PolicyError(str(path), sorted(problems, key=lambda p: (p.line, p.column)))
-    fixed = {key: (document[key], places.nearest(found, (key,))[0]) for key in _BESIDE if key in document}
-    return language.read(path.parent / str(name)), fixed, cases
+        raise load.PolicyError(str(path), sorted(problems, key=lambda p: (p.line, p.column)))
+    fixed = {key: (document[key], places.nearest(found, (key,))[0]) for key in BESIDE if key in document}
+    return load.read(path.parent / str(name)), fixed, cases
 
 
 def _case(item: Any, at: places.Path, bad: Any) -> Case | None:
     if not isinstance(item, dict):
         bad(at, "expected a table")
         return None
-    known = ("name", "state", *_EXPECTED)
+    known = ("name", "state", *EXPECTED)
     for key in item:
         if key not in known:
             bad((*at, key), f"unknown key `{key}`{language.near(key, known)}")
     for key in ("name", "action", "rule"):
         if key not in item:
             bad(at, f"`{key}` is missing")
-    for key in ("name", *_EXPECTED):
-        if key in item and not isinstance(item[key], bool if key == "final" else str):
-            bad((*at, key), f"{key}: expected {'true or false' if key == 'final' else 'text'}")
+    for key in ("name", *EXPECTED):
+        kind = type(Rule._field_defaults.get(key, ""))
+        if key in item and not isinstance(item[key], kind):
+            bad((*at, key), f"{key}: expected {'true or false' if kind is bool else 'text'}")
     state = item.get("state", {})
     if not isinstance(state, dict):
         bad((*at, "state"), "state: expected a table of facts")
@@ -200,5 +185,5 @@ def _case(item: Any, at: places.Path, bad: Any) -> Case | None:
             language.condition(fact, value)
         except ValueError as error:
             bad((*at, "state", fact), f"state.{fact}: {error}")
-    expected = {key: str(item[key]).lower() if key == "final" else str(item[key]) for key in _EXPECTED if key in item}
+    expected = {key: item[key] for key in EXPECTED if key in item}
     return Case(str(item.get("name", "")), tuple(state.items()), expected, 0)

@@ -22,8 +22,7 @@ from safemem.initramfs.cpio import Archive
 from safemem.initramfs.items import PREFIX
 from safemem.initramfs.on_failure import unit_files
 from tests.vm import distro, harness
-from tests.vm.guests import ALL_ONLINE, HELD, decided, policy_text
-from tests.vm.test_evidence import RAMOOPS
+from tests.vm.kit import ALL_ONLINE, HELD, RAMOOPS, decided, policy_text
 
 pytestmark = pytest.mark.vm
 
