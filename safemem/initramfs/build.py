@@ -60,7 +60,7 @@ for words in (["--root", sys.argv[2]], ["--root", sys.argv[2], "capture"], ["--r
 from safemem.boot import handover_args
 handover_args.main(["--root", sys.argv[2]])
 import fcntl  # what files.make_mutable needs where there are EFI variables
-from safemem.boot import fdt
+from safemem.boot import fdt, quarantine
 files = {}
 for name, module in list(sys.modules.items()):
     spec = getattr(module, "__spec__", None)
