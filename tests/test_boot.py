@@ -304,7 +304,7 @@ def test_every_way_to_refuse_has_its_name(tmp_path: Path, monkeypatch: pytest.Mo
             (folder / "memory2").rmdir()
         return real(fd, data + b"\n" if data == b"offline" else data)  # sysfs shows whole lines
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr("posix.write", write)
     rule = Rule("otherwise", "online-safe", boot_memory="offline", on_shortfall="halt")
     install(root, otherwise=rule)
     never = rule._replace(name="never", when=NEVER.when)
@@ -380,7 +380,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(files, "put", write)
     real = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, b"online\n" if data == b"online_movable" else data))
+    monkeypatch.setattr("posix.write", lambda fd, data: real(fd, b"online\n" if data == b"online_movable" else data))
     accounts, states = [], []
     for _ in range(2):
         assert boot.main(["--root", str(root)]) == 0
@@ -421,7 +421,7 @@ def test_a_block_that_never_goes_offline_is_given_up(tmp_path: Path, monkeypatch
             time.sleep(30)
         return real(fd, data)
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr("posix.write", write)
     started = time.monotonic()
     result = quarantine(root)
 

@@ -14,8 +14,7 @@ from safemem.boot.files import reason
 from safemem.boot.hold import ONLINE_WORD, let_arrive
 from safemem.boot.memory import states
 from safemem.boot.model import Blocks, Note, Plan, Step
-from safemem.boot.quarantine import Quarantine, spans
-from safemem.boot.ranges import Range, size_text
+from safemem.boot.ranges import Range, size_text, spans
 from safemem.boot.tuples import NamedTuple
 
 TYPE_CHECKING = False
@@ -67,9 +66,17 @@ def carry_out(plan: Plan, root: str = "/", progress: Progress = lambda: None, pa
         done, failed = _online(root, step, meter)
         onlined += done
         problems += failed
-    quarantine = Quarantine(root, plan, progress, patience)
-    quarantine.attempt()
-    quarantine.attempt()  # what refused once more: some of it was only busy
+    taken: dict[int, int] = {}
+    refused: dict[int, Note] = {}
+    off: list[Note] = []
+    block = 0
+    if any(step.op == "offline" for step in plan.steps):
+        from safemem.boot.quarantine import Quarantine  # most boots take nothing off
+
+        quarantine = Quarantine(root, plan, progress, patience)
+        quarantine.attempt()
+        quarantine.attempt()  # what refused once more: some of it was only busy
+        taken, refused, off, block = quarantine.taken, quarantine.refused, quarantine.problems(), quarantine.block
     missed = bool(problems)
     after = states(root) if any(step.op in ("hold", "offline") for step in plan.steps) else ()
     loose = _still_held(plan, after)
@@ -79,12 +86,12 @@ def carry_out(plan: Plan, root: str = "/", progress: Progress = lambda: None, pa
     return Result(
         onlined,
         wanted,
-        len(quarantine.taken) * quarantine.block,
-        (*quarantine.problems(), *problems, *loose),
+        len(taken) * block,
+        (*off, *problems, *loose),
         missed,
-        bool(loose or quarantine.refused),
-        quarantine.refused,
-        quarantine.taken,
+        bool(loose or refused),
+        refused,
+        taken,
         after,
     )
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from safemem.boot import files, paths, plainjson, record
-from safemem.boot.cmdline import argument
 from safemem.boot.files import reason
 from safemem.boot.model import UNKNOWN, Fact, Note
 
@@ -15,8 +14,11 @@ _ATTRIBUTES = 7
 _MOST = 1 << 16
 
 
-def read(root: str, cmdline: str | None) -> Fact:
-    """Return how many boots right before this one did not online all memory, as far as anything kept count."""
+def read(root: str, arguments: dict[str, str]) -> Fact:
+    """Return how many boots right before this one did not online all memory, as far as anything kept count.
+
+    `arguments` are those of the kernel by name, empty if they cannot be read.
+    """
     why = "there are no EFI variables"
     try:
         if files.exists(root, paths.EFI):
@@ -30,7 +32,7 @@ def read(root: str, cmdline: str | None) -> Fact:
         return Fact(0, paths.ATTEMPTS, "it does not exist")
     except OSError as error:
         why = f"{paths.EFIVARS}: {reason(error)}"
-    text = argument(cmdline, ARGUMENT)
+    text = arguments.get(ARGUMENT)
     if text is None:
         return Fact(UNKNOWN, "command line", f"nothing keeps count: {why}, and no {ARGUMENT}= from handover-args")
     if not (text.isascii() and text.isdecimal() and len(text) < 10):

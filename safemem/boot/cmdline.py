@@ -29,10 +29,9 @@ def arguments(cmdline: str) -> list[tuple[str, str]]:
     return [(key, value) for key, _, value in (word.partition("=") for word in words if word)]
 
 
-def argument(cmdline: str | None, name: str) -> str | None:
+def argument(cmdline: str, name: str) -> str | None:
     """Return the value of the last argument `name`, or None if it is not there."""
-    found = [value for key, value in arguments(cmdline or "") if key == name]
-    return found[-1] if found else None
+    return dict(arguments(cmdline)).get(name)
 
 
 def boolean(value: str | None) -> bool | None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from safemem.boot import files, paths
-from safemem.boot.cmdline import argument, memparse
+from safemem.boot.cmdline import memparse
 from safemem.boot.memory import iomem
 from safemem.boot.model import UNKNOWN, Fact, Note, Step
 from safemem.boot.ranges import Range, parse_range
@@ -50,15 +50,15 @@ def forbid(root: str) -> tuple[list[Note], list[str]]:
     return [Note("crash-kernel-allowed", text)], list(KDUMP)
 
 
-def guard(root: str, cmdline: str | None) -> tuple[Fact, Range | None]:
+def guard(root: str, arguments: dict[str, str] | None) -> tuple[Fact, Range | None]:
     """Return the state of our guard and the memory it reserves now.
 
     Only `safemem.guard=` makes a crash kernel reservation ours; without it the reservation is
-    kdump's and none of our business.
+    kdump's and none of our business. `arguments` are the kernel's by name, None if they cannot be read.
     """
-    if cmdline is None:
+    if arguments is None:
         return Fact(UNKNOWN, paths.CMDLINE, "the command line cannot be read"), None
-    text = argument(cmdline, ARGUMENT)
+    text = arguments.get(ARGUMENT)
     if text is None:
         return Fact("none", "command line", f"no {ARGUMENT}="), None
     try:
@@ -86,13 +86,13 @@ def left(root: str, guard: Range | None) -> Range | None:
     return guard._replace(end=guard.start + size) if guard and size else None
 
 
-def witness(root: str, cmdline: str | None, kho: Fact, offered: Fact) -> str:
+def witness(root: str, arguments: dict[str, str], kho: Fact, offered: Fact) -> str:
     """Return how a guard that is not in force shows that the handover was accepted, or nothing if it does not.
 
     While an accepted handover is set up, the early allocator is in scratch areas only, and a `crashkernel=` outside
     fails (seen on 7.2 and 7.3). The same happens with `kho=off`; so KHO has to be on for certain.
     """
-    text, asked = argument(cmdline, ARGUMENT), argument(cmdline, "crashkernel")
+    text, asked = arguments.get(ARGUMENT), arguments.get("crashkernel")
     if not text or not asked or kho.value != "on" or offered.value != "yes":
         return ""
     if files.text(root, paths.CRASH_SIZE) != "0":  # something else is reserved, or this kernel never reserves

@@ -9,7 +9,7 @@ no evidence (older kernels print `disabling KHO revival` after a harmless kexec)
 from __future__ import annotations
 
 from safemem.boot import attempts, crashkernel, files, memory, paths
-from safemem.boot.cmdline import argument, boolean
+from safemem.boot.cmdline import arguments, boolean
 from safemem.boot.files import reason
 from safemem.boot.model import UNKNOWN, Fact, Note, Snapshot
 from safemem.boot.ranges import Range, parse_range
@@ -35,23 +35,25 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
     if cmdline is None:
         text = f"{paths.CMDLINE} cannot be read: kernel arguments are unknown"
         notes.append(Note("cmdline-unreadable", text))
+    # Split once; of arguments with one name the last counts.
+    asked = None if cmdline is None else dict(arguments(cmdline))
     config = _Config(root)
     offered = _offered(root)
-    handover = _handover(root, offered, cmdline, config)
-    kho = _kho(root, cmdline, config)
-    guard, reserved = crashkernel.guard(root, cmdline)
+    handover = _handover(root, offered, asked, config)
+    kho = _kho(root, asked, config)
+    guard, reserved = crashkernel.guard(root, asked)
     if reserved and handover.value == UNKNOWN:
         handover = handover._replace(reason=f"{handover.reason}; it was not accepted: the guard is in force")
     facts = {
         "handover": handover,
-        "luo": _luo(root, cmdline, open_luo),
+        "luo": _luo(root, asked, open_luo),
         "kho": kho,
         "auto_online": auto_online(root),
         "arch": _line(root, paths.ARCH),
         "kernel": _line(root, paths.RELEASE),
         "virt": _virt(root),
         **_incoming(root, handover),
-        "boot_attempts": attempts.read(root, cmdline),
+        "boot_attempts": attempts.read(root, asked or {}),
         "guard": guard,
     }
     size, blocks, unread = memory.blocks(root)
@@ -61,11 +63,11 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         blocks=blocks,
         scratch=_scratch(root, notes) if handover.value == "accepted" else (),
         cmdline=cmdline or "",
-        cmdline_safe=_cmdline_safe(cmdline, notes),
+        cmdline_safe=_cmdline_safe(asked or {}, notes),
         guard=reserved,
-        overrides=_overrides(cmdline),
+        overrides=_overrides(asked or {}),
         notes=(*notes, *unread),
-        witness=crashkernel.witness(root, cmdline, kho, offered),
+        witness=crashkernel.witness(root, asked or {}, kho, offered),
     )
 
 
@@ -166,7 +168,7 @@ def _offered(root: str) -> Fact:
     return Fact(UNKNOWN, paths.SETUP_DATA, f"neither {paths.BOOT_PARAMS_FOLDER} nor {paths.CHOSEN} exists")
 
 
-def _handover(root: str, offered: Fact, cmdline: str | None, config: _Config) -> Fact:
+def _handover(root: str, offered: Fact, asked: dict[str, str] | None, config: _Config) -> Fact:
     """Compare what was offered with what was accepted."""
     if offered.value == UNKNOWN:
         return offered
@@ -193,35 +195,35 @@ def _handover(root: str, offered: Fact, cmdline: str | None, config: _Config) ->
     if not config.value("CONFIG_KEXEC_HANDOVER_DEBUGFS"):
         return Fact(UNKNOWN, config.source, "offered to a kernel that has no debugfs files to show whether it accepted")
     trouble = _debugfs(root)
-    if trouble or cmdline is None:
+    if trouble or asked is None:
         return Fact(UNKNOWN, paths.DEBUGFS, trouble or "the command line cannot be read")
-    if _kho_asked(cmdline, config):
+    if _kho_asked(asked, config):
         return Fact("rejected", "command line", "offered and KHO asked for, but it did not start")
     return Fact(
         "orphaned", "command line", "offered, but KHO is off: preserved memory stays reserved and cannot be claimed"
     )
 
 
-def _kho_asked(cmdline: str, config: _Config) -> bool:
-    asked = boolean(argument(cmdline, "kho"))
-    return bool(config.value("CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT")) if asked is None else asked
+def _kho_asked(asked: dict[str, str], config: _Config) -> bool:
+    wanted = boolean(asked.get("kho"))
+    return bool(config.value("CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT")) if wanted is None else wanted
 
 
-def _kho(root: str, cmdline: str | None, config: _Config) -> Fact:
+def _kho(root: str, asked: dict[str, str] | None, config: _Config) -> Fact:
     """Return whether KHO is on in this kernel: it decides which zone is safe for the next live update."""
     for path in (_kho_path(root, "out"), paths.LUO_CLASS):
         if path and files.exists(root, path):
             return Fact("on", path)
     if config.value("CONFIG_KEXEC_HANDOVER") is False:
         return Fact("off", config.source, "not built in")
-    if cmdline is not None and boolean(argument(cmdline, "kho")) is False:
+    if asked is not None and boolean(asked.get("kho")) is False:
         return Fact("off", "command line", "kho= is off")
     if config.value("CONFIG_KEXEC_HANDOVER_DEBUGFS") and not _debugfs(root):
         return Fact("off", paths.DEBUGFS, "no kho folder")
     return Fact(UNKNOWN, paths.DEBUGFS, _debugfs(root) or "no kho folder, and no kernel configuration to consult")
 
 
-def _luo(root: str, cmdline: str | None, open_it: bool) -> Fact:
+def _luo(root: str, asked: dict[str, str] | None, open_it: bool) -> Fact:
     here = any(files.exists(root, path) for path in (paths.LUO_CLASS, paths.LUO_DEVICE))
     if here and open_it:
         try:
@@ -235,9 +237,9 @@ def _luo(root: str, cmdline: str | None, open_it: bool) -> Fact:
         return Fact("ready", paths.LUO_DEVICE, "opened and closed")
     if here:
         return Fact("ready", paths.LUO_CLASS, "the device is there; not opened")
-    if cmdline is None or not any(files.exists(root, path) for path in paths.CLASSES):
+    if asked is None or not any(files.exists(root, path) for path in paths.CLASSES):
         return Fact(UNKNOWN, paths.LUO_CLASS, "the command line or sys/class cannot be read")
-    if boolean(argument(cmdline, "liveupdate")):
+    if boolean(asked.get("liveupdate")):
         return Fact("missing", paths.LUO_CLASS, "liveupdate= asks for it, but there is no device")
     return Fact("off", "command line", "not asked for, no device")
 
@@ -324,20 +326,20 @@ def _scratch(root: str, notes: list[Note]) -> tuple[Range, ...]:
     return tuple(sorted(Range(start, start + size) for start, size in zip(starts, sizes, strict=True) if size > 0))
 
 
-def _overrides(cmdline: str | None) -> tuple[str, ...]:
+def _overrides(asked: dict[str, str]) -> tuple[str, ...]:
     """Return what the command line asks for that only some policies allow."""
-    found = ["off"] if argument(cmdline, "safemem") == "off" else []
-    if argument(cmdline, "safemem.dry_run") is not None:
+    found = ["off"] if asked.get("safemem") == "off" else []
+    if "safemem.dry_run" in asked:
         found.append("dry-run")
-    name = argument(cmdline, "safemem.policy")
+    name = asked.get("safemem.policy")
     if name is not None:
         found.append(f"policy={name}")
     return tuple(found)
 
 
-def _cmdline_safe(cmdline: str | None, notes: list[Note]) -> tuple[Range, ...]:
+def _cmdline_safe(asked: dict[str, str], notes: list[Note]) -> tuple[Range, ...]:
     """Return `safemem.safe=START-END[,…][;crc32=HEX]`; nothing at all if any part of it is wrong."""
-    text = argument(cmdline, "safemem.safe")
+    text = asked.get("safemem.safe")
     if text is None:
         return ()
     ranges, separator, checksum = text.partition(";")

@@ -8,14 +8,12 @@ import _signal  # type: ignore[import-not-found]  # `signal` would bring `enum`
 from safemem.boot import files, paths
 from safemem.boot.console import Meter
 from safemem.boot.files import reason
-from safemem.boot.memory import Iomem, initrd_size, iomem
+from safemem.boot.memory import initrd_size, iomem
 from safemem.boot.model import Note, Plan
-from safemem.boot.ranges import Range, joined, parse_size, size_text
+from safemem.boot.ranges import Range, parse_size, size_text, spans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from safemem.boot.console import Progress
 
 #: Bytes that stay available for the first programs of a real root; what grows with the machine comes on top.
@@ -29,21 +27,19 @@ class Quarantine:
     Offlining moves what is in use elsewhere, and what boots needs memory: below a floor the rest stays. By default that
     is room for the first programs, for four times the packed initrd (the real root brings no less than the initramfs,
     which is in use already) and for the memory map of as much memory as there is, should it be plugged in later.
+    The plan takes something offline.
     """
 
     def __init__(self, root: str, plan: Plan, progress: Progress, patience: float) -> None:
         self._root, self._progress, self._patience = root, progress, patience
         steps = [step for step in plan.steps if step.op == "offline"]
-        self.block = steps[0].size // (steps[0].last - steps[0].first + 1) if steps else 0
+        self.block = steps[0].size // (steps[0].last - steps[0].first + 1)
         numbers = [number for step in steps for number in range(step.first, step.last + 1)]
         movable = {number for number in numbers if files.word(root, _file(number, "valid_zones")) == "Movable"}
         self._left = sorted(numbers, key=lambda number: (number not in movable, -number))
         blocks = sum(step.size for step in plan.steps if step.first >= 0)
-        # Nothing is read where nothing is to be taken: `watch` comes by here at each look.
-        self.floor = parse_size(plan.floor) if plan.floor else 0
-        if steps and not plan.floor:
-            self.floor = _FLOOR + 4 * initrd_size(root) + blocks // 64
-        known = iomem(root) if steps else Iomem(())
+        self.floor = parse_size(plan.floor) if plan.floor else _FLOOR + 4 * initrd_size(root) + blocks // 64
+        known = iomem(root)
         self._kernel, self._ram = known.named("Kernel "), known.named("System RAM")
         self._gone: list[int] = []
         self.refused: dict[int, Note] = {}
@@ -141,12 +137,3 @@ def _uptime(root: str) -> int:
     words = files.word(root, paths.UPTIME).split()
     whole, _, part = words[0].partition(".") if words else ("", "", "")
     return int(whole) + (int(part or 0) > 0) if whole.isdecimal() and (part or "0").isdecimal() else -1
-
-
-def spans(failed: Mapping[int, str], block: int) -> list[tuple[str, str]]:
-    """Return blocks with the same reason as ranges in words, each with its reason."""
-    runs = joined((number, number + 1, why) for number, why in sorted(failed.items()))
-    return [
-        (f"blocks {first}-{end - 1} ({Range(first * block, end * block)}, {size_text((end - first) * block)})", why)
-        for first, end, why in runs
-    ]

@@ -11,7 +11,7 @@ from safemem.boot.tuples import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import TypeVar
 
     _Key = TypeVar("_Key")
@@ -178,3 +178,12 @@ def whole_blocks(area: Range, size: int) -> Range:
     """Return the blocks that lie wholly inside `area`, as the half-open range of their numbers; may be empty."""
     first = -(-area.start // size)
     return Range(first, max(first, area.end // size))
+
+
+def spans(failed: Mapping[int, str], block: int) -> list[tuple[str, str]]:
+    """Return blocks with the same reason as ranges in words, each with its reason."""
+    runs = joined((number, number + 1, why) for number, why in sorted(failed.items()))
+    return [
+        (f"blocks {first}-{end - 1} ({Range(first * block, end * block)}, {size_text((end - first) * block)})", why)
+        for first, end, why in runs
+    ]

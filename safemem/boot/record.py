@@ -37,6 +37,8 @@ class Done(NamedTuple):
 
 def plain(value: object) -> object:
     """Return `value` as JSON has it: a range as text, other named tuples as tables, tuples as lists."""
+    if value is None or isinstance(value, (str, int)):
+        return value
     if isinstance(value, Range):
         return str(value)
     if isinstance(value, tuple):
@@ -44,7 +46,7 @@ def plain(value: object) -> object:
         return {key: plain(item) for key, item in table().items()} if table else [plain(item) for item in value]
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
-    return value
+    raise TypeError(f"{type(value).__name__} has no form in a record")
 
 
 def snapshot_to_json(snapshot: Snapshot) -> dict[str, object]:

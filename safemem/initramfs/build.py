@@ -66,9 +66,11 @@ def files(policy: bytes, python: str | None = None) -> dict[str, Item]:
     try:
         with tempfile.TemporaryDirectory(prefix="safemem-image-") as scratch:
             return _files(Path(scratch), python, policy, checked)
+    except subprocess.CalledProcessError as error:
+        text = error.stderr.decode("utf-8", "replace") if isinstance(error.stderr, bytes) else error.stderr
+        raise BuildError(f"cannot build the archive with {python}: {proof.why(text or str(error))}") from None
     except (BuildError, OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None)
-        raise BuildError(f"cannot build the archive with {python}: {_last_line(detail) or error}") from None
+        raise BuildError(f"cannot build the archive with {python}: {error}") from None
 
 
 def policies(named: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -115,8 +117,3 @@ def _compressed(data: bytes) -> int | None:
     if zstd is None:
         return None
     return len(subprocess.run([zstd, "-19", "-q", "-c"], input=data, check=True, capture_output=True).stdout)
-
-
-def _last_line(text: str | bytes | None) -> str:
-    lines = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text or "").strip().splitlines()
-    return lines[-1] if lines else ""
