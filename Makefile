@@ -50,15 +50,15 @@ kernels: $(VENV)/.test
 
 # For Debian 12 and 13, into build/.
 deb: $(VENV)/.test
-	$(BIN)/python packages/deb.py bookworm
-	$(BIN)/python packages/deb.py trixie
+	$(BIN)/python -m packages.deb bookworm
+	$(BIN)/python -m packages.deb trixie
 
 # For distributions that have dracut and pydantic 2, into build/.
 rpm: $(VENV)/.test
-	$(BIN)/python packages/rpm.py
+	$(BIN)/python -m packages.rpm
 
 lint: $(VENV)/.test
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy safemem tests
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy safemem tests packages
 
 clean:
 	rm -rf $(VENV) build tests/vm/logs

@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 
 from safemem.cli import main
 from safemem.initramfs import build as image_of
-from safemem.initramfs import check
+from safemem.initramfs import check, makers
+from safemem.initramfs.items import shipped
 from safemem.policy import compiler, load
 from tests.kit import POLICY, archive, base, units
 
@@ -183,6 +184,18 @@ def test_what_is_missing(root: Path) -> None:
     (root / "usr/bin/safemem").unlink()
     assert "the hook calls `safemem`" in safemem(root, "install", f"--{maker(root)}").output
     assert untouched(root)
+
+
+@pytest.mark.parametrize("row", makers.MAKERS, ids=lambda row: row.name)
+def test_a_maker_is_a_row(row: makers.Maker) -> None:
+    """Its hook is shipped in a folder of its own, its name is an option, and what starts safemem in its image is looked for."""
+    words = [word.format(image="IMAGE", release="RELEASE") for word in row.command]
+
+    assert row.source.split("/")[0] == row.name and shipped(row.source).startswith(b"#!")
+    assert words[0] == row.program.rpartition("/")[2] and {"IMAGE", "RELEASE"} < set(words)
+    assert row.start in check.STARTS
+    for verb in ("install", "remove"):
+        assert f"--{row.name}" in CliRunner().invoke(main, ["initramfs", verb, "--help"]).output
 
 
 def test_find_where_no_image_is(root: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from safemem.boot.model import Failure
-from safemem.initramfs import build
+from safemem.initramfs import on_failure
 
 TEMPLATE = (Path(__file__).resolve().parent.parent / "safemem/initramfs/files/boot.sh").read_text()
 STOPPED = "safemem: this boot stops here: reset the machine"
@@ -50,7 +50,7 @@ class Machine:
             loader.write_text(f"#!/bin/sh\nSTATE={base}/run/safemem\n{program}\n")
             loader.chmod(0o755)
         self.boot = base / "usr/lib/safemem/boot"
-        self.boot.write_bytes(build.wrapper(failure, TEMPLATE, str(base)))
+        self.boot.write_bytes(on_failure.wrapper(failure, str(base)))
 
     def run(self, *words: str, send: int = 0) -> tuple[int | None, list[str]]:
         """Return the exit status, None for a boot that was stopped, and what was said."""
