@@ -185,10 +185,33 @@ def _amount(parse: Callable[[str], int], expected: str, value: object) -> str:
     return value
 
 
+def _whole(low: int, high: int, unit: str, value: object) -> int:
+    if type(value) is not int or not low <= value <= high:
+        _fail(((), f"expected {unit} from {low} to {high}, not {show(value)}"))
+    return value
+
+
+def _true(value: object) -> bool:
+    if value is not True:
+        _fail(((), f"expected true, or a `zone` instead of this key, not {show(value)}"))
+    return True
+
+
 _size = partial(_amount, model.parse_size, "a size such as `256MiB`")
 _limit = partial(_amount, partial(model.parse_limit, whole=0), "a size such as `2GiB` or a share such as `1%`")
 Size = Annotated[str, PlainValidator(_size), WithJsonSchema({"type": "string", "examples": ["256MiB"]})]
 Limit = Annotated[str, PlainValidator(_limit), WithJsonSchema({"type": "string", "examples": ["2GiB", "1%"]})]
+Deadline = Annotated[
+    int,
+    PlainValidator(partial(_whole, *compiled.DEADLINE, "whole seconds")),
+    WithJsonSchema({"maximum": compiled.DEADLINE[1], "minimum": compiled.DEADLINE[0], "type": "integer"}),
+]
+Node = Annotated[
+    int,
+    PlainValidator(partial(_whole, 0, 1 << 16, "a whole number")),
+    WithJsonSchema({"maximum": 1 << 16, "minimum": 0, "type": "integer"}),
+]
+Held = Annotated[bool, PlainValidator(_true), WithJsonSchema({"const": True, "type": "boolean"})]
 Text = Annotated[str, PlainValidator(_text), WithJsonSchema({"type": "string", "minLength": 1})]
 Source = Annotated[
     Any,
@@ -271,7 +294,7 @@ class Failure(Table):
 
     action: Annotated[str, OneOf(model.FINAL)] = Field(description="How the boot ends.")
     message: Text = Field("", description="Said on the console.")
-    deadline: int = Field(10, ge=compiled.DEADLINE[0], le=compiled.DEADLINE[1], description="Seconds without progress.")
+    deadline: Deadline = Field(10, description="Seconds without progress.")
 
 
 class SafeRegion(Table):
@@ -303,11 +326,11 @@ class Memory(Table):
         None,
         description="Physical addresses, both ends included. Holds every block that it touches; gives a zone to those wholly inside.",
     )
-    node: Annotated[int, Field(ge=0, le=1 << 16)] | None = Field(None, description="NUMA node.")
+    node: Node | None = Field(None, description="NUMA node.")
     driver: Annotated[str, OneOf(model.DRIVERS)] | None = Field(
         None, description="Who added it: `dimm` is plain System RAM, `kmem` dax or CXL memory."
     )
-    hold: Literal[True] | None = Field(
+    hold: Held | None = Field(
         None, description='Never online it; with `boot_memory = "offline"`, take it offline in the safe region too.'
     )
     zone: Zone | None = Field(None, description="Online it in this zone.")
