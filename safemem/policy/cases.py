@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from safemem.boot import engine
 from safemem.boot.model import FACTS, Condition, Fact, Policy, Rule
-from safemem.policy import language, load, places
+from safemem.policy import load, places, values
 from safemem.policy.compiler import plain
 from safemem.policy.space import OUTCOME, Outcomes, Space, State, Value, smallest
 
@@ -100,7 +100,7 @@ def _asking(cases: list[Case], target: Policy) -> Policy:
 
 
 def _conditions(case: Case) -> list[Condition]:
-    return [language.condition(fact, value) for fact, value in case.state]
+    return [values.condition(fact, value) for fact, value in case.state]
 
 
 def _verdict(case: Case, outcomes: Outcomes) -> Verdict:
@@ -142,7 +142,7 @@ def _read(path: Path) -> tuple[Policy, dict[str, tuple[object, int]], list[Case]
     name, items = document.get("policy"), document.get("case")
     for key in document:
         if key not in ("policy", "case", *BESIDE):
-            bad((key,), f"unknown key `{key}`{language.near(key, ('policy', 'case', *BESIDE))}")
+            bad((key,), f"unknown key `{key}`{values.near(key, ('policy', 'case', *BESIDE))}")
     if not isinstance(name, str):
         bad(("policy",), "`policy` is missing; add the file that the cases are about, relative to this one")
     if not isinstance(items, list) or not items:
@@ -165,7 +165,7 @@ def _case(item: Any, at: places.Path, bad: Any) -> Case | None:
     known = ("name", "state", *EXPECTED)
     for key in item:
         if key not in known:
-            bad((*at, key), f"unknown key `{key}`{language.near(key, known)}")
+            bad((*at, key), f"unknown key `{key}`{values.near(key, known)}")
     for key in ("name", "action", "rule"):
         if key not in item:
             bad(at, f"`{key}` is missing")
@@ -179,10 +179,10 @@ def _case(item: Any, at: places.Path, bad: Any) -> Case | None:
         state = {}
     for fact, value in state.items():
         if fact not in FACTS:
-            bad((*at, "state", fact), f"unknown fact `{fact}`{language.near(fact, tuple(FACTS))}")
+            bad((*at, "state", fact), f"unknown fact `{fact}`{values.near(fact, tuple(FACTS))}")
             continue
         try:
-            language.condition(fact, value)
+            values.condition(fact, value)
         except ValueError as error:
             bad((*at, "state", fact), f"state.{fact}: {error}")
     expected = {key: item[key] for key in EXPECTED if key in item}

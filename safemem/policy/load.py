@@ -25,10 +25,8 @@ from safemem.policy.language import (
     RuleTable,
     SafeRegion,
     When,
-    listed,
-    near,
-    show,
 )
+from safemem.policy.values import listed, near, show
 
 FORMAT = 1
 #: Bytes; real policies have a few thousand.
