@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import struct
@@ -16,35 +15,13 @@ from click.testing import CliRunner
 from safemem.boot.model import Failure
 from safemem.cli import main
 from safemem.initramfs import build, check, unpack
-from safemem.initramfs.cpio import Archive
-from safemem.policy import compiler, installed, load
+from safemem.policy import installed, load
+from tests.kit import POLICY, archive, base, units
 
 ROOT = Path(__file__).resolve().parent.parent
-POLICY = ROOT / "policies/live-update-host.toml"
 FILES = ROOT / "safemem/initramfs/files"
 HOOK = FILES / "initramfs-tools/safemem"
 LINE = "run_scripts /scripts/init-top"
-
-
-def archive(files: dict[str, bytes]) -> bytes:
-    """Return an initrd with these files."""
-    out = io.BytesIO()
-    cpio = Archive(out)
-    for path, data in files.items():
-        cpio.file(path, data)
-    cpio.close()
-    return out.getvalue()
-
-
-def base() -> dict[str, bytes]:
-    """Return what every initramfs with safemem has."""
-    data = compiler.dump(load.read(POLICY))
-    return {f"{build.PREFIX}/policy.json": data, f"{build.PREFIX}/boot": b"#!/bin/sh\n"}
-
-
-def units(action: str = "panic") -> dict[str, bytes]:
-    """Return the units of an initramfs with systemd."""
-    return {**check.unit_files(Failure(action)), "usr/lib/systemd/systemd": b""}
 
 
 def unified(section: bytes, data: bytes) -> bytes:

@@ -15,7 +15,7 @@ from safemem.cli import main
 from safemem.initramfs import build as image_of
 from safemem.initramfs import check
 from safemem.policy import compiler, load
-from tests.test_initramfs import POLICY, archive, base, units
+from tests.kit import POLICY, archive, base, units
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can enter another root")
 MINIMAL = POLICY.with_name("minimal.toml")

@@ -3,48 +3,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import subprocess
 import sys
-import tarfile
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests.vm import harness
+from tests.kit import RELEASES, build_deb, contents
 
 ROOT = Path(__file__).resolve().parent.parent
-RELEASES = ("bookworm", "trixie")
 
 
 @pytest.fixture(scope="module", params=RELEASES)
 def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the package for one release."""
-    return build(request.param, tmp_path_factory.mktemp("deb"))
-
-
-def build(release: str, folder: Path) -> Path:
-    """Build the package for `release` of Debian into `folder`."""
-    # The modules of other people are downloaded once for each list of them.
-    needed = repr(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
-    wheels = harness.CACHE / "wheels" / f"{release}-{hashlib.sha256(needed.encode()).hexdigest()[:16]}"
-    words = [sys.executable, str(ROOT / "packages/deb.py"), release, "-o", str(folder), "--wheels", str(wheels)]
-    return Path(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
-
-
-def contents(package: Path, folder: Path) -> dict[str, bytes]:
-    """Return the files in `package` by path."""
-    tar = folder / "fsys.tar"
-    with tar.open("wb") as out:
-        subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, stdout=out)
-    with tarfile.open(tar) as files:
-        return {
-            item.name.removeprefix("./"): file.read()
-            for item in files if item.isfile() and (file := files.extractfile(item))
-        }  # fmt: skip
+    return build_deb(request.param, tmp_path_factory.mktemp("deb"))
 
 
 def test_lintian(package: Path) -> None:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from safemem.boot import compiled, model
-from safemem.boot.model import Condition, Range, Term
+from safemem.boot import compiled, model, ranges
+from safemem.boot.model import Condition, Term
+from safemem.boot.ranges import Range
 from safemem.policy import compiler, installed, language, load
 from safemem.policy.space import TooLarge
 from tests.fakes import SHIPPED
@@ -98,14 +99,14 @@ def test_when(when: str, condition: Condition) -> None:
 )
 def test_limits(text: str, expected: int) -> None:
     """Sizes and shares mean what they say, rounded down."""
-    assert model.parse_limit(text, 1000) == expected
+    assert ranges.parse_limit(text, 1000) == expected
 
 
 @given(st.text("0123456789.%KMGTiB -", max_size=8))
 def test_limits_are_total(text: str) -> None:
     """Whatever is written is a limit within what there is, or refused."""
     try:
-        limit = model.parse_limit(text, 1000)
+        limit = ranges.parse_limit(text, 1000)
     except ValueError:
         return
     assert limit <= 1000 if text.endswith("%") else limit >= 0

@@ -10,7 +10,8 @@ can write a digest too.
 
 from __future__ import annotations
 
-from safemem.boot import model, plainjson
+from safemem.boot import model, plainjson, ranges
+from safemem.boot.conditions import is_version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,8 +165,8 @@ def _failure(value: object, at: str) -> model.Failure:
     return model.Failure(**_checked(value, FAILURE, at))
 
 
-def _sources(value: object, at: str) -> tuple[str | model.Range, ...]:
-    sources: list[str | model.Range] = []
+def _sources(value: object, at: str) -> tuple[str | ranges.Range, ...]:
+    sources: list[str | ranges.Range] = []
     for index, item in enumerate(_list(value, at)):
         text = _name(item, f"{at}[{index}]")
         sources.append(text if text in SOURCES else _range(text, f"{at}[{index}]"))
@@ -175,7 +176,7 @@ def _sources(value: object, at: str) -> tuple[str | model.Range, ...]:
     return tuple(sources)
 
 
-def source_fault(sources: list[str | model.Range]) -> tuple[int, str] | None:
+def source_fault(sources: list[str | ranges.Range]) -> tuple[int, str] | None:
     """Return the index of the first source that contradicts an earlier one, and how."""
     for index, source in enumerate(sources):
         for earlier in sources[:index]:
@@ -184,8 +185,8 @@ def source_fault(sources: list[str | model.Range]) -> tuple[int, str] | None:
             if earlier == "none":
                 return index, f"`{source}` comes after `none`, which always ends the search"
             if (
-                isinstance(source, model.Range)
-                and isinstance(earlier, model.Range)
+                isinstance(source, ranges.Range)
+                and isinstance(earlier, ranges.Range)
                 and source.start < earlier.end
                 and earlier.start < source.end
             ):
@@ -193,13 +194,13 @@ def source_fault(sources: list[str | model.Range]) -> tuple[int, str] | None:
     return None
 
 
-def _area(value: object, at: str) -> model.Range | None:
+def _area(value: object, at: str) -> ranges.Range | None:
     return None if value is None else _range(_text(value, at), at)
 
 
-def _range(text: str, at: str) -> model.Range:
+def _range(text: str, at: str) -> ranges.Range:
     try:
-        found = model.parse_range(text)
+        found = ranges.parse_range(text)
     except ValueError:
         _fail(f"`{at}` is {_show(text)}, neither a source nor a range")
     if str(found) != text:
@@ -247,17 +248,6 @@ def _term(item: object, fact: str, at: str) -> model.Term:
     return model.Term(op, text)
 
 
-def is_version(text: str) -> bool:
-    """Return whether `text` is a version that can be ordered: `7`, `7.2`, `7.2.1`, `7.2-rc3`."""
-    numbers, dash, candidate = text.partition("-")
-    parts = numbers.split(".")
-    if dash:
-        if not candidate.startswith("rc"):
-            return False
-        parts.append(candidate[2:])
-    return all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts)
-
-
 def _checked(value: object, checks: dict[str, Check], at: str) -> dict[str, Any]:
     """Return what the table at `at` holds, each value checked; it has exactly the keys of `checks`."""
     table = _keys(value, tuple(checks), f"`{at}`")
@@ -300,11 +290,11 @@ def _name(value: object, at: str) -> str:
 
 
 def _size(value: object, at: str) -> str:
-    return _amount(value, at, model.parse_size)
+    return _amount(value, at, ranges.parse_size)
 
 
 def _limit(value: object, at: str) -> str:
-    return _amount(value, at, lambda text: model.parse_limit(text, 0))
+    return _amount(value, at, lambda text: ranges.parse_limit(text, 0))
 
 
 def _amount(value: object, at: str, parse: Callable[[str], int]) -> str:

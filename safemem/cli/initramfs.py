@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from safemem.boot import compiled
-from safemem.boot.model import Policy, size_text
+from safemem.boot.model import Policy
+from safemem.boot.ranges import size_text
 from safemem.cli.common import InputError, load_policy, write_whole
 from safemem.initramfs import build
 from safemem.initramfs import check as inside_image

@@ -59,7 +59,8 @@ for words in (["--root", sys.argv[2]], ["--root", sys.argv[2], "capture"], ["--r
     main(words)
 from safemem.boot import handover_args
 handover_args.main(["--root", sys.argv[2]])
-import fcntl  # what apply.count_boot needs where there are EFI variables
+import fcntl  # what files.make_mutable needs where there are EFI variables
+from safemem.boot import fdt
 files = {}
 for name, module in list(sys.modules.items()):
     spec = getattr(module, "__spec__", None)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safemem.boot import engine
+from safemem.boot.conditions import matches
 from safemem.boot.model import FACTS, Condition, Fact, Policy, Rule
 from safemem.policy import load, places, values
 from safemem.policy.compiler import plain
@@ -108,7 +108,7 @@ def _verdict(case: Case, outcomes: Outcomes) -> Verdict:
     space = outcomes.space
     states = frozenset(
         state for state in outcomes.of
-        if all(engine.matches(item, Fact(space.named(state)[item.fact], "")) for item in conditions)
+        if all(matches(item, Fact(space.named(state)[item.fact], "")) for item in conditions)
     )  # fmt: skip
     if not states:
         return Verdict(case, states, "no machine can be in this state", {})

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from safemem.boot.model import FINAL, PERMISSIVENESS, Failure, Policy, Range, Rule, parse_limit
+from safemem.boot.model import FINAL, PERMISSIVENESS, Failure, Policy, Rule
+from safemem.boot.ranges import Range, parse_limit
 from safemem.policy.space import OUTCOME, Outcomes, Space, State, Value
 
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from safemem.boot import compiled
-from safemem.boot.model import Policy, Range, Term
+from safemem.boot.model import Policy, Term
+from safemem.boot.ranges import Range
 
 
 def dump(policy: Policy) -> bytes:

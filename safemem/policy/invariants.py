@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from safemem.boot import engine
-from safemem.boot.model import FACTS, FINAL, PERMISSIVENESS, UNKNOWN, Blocks, Fact, Policy, Range, Rule, Snapshot
+from safemem.boot.conditions import fact_text, matches
+from safemem.boot.model import FACTS, FINAL, PERMISSIVENESS, UNKNOWN, Blocks, Fact, Policy, Rule, Snapshot
+from safemem.boot.ranges import Range
 from safemem.policy.space import FROM_THE_TREE, Outcomes, Space, State, Value, smallest
 
 
@@ -72,7 +74,7 @@ def _unreachable(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
 
 
 def _holds(rule: Rule, facts: dict[str, Value]) -> bool:
-    return all(engine.matches(condition, Fact(facts[condition.fact], "")) for condition in rule.when)
+    return all(matches(condition, Fact(facts[condition.fact], "")) for condition in rule.when)
 
 
 def _exposes(outcomes: Outcomes) -> Iterator[Finding]:
@@ -128,7 +130,7 @@ def _unknowns(outcomes: Outcomes) -> Iterator[Finding]:
         stricter = outcomes.rules[outcomes.of[(*state[:place], value, *state[place + 1 :])]]
         yield _finding(
             "unknown-permissive", outcomes.rules[index].name, "when",
-            f"with `{name}` unknown the outcome is {outcomes.rules[index].action}, with {name} = {engine.fact_text(value)} it is"
+            f"with `{name}` unknown the outcome is {outcomes.rules[index].action}, with {name} = {fact_text(value)} it is"
             f" {stricter.action} (rule `{stricter.name}`): not knowing is rewarded",
             f"ask for {name} = \"unknown\" in a rule before it that is at least as strict",
             smallest(outcomes, [state for state, _ in found], keep=(name,)),

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, product
 from typing import NamedTuple
 
-from safemem.boot import engine
-from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Policy, Range, Refused, Rule
+from safemem.boot.conditions import matches, order_key
+from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Policy, Refused, Rule
+from safemem.boot.ranges import Range
 
 Value = str | int | tuple[str, ...]
 State = tuple[Value, ...]
@@ -149,7 +150,7 @@ class Outcomes:
                 mask = everything
                 for index, rule in enumerate(policy.rules):
                     for condition in rule.when:
-                        if condition.fact == name and not engine.matches(condition, Fact(value, "")):
+                        if condition.fact == name and not matches(condition, Fact(value, "")):
                             mask &= ~(1 << index)
                 column[value] = mask
             masks.append(column)
@@ -188,7 +189,7 @@ def smallest(outcomes: Outcomes, states: list[State], keep: tuple[str, ...] = ()
 def _signature(name: str, value: Value, conditions: list[Condition]) -> tuple[bool, ...]:
     fact = Fact(value, "")
     # Unknown is a class of its own: it is what invariant 3 is about.
-    return (value == UNKNOWN, *(engine.matches(condition, fact) for condition in conditions))
+    return (value == UNKNOWN, *(matches(condition, fact) for condition in conditions))
 
 
 def _classes(name: str, conditions: list[Condition]) -> tuple[Value, ...]:
@@ -269,7 +270,7 @@ def _step(pattern: str, places: frozenset[int], letter: str) -> frozenset[int]:
 
 
 class _Order:
-    """Where a text that is read letter by letter stands among `bounds`, as `engine.order_key` reads it.
+    """Where a text that is read letter by letter stands among `bounds`, as `order_key` reads it.
 
     A state is (phase, index of the number, the bounds `low`..`high` that the numbers before are equal to, the number
     so far); two texts in the same state compare alike whatever follows.
@@ -278,7 +279,7 @@ class _Order:
     State = tuple[str, int, int, int, int]
 
     def __init__(self, bounds: list[str]) -> None:
-        self._keys = sorted({key for bound in bounds if (key := engine.order_key(bound))})
+        self._keys = sorted({key for bound in bounds if (key := order_key(bound))})
         self.letters = "0123456789.-rc" if self._keys else ""
         self.start: _Order.State = ("number", 0, 0, len(self._keys), 0) if self._keys else ("over", 0, 0, 0, 0)
 
@@ -318,7 +319,7 @@ def _releases(bounds: list[str]) -> list[str]:
         return []
     keys = {(0, 0, 1)}
     for bound in bounds:
-        a, b, c = (engine.order_key(bound) or (0, 0, 0))[:3]
+        a, b, c = (order_key(bound) or (0, 0, 0))[:3]
         keys.update({(a, b, c), _below(a, b, c), (a, b, c + 1), (a, b + 1, 0), (a + 1, 0, 0)})
     return [f"{a}.{b}.{c}{tail}" for a, b, c in sorted(keys) for tail in ("", "-rc1", "-x")]
 

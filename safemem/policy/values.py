@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn, TypeVar
 from pydantic import PlainValidator, WithJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from safemem.boot import compiled, model
+from safemem.boot import compiled, conditions, model, ranges
 from safemem.boot.model import FACTS, UNKNOWN, Condition, Term
 from safemem.policy import places
 
@@ -115,7 +115,7 @@ def _comparisons(kind: str, text: str) -> tuple[Term, ...]:
             )
         op, bound = found.groups()
         if kind == "version":
-            if not compiled.is_version(bound):
+            if not conditions.is_version(bound):
                 raise ValueError(f"`{bound}` is not a version that can be compared, such as 7.2, 7.2.1 or 7.2-rc3")
             terms.append(Term(op, bound))
         elif not (bound.isascii() and bound.isdigit() and len(bound) < 20):
@@ -134,14 +134,14 @@ _EXPECTED = {
 }
 
 
-def _source(value: object) -> str | model.Range:
+def _source(value: object) -> str | ranges.Range:
     text = _str("text", value)
     if text in compiled.SOURCES:
         return text
     if not text[:1].isdigit():
         known = compiled.SOURCES
         fail(((), f"{show(text)} is neither one of {listed(known)} nor a range{near(text, known)}"))
-    return _parsed(model.parse_range, "text", text)
+    return _parsed(ranges.parse_range, "text", text)
 
 
 def _str(expected: str, value: object) -> str:
@@ -185,8 +185,8 @@ class OneOf(NamedTuple):
         return core_schema.literal_schema(list(self.words))
 
 
-_size = partial(_amount, model.parse_size, "a size such as `256MiB`")
-_limit = partial(_amount, partial(model.parse_limit, whole=0), "a size such as `2GiB` or a share such as `1%`")
+_size = partial(_amount, ranges.parse_size, "a size such as `256MiB`")
+_limit = partial(_amount, partial(ranges.parse_limit, whole=0), "a size such as `2GiB` or a share such as `1%`")
 Size = Annotated[str, PlainValidator(_size), WithJsonSchema({"type": "string", "examples": ["256MiB"]})]
 Limit = Annotated[str, PlainValidator(_limit), WithJsonSchema({"type": "string", "examples": ["2GiB", "1%"]})]
 Deadline = Annotated[
@@ -208,7 +208,7 @@ Source = Annotated[
 ]
 Area = Annotated[
     Any,
-    PlainValidator(partial(_parsed, model.parse_range, "a range such as `0x100000000-0x1ffffffff`")),
+    PlainValidator(partial(_parsed, ranges.parse_range, "a range such as `0x100000000-0x1ffffffff`")),
     WithJsonSchema({"type": "string"}),
 ]
 Zone = Annotated[str, OneOf(model.ZONES)]

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import click
 
-from safemem.boot.engine import fact_text
+from safemem.boot.conditions import fact_text
 from safemem.boot.model import Rule
 from safemem.policy.compare import EFFECT, Beside, Change
 from safemem.policy.compiler import plain

@@ -17,7 +17,7 @@ from safemem.boot import engine, probe
 from safemem.initramfs import build
 from safemem.policy import compiler, load
 from tests.vm import harness
-from tests.vm.guests import initrd, policy_text
+from tests.vm.kit import initrd, policy_text
 
 ROUNDS = 15
 BLOCKS = 64

@@ -6,8 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.vm import debian, harness
-from tests.vm.guests import ALL_ONLINE, HELD, decided, policy_text
-from tests.vm.test_udev import VENDOR
+from tests.vm.kit import ALL_ONLINE, HELD, SITE, VENDOR, decided, policy_text
 
 pytestmark = pytest.mark.vm
 
@@ -30,8 +29,6 @@ def test_without_safemem_the_real_root_onlines_everything(suite: str) -> None:
     assert result.report["dimm"].split() == [ALL_ONLINE]
 
 
-#: In the real root only: no archive knew of it, and in /etc it wins over any mask in /run.
-SITE = 'SUBSYSTEM=="memory", ACTION=="add|change", \\\n  ATTR{state}="online_movable"\n'
 PYTHON = "/usr/bin/python3 -I -S -c \"import sys; sys.path.insert(0, '/usr/lib/python3/dist-packages'); "
 
 

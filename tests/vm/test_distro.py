@@ -21,8 +21,7 @@ from safemem.initramfs.build import PREFIX
 from safemem.initramfs.check import inside, unit_files
 from safemem.initramfs.cpio import Archive
 from tests.vm import distro, harness
-from tests.vm.guests import ALL_ONLINE, HELD, decided, policy_text
-from tests.vm.test_evidence import RAMOOPS
+from tests.vm.kit import ALL_ONLINE, HELD, RAMOOPS, decided, policy_text
 
 pytestmark = pytest.mark.vm
 
