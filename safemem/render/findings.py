@@ -18,6 +18,7 @@ from safemem.policy.compare import EFFECT, Beside, Change
 from safemem.policy.compiler import plain
 from safemem.policy.invariants import CODES, Finding
 from safemem.policy.space import Value
+from safemem.render.text import plural
 
 SCHEMA = 1
 _COLOUR = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -65,8 +66,8 @@ def check_text(results: list[Checked]) -> str:
             if finding.advice:
                 lines.append(f"    help: {finding.advice}")
         errors, warnings = (count(result, level) for level in ("error", "warning"))
-        good = "all invariants hold" if not errors else f"{errors} error{'s' * (errors != 1)}"
-        more = f", {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
+        good = "all invariants hold" if not errors else plural(errors, "error")
+        more = f", {plural(warnings, 'warning')}" if warnings else ""
         lines.append(f"{result.file}: {good}{more} ({result.states:,} states in {result.seconds:.2f} s)")
     return "\n".join(lines)
 
