@@ -55,7 +55,7 @@ action = "panic"
 [otherwise]"""))  # fmt: skip
 
     assert ": 1 error (" in run("check", BAD / "unreachable-rule.toml").stdout
-    assert ": 2 errors (" in run("check", tmp_path / "two.toml").stdout
+    assert ": 2 errors, 1 warning (" in run("check", tmp_path / "two.toml").stdout
     assert ": all invariants hold, 1 warning (" in run("check", BAD / "failure-loop.toml").stdout
 
 
