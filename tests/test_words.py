@@ -111,7 +111,7 @@ print(json.dumps({
     "policy": [new.otherwise.colour, old.otherwise.colour, new.shade],
     "text": findings.diff_text(changes, states, "old", "new"),
     "json": json.loads(findings.diff_json(changes, states)),
-    "cases": [verdict.trouble for verdict in cases.run(Path(sys.argv[1], "new.cases.toml")).verdicts],
+    "cases": [verdict.fault for verdict in cases.run(Path(sys.argv[1], "new.cases.toml")).verdicts],
     "wrong": [problem("wrong.toml"), problem("near.toml")],
     "reference": reference.markdown(),
 }))

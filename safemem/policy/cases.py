@@ -16,7 +16,7 @@ A case holds if every state that it describes has the expected outcome, from the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,11 +42,11 @@ class Case(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What came of one case; `trouble` is empty if it holds."""
+    """What came of one case; `fault` is empty if it holds."""
 
     case: Case
     states: frozenset[State]
-    trouble: str
+    fault: str
     example: dict[str, Value]
 
 
@@ -77,7 +77,7 @@ def run(path: Path) -> Result:
     space = Space(target, _asking(cases, target))
     outcomes = Outcomes(space, target)
     verdicts = (*_beside(target, fixed), *(_verdict(case, outcomes) for case in cases))
-    proved = {verdict.case.expected.get("rule") for verdict in verdicts if not verdict.trouble}
+    proved = {verdict.case.expected.get("rule") for verdict in verdicts if not verdict.fault}
     rules = {rule.name: rule.name in proved for rule in outcomes.rules}
     covered = frozenset().union(*(verdict.states for verdict in verdicts))
     return Result(str(path), target, verdicts, rules, len(covered), len(outcomes.of))
@@ -89,8 +89,8 @@ def _beside(target: Policy, fixed: dict[str, tuple[object, int]]) -> Iterator[Ve
         got = plain(getattr(target, key))
         if isinstance(got, dict) and isinstance(wanted, dict):
             got = {name: value for name, value in got.items() if name in wanted}
-        trouble = "" if got == wanted else f"{key} is `{got}`, expected `{wanted}`"
-        yield Verdict(Case(key, (), {}, line), frozenset(), trouble, {})
+        fault = "" if got == wanted else f"{key} is `{got}`, expected `{wanted}`"
+        yield Verdict(Case(key, (), {}, line), frozenset(), fault, {})
 
 
 def _asking(cases: list[Case], target: Policy) -> Policy:
@@ -120,8 +120,8 @@ def _verdict(case: Case, outcomes: Outcomes) -> Verdict:
             got = made[key]
             if str(wanted) not in got if key == "message" else wanted != got:
                 bad = [other for other in ordered if outcomes.of[other] == outcomes.of[state]]
-                trouble = f"{key} is `{_word(got)}`, expected `{_word(wanted)}`"
-                return Verdict(case, states, trouble, smallest(outcomes, bad))
+                fault = f"{key} is `{_word(got)}`, expected `{_word(wanted)}`"
+                return Verdict(case, states, fault, smallest(outcomes, bad))
     return Verdict(case, states, "", {})
 
 
@@ -158,7 +158,7 @@ def _read(path: Path) -> tuple[Policy, dict[str, tuple[object, int]], list[Case]
     return load.read(path.parent / str(name)), fixed, cases
 
 
-def _case(item: Any, at: places.Path, bad: Any) -> Case | None:
+def _case(item: Any, at: places.Path, bad: Callable[[places.Path, str], None]) -> Case | None:
     if not isinstance(item, dict):
         bad(at, "expected a table")
         return None

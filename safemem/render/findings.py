@@ -131,11 +131,11 @@ def check_sarif(results: list[Checked]) -> str:
 
 
 class Case(NamedTuple):
-    """One line of a JUnit report; `trouble` is empty for what passed."""
+    """One line of a JUnit report; `fault` is empty for what passed."""
 
     suite: str
     name: str
-    trouble: str = ""
+    fault: str = ""
     detail: str = ""
 
 
@@ -156,14 +156,14 @@ def junit(name: str, cases: list[Case]) -> str:
     top = ElementTree.Element("testsuites", name=name)
     for suite in dict.fromkeys(case.suite for case in cases):
         mine = [case for case in cases if case.suite == suite]
-        failed = sum(bool(case.trouble) for case in mine)
+        failed = sum(bool(case.fault) for case in mine)
         node = ElementTree.SubElement(
             top, "testsuite", name=suite, tests=str(len(mine)), failures=str(failed), errors="0"
         )
         for case in mine:
             item = ElementTree.SubElement(node, "testcase", classname=suite, name=case.name)
-            if case.trouble:
-                ElementTree.SubElement(item, "failure", message=case.trouble).text = case.detail
+            if case.fault:
+                ElementTree.SubElement(item, "failure", message=case.fault).text = case.detail
     ElementTree.indent(top)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(top, encoding="unicode")
 
