@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from safemem.boot import compiled, model, ranges
 from safemem.boot.model import Condition, Term
 from safemem.boot.ranges import Range
-from safemem.policy import compiler, language, load
+from safemem.policy import compiler, installed, language, load
+from safemem.policy.space import TooLarge
 from tests.fakes import SHIPPED
 
 GOOD = """\
@@ -160,6 +161,8 @@ def test_sources() -> None:
         ("[otherwise]", '[otherwise]\nif_onlined = "offline"', "p.toml:8:1: otherwise.if_onlined: `if_onlined` has no effect: `panic` leaves no memory held"),
         ('"online-all"', '"online-all"\nfinal = true', "p.toml:7:1: rule `one`, final: `final` has no effect: `online-all` leaves no memory held"),
         ("[otherwise]", "[[memory]]\nnode = 0\ndriver = 'kmem'\nhold = true\n[otherwise]", "p.toml:7:1: memory: needs exactly one of `range`, `node` and `driver`, and has 2"),
+        ("[otherwise]", "[[memory]]\nnode = -1\nhold = true\n[otherwise]", "p.toml:8:1: memory.node: expected a whole number from 0 to 65536, not `-1`"),
+        ("[otherwise]", "[[memory]]\nnode = 0\nhold = false\n[otherwise]", "p.toml:9:1: memory.hold: expected true, or a `zone` instead of this key, not `false`"),
         ("[otherwise]", "[[memory]]\nnode = 0\n[otherwise]", "p.toml:7:1: memory: needs `hold = true` or a `zone`, and not both"),
         ("[otherwise]", "[[memory]]\nrange = '0x0-0xfff'\nhold = true\n[[memory]]\nrange = '0x800-0xfff'\nhold = true\n[otherwise]", "p.toml:11:1: memory.range: range `0x800-0xfff` overlaps `0x0-0xfff`"),
         ("[otherwise]", '[otherwise]\nexposed_max = "101%"', "p.toml:8:1: otherwise.exposed_max: `101%` is not a share, such as 1% or 0.5%"),
@@ -234,3 +237,10 @@ def test_models_name_what_the_engine_knows() -> None:
     assert words(language.Outcome, "boot_memory") == compiled.BOOT_MEMORY
     assert words(language.Outcome, "if_onlined") == compiled.IF_ONLINED
     assert list(model.FACTS) == list(language.When.model_fields)
+
+
+@pytest.mark.parametrize("refusal", [load.PolicyError, TooLarge, compiled.Invalid, installed.Untrusted])
+def test_what_is_wrong_with_a_policy_is_a_refusal(refusal: type[model.Refused]) -> None:
+    """The command line catches one parent, and ends with the code of an invalid input."""
+    assert issubclass(refusal, model.Refused)
+    assert refusal.kind == "invalid"

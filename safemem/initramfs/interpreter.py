@@ -49,13 +49,13 @@ for name, required in named.items():
     except ImportError:
         if required:
             raise
-import os  # nothing of ours needs it, but finding its file is how Python finds its own folder
+import os
 files = {}
 for name, module in list(sys.modules.items()):
     spec = getattr(module, "__spec__", None)
     if spec is None or name == "__main__" or name.partition(".")[0] == "safemem":
         continue
-    # What is frozen into the interpreter needs no file, `os` apart.
+    # The program does without `os`, but finding its file is how Python finds its own folder.
     files[name] = module.__file__ if spec.has_location or name == "os" else None
 import json  # only now: it brings more modules than the boot program has
 print(json.dumps({"version": "python%d.%d" % sys.version_info[:2], "files": files, "ran": ran, "runs": runs}))
