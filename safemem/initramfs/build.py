@@ -41,7 +41,7 @@ def build(policy: bytes, out: Path, python: str | None = None, more: Mapping[str
     """
     items = files(policy, python)
     items.update(plain(more or {}))
-    data = _archive(items)
+    data = archive(items)
     draft = out.with_name(f".{out.name}.new")
     try:
         draft.write_bytes(data)
@@ -103,12 +103,13 @@ def _ours(policy: bytes, checked: model.Policy) -> dict[str, Item]:
     }
 
 
-def _archive(items: Mapping[str, Item]) -> bytes:
+def archive(items: Mapping[str, Item]) -> bytes:
+    """Return the files as an archive of the form newc."""
     out = io.BytesIO()
-    archive = Archive(out)
+    cpio = Archive(out)
     for path, item in items.items():
-        archive.file(path, item.data, item.mode)
-    archive.close()
+        cpio.file(path, item.data, item.mode)
+    cpio.close()
     return out.getvalue()
 
 
