@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.needs"]
+
 # A machine that boots guests beside the tests stalls any of them; what time a thing may take is the benchmark's business.
 settings.register_profile("safemem", deadline=None)
 settings.load_profile("safemem")

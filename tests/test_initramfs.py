@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -118,7 +117,7 @@ def test_unit(action: str, line: str) -> None:
     assert {*check.GUARDED, "dracut-cmdline.service", "dracut-pre-udev.service"} <= before
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.needs("systemd-analyze")
 def test_units_verify(tmp_path: Path) -> None:
     """systemd itself understands every line."""
     for path, data in check.units(Failure("reboot")).items():
@@ -165,10 +164,9 @@ def test_hook_fails_on_an_init_it_does_not_know(tmp_path: Path, init: str) -> No
     assert (tmp_path / "tree/init").read_text() == init
 
 
+@pytest.mark.needs("shellcheck")
 def test_shellcheck() -> None:
     """Hooks and gate are what they say they are."""
-    if shutil.which("shellcheck") is None and not os.environ.get("CI"):
-        pytest.skip("shellcheck is not installed")
     subprocess.run(["shellcheck", HOOK, FILES / "dracut/module-setup.sh", FILES / "gate.sh"], check=True)
 
 
