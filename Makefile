@@ -13,7 +13,7 @@ ROOT_PACKAGES := mmdebstrap uidmap
 TEST_PACKAGES := $(RUN_PACKAGES) $(ROOT_PACKAGES) qemu-system-x86 busybox-static kexec-tools systemd udev util-linux \
 	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck squashfs-tools e2fsprogs fakeroot lintian ovmf rpm
 
-.PHONY: help run test test-fast lint draws nightly bench pages vm-demo kernels deb rpm clean
+.PHONY: help run test test-fast pythons lint draws nightly bench pages vm-demo kernels deb rpm clean
 
 help:  ## what there is to make, and how long it takes on two cores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +32,11 @@ test: $(VENV)/.test  ## everything, guests included; installs packages (30 min)
 	$(PYTEST)
 
 test-fast: $(VENV)/.dev  ## what needs no guest, no root and no package (1 min)
-	$(PYTEST) -m "not vm"
+	$(PYTEST) -m "not vm and not pythons"
+
+pythons: $(VENV)/.dev  ## the same on Python 3.11 to 3.14, in scratch roots (2 min)
+	$(call apt,$(ROOT_PACKAGES))
+	$(PYTEST) tests/test_pythons.py
 
 lint: $(VENV)/.dev  ## what the linters say, and what the wheel holds (15 s)
 	$(PYTEST) tests/test_project.py
