@@ -60,11 +60,11 @@ kernels: $(VENV)/.test  ## build the guests' kernels from Debian's source (10 mi
 	$(BIN)/python tests/vm/build_kernels.py
 
 deb: $(VENV)/.test  ## packages for Debian 12 and 13, into build/ (1 min)
-	$(BIN)/python packages/deb.py bookworm
-	$(BIN)/python packages/deb.py trixie
+	$(BIN)/python -m packages.deb bookworm
+	$(BIN)/python -m packages.deb trixie
 
 rpm: $(VENV)/.test  ## a package for distributions with dracut, into build/ (10 s)
-	$(BIN)/python packages/rpm.py
+	$(BIN)/python -m packages.rpm
 
 clean:  ## remove the environment, build/ and the guests' logs
 	rm -rf $(VENV) build tests/vm/logs

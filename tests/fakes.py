@@ -11,6 +11,7 @@ BLOCK = 128 << 20
 _POLICIES = Path(__file__).resolve().parent.parent / "policies"
 #: The policies that we ship; their cases lie beside them.
 SHIPPED = sorted(path for path in _POLICIES.glob("*.toml") if ".cases." not in path.name)
+MIB, GIB = 1 << 20, 1 << 30
 CONFIG_KHO = "CONFIG_KEXEC_HANDOVER=y\nCONFIG_KEXEC_HANDOVER_DEBUGFS=y\n"
 
 
@@ -78,6 +79,24 @@ def make_root(
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+def machine(base: Path, cmdline: str = "kho=on liveupdate=on") -> Path:
+    """Return a machine with 1 GiB from firmware, KHO on, and an e820 map."""
+    root = make_root(base, cmdline=cmdline, scratch=((548 * MIB, 228 * MIB), (828 * MIB, 92 * MIB)))
+    page = bytearray(4096)
+    table = [(0, 0x9FC00, 1), (0x9FC00, 0x400, 2), (MIB, GIB - MIB, 1), (0xFFFC0000, 0x40000, 2)]
+    page[0x1E8] = len(table)
+    for index, entry in enumerate(table):
+        struct.pack_into("<QQI", page, 0x2D0 + 20 * index, *entry)
+    struct.pack_into("<I", page, 0x21C, 10 * MIB)
+    (root / "sys/kernel/boot_params/data").write_bytes(page)
+    (root / "proc/iomem").write_text(
+        "00001000-0009fbff : System RAM\n00100000-3ffdefff : System RAM\n"
+        "  21000000-21ffffff : Kernel code\n  30000000-30ffffff : Crash kernel\n"
+        "40000000-7fffffff : System RAM\n"  # a DIMM, which firmware's map does not know
+    )
     return root
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from safemem.boot import account, engine, record
 from safemem.boot import main as boot
-from safemem.boot.model import ACTIONS, Blocks, Failure, Policy, Range, Rule, merge_ranges
+from safemem.boot.model import ACTIONS, Blocks, Rule
+from safemem.boot.ranges import Range, merge_ranges
 from safemem.cli import main
 from tests.fakes import BLOCK, make_root
-from tests.test_boot import install
-from tests.test_engine import block_runs, snapshot
+from tests.kit import block_runs, install, policy, snapshot
 
 SIZE = 8
 spans = st.tuples(st.integers(0, 40 * SIZE), st.integers(1, 10 * SIZE)).map(lambda pair: Range(pair[0], sum(pair)))
@@ -43,9 +43,10 @@ def test_each_byte_is_one_thing(
     action: str,
 ) -> None:
     """The shares cover every byte of every block once, in order, and each has the kind that its byte has by itself."""
-    state = snapshot(before)._replace(block_size=SIZE)
-    chosen = Policy("t", (), Rule("otherwise", action), Failure("panic"), ("none",))
-    decision = engine.decide(chosen, state)._replace(region=merge_ranges(tuple(region)))
+    state = snapshot(before, size=SIZE)
+    decision = engine.decide(policy(otherwise=action, sources=("none",)), state)._replace(
+        region=merge_ranges(tuple(region))
+    )
     shares = account.account(decision, state, after, guard, refused, taken)
     covered = [(byte, share) for share in shares for byte in range(share.start, share.end)]
 

@@ -12,25 +12,30 @@ from typing import Any
 
 import pytest
 
-from safemem.boot import account, apply, compiled, engine, probe, record
+from safemem.boot import (
+    account,
+    apply,
+    compiled,
+    console,
+    crashkernel,
+    engine,
+    files,
+    hold,
+    memory,
+    paths,
+    probe,
+    record,
+)
 from safemem.boot import main as boot
-from safemem.boot.model import DERIVED, FACTS, Blocks, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
+from safemem.boot.model import Blocks, Failure, Note, Rule, Term
 from safemem.host import reader
+from safemem.policy import compiler
 from tests.fakes import make_root
-
-
-def install(root: Path, *rules: Rule, otherwise: Rule, **more: Any) -> None:
-    """Put a compiled policy where the boot program looks for it; without `rules`, one that never matches here."""
-    rules = rules or (Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),)),)
-    path = root / boot.POLICY
-    path.parent.mkdir(parents=True)
-    (root / boot.MASKS).write_text("40-vendor.rules\n")
-    policy = Policy("test", rules, otherwise, Failure("panic"), ("kho-scratch", "cmdline"))
-    path.write_bytes(compiled.dump(policy._replace(**more)))
+from tests.kit import NEVER, guarded, install, policy, rule, snapshot, when
 
 
 def kmsg(root: Path) -> str:
-    """Return what was written to the fake kernel log last; a plain file keeps only that."""
+    """Return everything that was written to the fake kernel log, in order."""
     return (root / "dev/kmsg").read_text()
 
 
@@ -46,13 +51,40 @@ def test_online_safe_holds_and_records(tmp_path: Path) -> None:
     assert document["decision"]["action"] == "online-safe"
     assert document["result"]["complete"] is True
     assert document["snapshot"]["facts"]["auto_online"]["value"] == "online"
-    assert (root / "sys/devices/system/memory/auto_online_blocks").read_text().startswith("offline")
+    assert (root / "sys/devices/system/memory/auto_online_blocks").read_text() == "offline"
     assert {"offline\n"} == {(root / f"sys/devices/system/memory/memory{n}/state").read_text() for n in range(32, 40)}
     # What udev needs to keep it so: the standing decision, and no vendor's rule.
-    assert (root / record.ARRIVALS).read_text() == (
+    assert (root / record.ENV).read_text() == (
         "SAFEMEM_ARRIVALS=hold\nSAFEMEM_WHY=online-safe by rule otherwise, policy test\n"
+        "SAFEMEM_ENTER=\nSAFEMEM_DRY_RUN=no\nSAFEMEM_FINISHED=yes\n"
     )
     assert (root / "run/udev/rules.d/40-vendor.rules").readlink() == Path("/dev/null")
+
+
+def test_the_console_tells_it_in_order(tmp_path: Path) -> None:
+    """The outcome first, then what it follows from and what is done, then what came of it; last words are urgent."""
+    root = make_root(tmp_path, offered=True)
+    install(root, otherwise="online-safe")
+    boot.main(["--root", str(root)])
+    assert kmsg(root).splitlines() == [
+        "<5>safemem: online-safe: handover rejected (rule `otherwise`, policy `test`)",
+        "<5>safemem: handover is rejected: offered, KHO is on, and no incoming tree is shown",
+        "<5>safemem: hold 0x100000000-0x13fffffff (1 GiB): outside the safe region",
+        "<5>safemem: no safe region is known: no held block is onlined",
+        "<5>safemem: 1 GiB were online before the decision and are not protected: 0x0-0x3fffffff",
+        "<5>safemem: done: 0 B of 0 B onlined",
+        "<5>safemem: 1 GiB held (50.0 %), 1 GiB exposed (50.0 %): only guarded and held memory was never touched in this boot",
+    ]
+
+    root = make_root(tmp_path / "panic", offered=True)
+    install(root, otherwise="panic")
+    boot.main(["--root", str(root)])
+    tries = [f"<0>safemem: writing `{key}` to {paths.SYSRQ} did not end this boot" for key in "cb"]
+    assert kmsg(root).splitlines()[-4:] == [
+        "<0>safemem: end action=panic code=decided",
+        "<0>safemem: panic: handover rejected",
+        *tries,
+    ]
 
 
 @pytest.mark.parametrize("link", [True, False])
@@ -88,7 +120,7 @@ def test_online_all_leaves_udev_alone(tmp_path: Path) -> None:
     install(root, otherwise=Rule("o", "online-all")._replace(name="otherwise"))
     boot.main(["--root", str(root)])
 
-    assert (root / record.ARRIVALS).read_text().startswith("SAFEMEM_ARRIVALS=online_movable\n")
+    assert (root / record.ENV).read_text().startswith("SAFEMEM_ARRIVALS=online_movable\n")
     assert not (root / "run/udev").exists()
 
 
@@ -100,7 +132,7 @@ def test_final_actions(tmp_path: Path, action: str, key: str, status: int) -> No
 
     assert status == boot.main(["--root", str(root)])
 
-    assert key == (root / apply.SYSRQ).read_text()
+    assert key == (root / paths.SYSRQ).read_text()
     assert action == json.loads((root / record.RECORD).read_text())["decision"]["action"]
 
 
@@ -140,8 +172,9 @@ def test_a_record_that_cannot_be_written_stops_the_boot(tmp_path: Path) -> None:
 def test_writes_that_do_not_take_are_reported(tmp_path: Path) -> None:
     """What reads back differently is a problem, one line a range; a plain file is such a kernel."""
     root = make_root(tmp_path)
-    rule = Rule("cold", "online-all", (Condition("handover", ((Term("is", "none"),),)),))
-    install(root, rule, otherwise=Rule("otherwise", "panic"))
+    install(
+        root, Rule("cold", "online-all", when("handover", Term("is", "none"))), otherwise=Rule("otherwise", "panic")
+    )
 
     assert boot.main(["--root", str(root)]) == 0
 
@@ -157,14 +190,14 @@ def test_writes_that_do_not_take_are_reported(tmp_path: Path) -> None:
 def quarantine(root: Path, floor: str = "") -> apply.Result:
     """Carry out online-safe with `boot_memory = "offline"` on a fake root."""
     rule = Rule("otherwise", "online-safe", boot_memory="offline", floor=floor)
-    decision = engine.decide(Policy("t", (), rule, Failure("panic"), ("none",)), probe.read_snapshot(str(root)))
-    return apply.carry_out(decision, str(root), patience=0.2)
+    decision = engine.decide(policy(otherwise=rule, sources=("none",)), probe.read_snapshot(str(root)))
+    return apply.carry_out(decision.plan, str(root), patience=0.2)
 
 
 def memory_states(root: Path) -> list[str]:
-    """Return the states of blocks 0 to 7; a plain file is not cut off, so the first letters count."""
+    """Return the states of blocks 0 to 7."""
     folder = root / "sys/devices/system/memory"
-    return [(folder / f"memory{number}/state").read_text()[:7].strip() for number in range(8)]
+    return [(folder / f"memory{number}/state").read_text().strip() for number in range(8)]
 
 
 def test_quarantine_goes_from_the_top_and_stops_at_the_floor(tmp_path: Path) -> None:
@@ -174,7 +207,7 @@ def test_quarantine_goes_from_the_top_and_stops_at_the_floor(tmp_path: Path) -> 
     for number in range(8):
         (root / f"sys/devices/system/memory/memory{number}/state").write_text("online\n")
     result = quarantine(root)
-    assert (result.quarantined, result.problems, result.shortfall) == (1 << 30, (), False)
+    assert (result.quarantined, result.problems, result.exposed) == (1 << 30, (), False)
     assert memory_states(root) == ["offline"] * 8
 
     (root / "proc/meminfo").write_text("MemTotal: 1000000 kB\nMemAvailable: 200000 kB\n")
@@ -182,7 +215,7 @@ def test_quarantine_goes_from_the_top_and_stops_at_the_floor(tmp_path: Path) -> 
         (root / f"sys/devices/system/memory/memory{number}/state").write_text("online\n")
     result = quarantine(root)
     assert memory_states(root) == ["online"] * 8
-    assert result.shortfall and result.problems == (
+    assert result.exposed and result.problems == (
         "blocks 0-7 (0x0-0x3fffffff, 1 GiB) could not be taken offline: below the floor: 160 MiB of memory have to stay available",
     )
 
@@ -203,7 +236,7 @@ def lively(
         (root / "proc/meminfo").write_text(f"MemAvailable: {left[0] >> 10} kB\n")
         return 0, ""
 
-    monkeypatch.setattr(apply, "_take_off", take)
+    monkeypatch.setattr("safemem.boot.quarantine._take_off", take)
     return order
 
 
@@ -241,8 +274,8 @@ def test_the_floor_grows_with_the_machine_and_its_initrd(tmp_path: Path) -> None
 def test_a_long_run_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every few seconds one line; a short run says nothing."""
     said: list[str] = []
-    monkeypatch.setattr(apply, "say", lambda root, priority, text: said.append(text))
-    monkeypatch.setattr(apply, "SAY_EVERY", 0)
+    monkeypatch.setattr(console, "say", lambda root, priority, text: said.append(text))
+    monkeypatch.setattr(console, "SAY_EVERY", 0)
     lively(make_root(tmp_path, offered=True), monkeypatch, 8 << 30)
     quarantine(tmp_path / "root")
 
@@ -263,20 +296,22 @@ def test_every_way_to_refuse_has_its_name(tmp_path: Path, monkeypatch: pytest.Mo
 
     def write(fd: int, data: bytes) -> int:
         if os.fstat(fd).st_ino == failing:
+            real(fd, b"online\n")  # what sysfs shows then
             raise OSError(5, "Input/output error")
         if (folder / "memory2").exists():  # unplugged while the first block went offline
             for file in (folder / "memory2").iterdir():
                 file.unlink()
             (folder / "memory2").rmdir()
-        return real(fd, data + b"\n" if data == b"offline" else data)
+        return real(fd, data + b"\n" if data == b"offline" else data)  # sysfs shows whole lines
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr("posix.write", write)
     rule = Rule("otherwise", "online-safe", boot_memory="offline", on_shortfall="halt")
     install(root, otherwise=rule)
-    (root / boot.POLICY).write_bytes(compiled.dump(Policy("t", (rule._replace(name="never", when=(
-        Condition("arch", ((Term("is", "vax"),),)),)),), rule, Failure("panic", deadline=1), ("none",))))  # fmt: skip
+    never = rule._replace(name="never", when=NEVER.when)
+    chosen = policy(never, otherwise=rule, failure=Failure("panic", deadline=1), sources=("none",))
+    (root / boot.POLICY).write_bytes(compiler.dump(chosen))
     state = Blocks(0, 7, "online", 0)
-    monkeypatch.setattr(probe, "_blocks", lambda root, notes: (128 << 20, (state, Blocks(32, 39, "offline", 0))))
+    monkeypatch.setattr(memory, "blocks", lambda root: (128 << 20, (state, Blocks(32, 39, "offline", 0)), ()))
     started = time.monotonic()
 
     assert boot.main(["--root", str(root)]) == 5
@@ -330,22 +365,22 @@ def test_a_second_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     for number in range(32, 40):
         (root / f"sys/devices/system/memory/memory{number}/valid_zones").write_text("Movable\n")
 
-    def write(base: str, path: str, text: str, flags: int = 0) -> None:
+    def write(base: str, path: str, text: str, **_: bool) -> None:
         file = Path(base) / path
         assert file.exists()
-        if path == probe.LOAD_LIMIT and file.read_text() == "0\n":
+        if path == paths.LOAD_LIMIT and file.read_text() == "0\n":
             raise OSError(22, "Invalid argument")  # kernel/kexec_core.c: only a lower limit than there is
         file.write_text(f"{text}\n")
 
-    def files() -> dict[str, bytes]:
+    def seen() -> dict[str, bytes]:
         folders = (root / "sys", root / "proc", root / "run/udev", root / "run/safemem")
         skip = ("decision.json", "progress")
         return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*")
                 if path.is_file() and path.name not in skip}  # fmt: skip
 
-    monkeypatch.setattr(apply, "_put", write)
+    monkeypatch.setattr(files, "put", write)
     real = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, b"online\n" if data == b"online_movable" else data))
+    monkeypatch.setattr("posix.write", lambda fd, data: real(fd, b"online\n" if data == b"online_movable" else data))
     accounts, states = [], []
     for _ in range(2):
         assert boot.main(["--root", str(root)]) == 0
@@ -354,7 +389,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         accounts.append(
             [{key: item[key] for key in ("kind", "range", "seconds_in_use")} for item in document["account"]]
         )
-        states.append(files())
+        states.append(seen())
     assert accounts[0] == accounts[1]
     assert states[0] == states[1]
     kinds = {item["kind"] for item in accounts[1]}
@@ -364,7 +399,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_online_all_that_fails_half_way(tmp_path: Path) -> None:
     """What should be in use and is not is a shortfall of its own, and said so."""
     root = make_root(tmp_path)
-    rule = Rule("cold", "online-all", (Condition("handover", ((Term("is", "none"),),)),), on_shortfall="halt")
+    rule = Rule("cold", "online-all", when("handover", Term("is", "none")), on_shortfall="halt")
     install(root, rule, otherwise=Rule("otherwise", "panic"))
 
     assert boot.main(["--root", str(root)]) == 5
@@ -382,15 +417,16 @@ def test_a_block_that_never_goes_offline_is_given_up(tmp_path: Path, monkeypatch
 
     def write(fd: int, data: bytes) -> int:
         if os.fstat(fd).st_ino == hung:
+            real(fd, b"online\n")  # what sysfs shows as long as the kernel tries
             time.sleep(30)
         return real(fd, data)
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr("posix.write", write)
     started = time.monotonic()
     result = quarantine(root)
 
     assert time.monotonic() - started < 5
-    assert memory_states(root)[3] == "online" and memory_states(root).count("offline") == 7
+    assert memory_states(root) == ["offline"] * 3 + ["online"] + ["offline"] * 4
     assert result.problems == (
         "blocks 3-3 (0x18000000-0x1fffffff, 128 MiB) could not be taken offline: timeout: the kernel was still trying after 0.2 s",
     )
@@ -412,10 +448,10 @@ def test_a_policy_on_the_command_line(
     """It may make the outcome stricter; looser only if the policy that counts lets it."""
     root = make_root(tmp_path, offered=True, cmdline="kho=on safemem.policy=strict")
     install(root, otherwise=Rule("otherwise", own, accept_data_exposure=True), allow_cmdline_override=allowed)
-    other = Policy("other", (Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),)),),
-                   Rule("otherwise", named, accept_data_exposure=True), Failure("halt"), ("none",))  # fmt: skip
+    loose = rule(named, accept_data_exposure=True)
+    other = policy(NEVER, otherwise=loose, failure="halt", sources=("none",), name="other")
     (root / boot.POLICIES).mkdir()
-    (root / boot.POLICIES / "strict.json").write_bytes(compiled.dump(other))
+    (root / boot.POLICIES / "strict.json").write_bytes(compiler.dump(other))
 
     assert boot.main(["--root", str(root)]) == (1 if action == "panic" else 0)
     document = json.loads((root / record.RECORD).read_text())
@@ -447,17 +483,12 @@ def test_dry_run_on_the_command_line(tmp_path: Path, allowed: bool) -> None:
     (root / "sys/devices/system/memory/auto_online_blocks").write_text("online\n")
     path = root / boot.POLICY
     path.parent.mkdir(parents=True)
-    rule = Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),))
-    policy = Policy(
-        "t", (rule,), Rule("otherwise", "panic"), Failure("panic"), ("none",), allow_cmdline_override=allowed
-    )
-    path.write_bytes(compiled.dump(policy))
+    path.write_bytes(compiler.dump(policy(NEVER, sources=("none",), allow_cmdline_override=allowed)))
 
     assert boot.main(["--root", str(root)]) == (0 if allowed else 1)
     assert ((root / "proc/sysrq-trigger").read_text() == "") == allowed
-    # A plain file is not cut off at what is written, so the word's start counts.
     text = (root / "sys/devices/system/memory/auto_online_blocks").read_text()
-    assert text.startswith("online" if allowed else "offline")
+    assert text == ("online" if allowed else "offline")
     document = json.loads((root / record.RECORD).read_text())
     if allowed:
         assert document["result"] == {"dry_run": True}
@@ -472,13 +503,13 @@ def test_shortfall_ends_the_boot_if_the_policy_says_so(tmp_path: Path) -> None:
     """A held block that somebody else onlines meanwhile is a shortfall."""
     root = make_root(tmp_path, offered=True)
     decision = engine.decide(
-        Policy("test", (), Rule("otherwise", "online-safe"), Failure("panic"), ("none",)),
+        policy(otherwise="online-safe", sources=("none",)),
         probe.read_snapshot(str(root)),
     )
     (root / "sys/devices/system/memory/memory35/state").write_text("online\n")
-    result = apply.carry_out(decision, str(root))
+    result = apply.carry_out(decision.plan, str(root))
 
-    assert result.shortfall
+    assert result.exposed
     assert result.problems == (
         "blocks 35-35 (0x118000000-0x11fffffff, 128 MiB) should be held, but somebody else has onlined it",
     )
@@ -486,24 +517,12 @@ def test_shortfall_ends_the_boot_if_the_policy_says_so(tmp_path: Path) -> None:
 
 def test_guard_is_kept_and_given_back(tmp_path: Path) -> None:
     """online-safe keeps the guard and forbids crash kernels; online-all writes 0 to its size, and forbids nothing."""
-    for name, action, size, limit in (("a", "online-safe", "603979776\n", "01\n"), ("b", "online-all", "0", "-1\n")):
+    for name, action, size, limit in (("a", "online-safe", "603979776\n", "0"), ("b", "online-all", "0", "-1\n")):
         root = guarded(tmp_path / name, action)
         boot.main(["--root", str(root)])
 
-        assert (root / "sys/kernel/kexec_crash_size").read_text().startswith(size[:1])
-        assert limit == (root / probe.LOAD_LIMIT).read_text()
-
-
-def guarded(base: Path, action: str, keep: str = "", **options: Any) -> Path:
-    """Return a machine with a guard of 576 MiB and a policy that is all `action`."""
-    base.mkdir()
-    root = make_root(
-        base, offered=True, crash="01000000-24ffffff", cmdline="safemem.guard=0x1000000-0x24ffffff", **options
-    )
-    install(root, otherwise=Rule("otherwise", action))
-    policy = compiled.load((root / boot.POLICY).read_bytes(), "p")._replace(keep_crashkernel=keep)
-    (root / boot.POLICY).write_bytes(compiled.dump(policy))
-    return root
+        assert (root / "sys/kernel/kexec_crash_size").read_text() == size
+        assert limit == (root / paths.LOAD_LIMIT).read_text()
 
 
 def test_kdump_keeps_its_part_of_a_guard(tmp_path: Path) -> None:
@@ -515,8 +534,8 @@ def test_kdump_keeps_its_part_of_a_guard(tmp_path: Path) -> None:
     assert [(step["op"], step["range"]) for step in document["decision"]["plan"][:2]] == [
         ("keep-guard", "0x1000000-0x10ffffff"), ("release-guard", "0x11000000-0x24ffffff")
     ]  # fmt: skip
-    assert (root / "sys/kernel/kexec_crash_size").read_text().startswith("268435456")
-    assert (root / probe.LOAD_LIMIT).read_text() == "-1\n"
+    assert (root / "sys/kernel/kexec_crash_size").read_text() == "268435456"
+    assert (root / paths.LOAD_LIMIT).read_text() == "-1\n"
     assert not (root / "run/systemd").exists()
 
     root = guarded(tmp_path / "b", "online-all", "1GiB")
@@ -528,18 +547,18 @@ def test_kdump_keeps_its_part_of_a_guard(tmp_path: Path) -> None:
 def test_kdump_units_are_masked_where_the_kernel_cannot_forbid(tmp_path: Path) -> None:
     """Before Linux 6.3 there is no limit: kdump's units are hidden, in the real root too. A limit that is there must take."""
     root = guarded(tmp_path / "a", "online-safe")
-    (root / probe.LOAD_LIMIT).unlink()
+    (root / paths.LOAD_LIMIT).unlink()
     assert boot.main(["--root", str(root)]) == 0
-    units = [root / "run/systemd/system" / name for name in apply.KDUMP]
+    units = [root / "run/systemd/system" / name for name in crashkernel.KDUMP]
     assert {unit.readlink() for unit in units} == {Path("/dev/null")}
     result = json.loads((root / record.RECORD).read_text())["result"]
-    assert (result["complete"], result["masked"]) == (True, ["40-vendor.rules", *apply.KDUMP])
-    apply.unmask(str(root), result["masked"])
+    assert (result["complete"], result["masked"]) == (True, ["40-vendor.rules", *crashkernel.KDUMP])
+    hold.unmask(str(root), result["masked"])
     assert not any(unit.is_symlink() for unit in units)
 
     root = guarded(tmp_path / "b", "online-safe")
-    (root / probe.LOAD_LIMIT).unlink()
-    (root / probe.LOAD_LIMIT).mkdir()
+    (root / paths.LOAD_LIMIT).unlink()
+    (root / paths.LOAD_LIMIT).mkdir()
     assert boot.main(["--root", str(root)]) == 0
     problem = json.loads((root / record.RECORD).read_text())["result"]["problems"][0]
     assert problem == (
@@ -551,10 +570,10 @@ def test_a_dry_run_forbids_nothing(tmp_path: Path) -> None:
     """The limit on crash kernels cannot be raised again, so it is lowered only once the guard is to stay."""
     root = guarded(tmp_path / "a", "online-safe")
     policy = compiled.load((root / boot.POLICY).read_bytes(), "p")._replace(allow_cmdline_override=True)
-    (root / boot.POLICY).write_bytes(compiled.dump(policy))
+    (root / boot.POLICY).write_bytes(compiler.dump(policy))
     (root / "proc/cmdline").write_text("safemem.guard=0x1000000-0x24ffffff safemem.dry_run\n")
     assert boot.main(["--root", str(root)]) == 0
-    assert (root / probe.LOAD_LIMIT).read_text() == "-1\n"
+    assert (root / paths.LOAD_LIMIT).read_text() == "-1\n"
 
 
 def test_a_crash_kernel_of_kdump_is_left_alone(tmp_path: Path) -> None:
@@ -586,11 +605,11 @@ def test_unknown_argument(capsys: pytest.CaptureFixture[str]) -> None:
 def counting(base: Path, action: str) -> tuple[Path, Path]:
     """Return a machine with EFI variables and a policy that reboots twice at most, and then does `action`."""
     root = make_root(base, offered=True)
-    (root / probe.EFIVARS).mkdir(parents=True)
-    (root / probe.EFIVARS / "Timeout-8be4df61-93ca-11d2-aa0d-00e098032b8c").touch()
-    rule = Rule("again", "reboot", (Condition("boot_attempts", ((Term("<", 2),),)),))
+    (root / paths.EFIVARS).mkdir(parents=True)
+    (root / paths.EFIVARS / "Timeout-8be4df61-93ca-11d2-aa0d-00e098032b8c").touch()
+    rule = Rule("again", "reboot", when("boot_attempts", Term("<", 2)))
     install(root, rule, otherwise=Rule("otherwise", action))
-    return root, root / probe.ATTEMPTS
+    return root, root / paths.ATTEMPTS
 
 
 def test_boots_are_counted_in_firmware(tmp_path: Path) -> None:
@@ -608,10 +627,8 @@ def test_a_reboot_that_cannot_be_counted_is_none(tmp_path: Path) -> None:
     """Without a count the next boot would find the same state: that is a failure of ours, with its own way out."""
     root, variable = counting(tmp_path, "online-safe")
     variable.mkdir()
-    (root / boot.POLICY).write_bytes(compiled.dump(Policy(
-        "t", (Rule("again", "reboot", (Condition("boot_attempts", ((Term("<", 2),), (Term("is", "unknown"),))),)),),
-        Rule("otherwise", "online-safe"), Failure("panic"), ("none",),
-    )))  # fmt: skip
+    again = Rule("again", "reboot", when("boot_attempts", Term("<", 2), Term("is", "unknown")))
+    (root / boot.POLICY).write_bytes(compiler.dump(policy(again, otherwise="online-safe", sources=("none",))))
     # A folder in place of the variable can be neither read nor written.
     assert "is a directory" in probe.read_snapshot(str(root)).facts["boot_attempts"].reason
     variable.rmdir()
@@ -619,16 +636,15 @@ def test_a_reboot_that_cannot_be_counted_is_none(tmp_path: Path) -> None:
 
     assert boot.main(["--root", str(root)]) == 1
     assert "cannot decide: " in kmsg(root) and "so boots are not counted" in kmsg(root)
-    assert (root / apply.SYSRQ).read_text() == ""
+    assert (root / paths.SYSRQ).read_text() == ""
 
 
 def test_a_halt_that_cannot_be_counted_is_one(tmp_path: Path) -> None:
     """Only a reboot needs the count: a halt must not become what `on_failure` says, which may be a reboot."""
     root, variable = counting(tmp_path, "online-safe")
-    asked = Condition("boot_attempts", ((Term("<", 2),), (Term("is", "unknown"),)))
-    (root / boot.POLICY).write_bytes(compiled.dump(Policy(
-        "t", (Rule("stop", "halt", (asked,)),), Rule("otherwise", "online-safe"), Failure("reboot"), ("none",),
-    )))  # fmt: skip
+    stop = Rule("stop", "halt", when("boot_attempts", Term("<", 2), Term("is", "unknown")))
+    chosen = policy(stop, otherwise="online-safe", failure="reboot", sources=("none",))
+    (root / boot.POLICY).write_bytes(compiler.dump(chosen))
     variable.symlink_to("/proc/version")
 
     assert boot.main(["--root", str(root)]) == 5
@@ -639,9 +655,8 @@ def test_boots_are_counted_for_the_policy_that_the_command_line_names(tmp_path: 
     """Its bound would never be reached otherwise: a reboot without end."""
     root, variable = counting(tmp_path, "online-all")
     again = (root / boot.POLICY).read_bytes()
-    never = Rule("never", "halt", (Condition("arch", ((Term("is", "vax"),),)),))
-    calm = Policy("calm", (never,), Rule("otherwise", "online-all"), Failure("panic"), ("none",))
-    (root / boot.POLICY).write_bytes(compiled.dump(calm))
+    calm = policy(NEVER, otherwise="online-all", sources=("none",), name="calm")
+    (root / boot.POLICY).write_bytes(compiler.dump(calm))
     (root / boot.POLICIES).mkdir()
     (root / boot.POLICIES / "again.json").write_bytes(again)
     line = root / "proc/cmdline"
@@ -654,10 +669,11 @@ def test_boots_are_counted_for_the_policy_that_the_command_line_names(tmp_path: 
 
 def test_a_limit_is_not_kept_by_an_empty_account() -> None:
     """Where the blocks cannot be read after the work, a refusal is a shortfall, whatever the limit."""
-    root = Rule("otherwise", "online-safe", on_shortfall="halt", exposed_max="99%")
-    snapshot = Snapshot({name: Fact("unknown", "") for name in FACTS if name not in DERIVED}, 0, (), (), "", ())
-    decision = engine.decide(Policy("t", (), root, Failure("panic"), ("none",)), snapshot)
-    result = apply.Result(0, 0, 0, ("blocks 1-1 could not be taken offline",), True)
+    last = rule("online-safe", on_shortfall="halt", exposed_max="99%")
+    decision = engine.decide(policy(otherwise=last, sources=("none",)), snapshot((), size=0))
+    result = apply.Result(
+        0, 0, 0, (Note("not-offline", "blocks 1-1 could not be taken offline"),), missed=False, exposed=True
+    )
     assert "could not be taken offline" in boot._shortfall(decision, result, [], dict.fromkeys(account.KINDS, 0))
 
 

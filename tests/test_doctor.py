@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from safemem.boot import main as boot
-from safemem.boot import probe, record
+from safemem.boot import paths, record
 from safemem.boot.model import Rule
 from safemem.cli import main
 from safemem.host import doctor
 from safemem.initramfs.cpio import Archive
 from tests.fakes import make_root
-from tests.test_boot import guarded, install
+from tests.kit import guarded, install
 
 POLICIES = Path(__file__).parent.parent / "policies"
 
@@ -41,8 +41,6 @@ def healthy(base: Path, **options: object) -> Path:
     (root / "run/safemem/masked").touch()
     assert boot.main(["--root", str(root)]) == 0
     pack(root, (root / boot.POLICY).read_bytes())
-    # A plain file keeps the tail of what was longer.
-    (root / "sys/devices/system/memory/auto_online_blocks").write_text("offline\n")
     return root
 
 
@@ -208,7 +206,7 @@ def test_a_guard_that_could_be_overwritten(tmp_path: Path) -> None:
 def test_kdump_where_the_kernel_cannot_forbid_it(tmp_path: Path) -> None:
     """Before Linux 6.3 a kdump unit that is there and not masked is severe; what online-all left to kdump is its own."""
     root = guarded(tmp_path / "a", "online-safe")
-    (root / probe.LOAD_LIMIT).unlink()
+    (root / paths.LOAD_LIMIT).unlink()
     put("usr/lib/systemd/system/kdump-tools.service", "")(root)
     found = [item for item in doctor.examine(str(root)) if item.code == "crash-kernel-allowed"]
     assert [item.message for item in found] == [

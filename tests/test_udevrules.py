@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safemem.realroot import udevrules
-from tests.vm.test_udev import VENDOR
+from tests.vm.kit import VENDOR
 
 ROOT = Path(__file__).resolve().parent.parent
 

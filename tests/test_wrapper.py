@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from safemem.boot.model import Failure
-from safemem.initramfs import build
+from safemem.initramfs import on_failure
 
 TEMPLATE = (Path(__file__).resolve().parent.parent / "safemem/initramfs/files/boot.sh").read_text()
 STOPPED = "safemem: this boot stops here: reset the machine"
-RESULT = '{"kind":"decision","result":{"complete":true}}'
+RESULT = "SAFEMEM_FINISHED=yes"
 
 
 @pytest.fixture(
@@ -47,7 +47,7 @@ class Machine:
             loader.write_text(f"#!/bin/sh\nSTATE={base}/run/safemem\n{program}\n")
             loader.chmod(0o755)
         self.boot = base / "usr/lib/safemem/boot"
-        self.boot.write_bytes(build.wrapper(failure, TEMPLATE, str(base)))
+        self.boot.write_bytes(on_failure.wrapper(failure, str(base)))
 
     def run(self, *words: str, send: int = 0) -> tuple[int | None, list[str]]:
         """Return the exit status, None for a boot that was stopped, and what was said."""
@@ -92,8 +92,10 @@ def stopped(machine: Machine, reason: str, said: list[str], action: str = "panic
         ("kill -9 $$", "the program ended with status 137"),
         ("kill -11 $$", "the program ended with status 139"),
         ("exit 0", "the program ended without a decision"),
-        ("echo '{\"kind\":\"decision\",\"result\":null}' >$STATE/decision.json", "the program ended without a decision"),
-        ("mkdir $STATE/decision.json", "the program ended without a decision"),
+        ("echo SAFEMEM_FINISHED=no >$STATE/decision.env", "the program ended without a decision"),
+        ("echo '{\"result\":{\"complete\":true}}' >$STATE/decision.json", "the program ended without a decision"),
+        ("echo 'SAFEMEM_WHY=SAFEMEM_FINISHED=yes' >$STATE/decision.env", "the program ended without a decision"),
+        ("mkdir $STATE/decision.env", "the program ended without a decision"),
     ],
 )  # fmt: skip
 def test_failures_end_in_on_failure(tmp_path: Path, shell: list[str], program: str | None, reason: str) -> None:
@@ -126,7 +128,7 @@ def test_halt_decided_by_the_policy(tmp_path: Path, shell: list[str]) -> None:
 
 def test_success(tmp_path: Path, shell: list[str]) -> None:
     """Only a decision that was carried out lets the boot go on; a stale one from before does not count."""
-    machine = Machine(tmp_path, shell, f"echo '{RESULT}' >$STATE/decision.json", Failure("panic"))
+    machine = Machine(tmp_path, shell, f"echo '{RESULT}' >$STATE/decision.env", Failure("panic"))
     assert machine.run() == (0, [])
     assert (machine.root / "proc/sysrq-trigger").read_text() == ""
 
@@ -160,9 +162,7 @@ def test_hang_after_progress(tmp_path: Path, shell: list[str]) -> None:
 
 def test_slow_work_is_not_a_hang(tmp_path: Path, shell: list[str]) -> None:
     """Onlining terabytes takes longer than the deadline; a program that counts is left alone."""
-    work = (
-        f"for n in 1 2 3 4 5 6 7; do echo $n >$STATE/progress; sleep 0.5; done; echo '{RESULT}' >$STATE/decision.json"
-    )
+    work = f"for n in 1 2 3 4 5 6 7; do echo $n >$STATE/progress; sleep 0.5; done; echo '{RESULT}' >$STATE/decision.env"
     machine = Machine(tmp_path, shell, work, Failure("panic", deadline=1))
 
     assert machine.run() == (0, [])

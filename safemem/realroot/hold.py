@@ -14,7 +14,9 @@ import os
 import subprocess
 import sys
 
-from safemem.boot import apply, record
+from safemem.boot import files, record
+from safemem.boot.console import ALERT, say
+from safemem.boot.hold import ONLINE_WORD, UDEV_RUN, UNITS_RUN, mask
 from safemem.realroot import udevrules
 
 #: What was hidden here, one path a line, a mount marked by `mount `. /run outlives udev and us.
@@ -32,7 +34,7 @@ def main(argv: list[str]) -> int:
     except Exception as error:  # whatever it is: nothing was masked for certain
         problems = [f"this system's udev rules could not be masked, so they may online held memory: {error}"]
     for text in problems:
-        apply.say(root, 1, text)
+        say(root, ALERT, text)
         sys.stderr.write(f"safemem: {text}\n")
     if problems:
         _note(root, problems)
@@ -48,27 +50,27 @@ def hold(root: str) -> list[str]:
     if _released(root):
         return []
     problems = []
-    files = {item.file for item in udevrules.find(root)}
-    names = sorted({os.path.basename(path) for path in files} | set(udevrules.KNOWN))
+    found = {item.file for item in udevrules.find(root)}
+    names = sorted({os.path.basename(path) for path in found} | set(udevrules.KNOWN))
     done = _masked(root)
     for name in names:
-        link, own = f"{apply.UDEV_RUN}/{name}", f"etc/udev/rules.d/{name}"
+        link, own = f"{UDEV_RUN}/{name}", f"etc/udev/rules.d/{name}"
         if os.path.lexists(os.path.join(root, own)):
             line, trouble = f"mount {own}", "" if f"mount {own}" in done else _cover(os.path.join(root, own))
         else:
-            line, trouble = link, "".join(apply.mask(root, [name]))
+            line, trouble = link, "".join(mask(root, [name]))
         problems += [trouble] if trouble else []
         done += [line] if line not in done and not trouble else []
     for unit in UNITS:
-        path = os.path.join(root, apply.UNITS_RUN, unit)
+        path = os.path.join(root, UNITS_RUN, unit)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             if not os.path.lexists(path):
                 os.symlink("/dev/null", path)
-                done.append(f"{apply.UNITS_RUN}/{unit}")
+                done.append(f"{UNITS_RUN}/{unit}")
         except OSError as error:
             problems.append(f"unit {unit} could not be masked: {(error.strerror or str(error)).lower()}")
-    record.write(root, "".join(f"{line}\n" for line in done), MASKED)
+    files.replace(root, MASKED, "".join(f"{line}\n" for line in done))
     # What is in force afterwards is what counts, not what was tried.
     for rule in udevrules.find(root):
         problems.append(f"{rule.file}:{rule.line} still onlines memory, although it was to be masked: {rule.what}")
@@ -94,7 +96,7 @@ def release(root: str) -> list[str]:
             left.append(line)
             problems.append(f"{line.removeprefix('mount ')} stays masked: {(error.strerror or str(error)).lower()}")
     if left:
-        record.write(root, "".join(f"{line}\n" for line in left), MASKED)
+        files.replace(root, MASKED, "".join(f"{line}\n" for line in left))
     elif os.path.lexists(os.path.join(root, MASKED)):
         os.unlink(os.path.join(root, MASKED))
     return problems
@@ -102,17 +104,10 @@ def release(root: str) -> list[str]:
 
 def _released(root: str) -> bool:
     """Return whether nothing is held, or nothing was done in a dry run; what cannot be read counts as held."""
-    try:
-        with open(os.path.join(root, record.RECORD), encoding="utf-8") as file:
-            if json.load(file)["result"].get("dry_run") is True:
-                return True
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # the other file decides
-    try:
-        with open(os.path.join(root, record.ARRIVALS), encoding="utf-8") as file:
-            return file.readline().strip() in {f"SAFEMEM_ARRIVALS={word}" for word in apply.ONLINE_WORD.values()}
-    except (OSError, UnicodeDecodeError):
-        return False
+    lines = (files.text(root, record.ENV) or "").splitlines()
+    if "SAFEMEM_DRY_RUN=yes" in lines:
+        return True
+    return any(f"SAFEMEM_ARRIVALS={word}" in lines for word in ONLINE_WORD.values())
 
 
 def _masked(root: str) -> list[str]:
@@ -142,6 +137,6 @@ def _note(root: str, problems: list[str]) -> None:
         result = document["result"] or {}
         old = [text for text in result.get("problems", []) if text not in problems]
         document["result"] = {**result, "complete": False, "problems": [*old, *problems]}
-        record.write(root, json.dumps(document, separators=(",", ":")) + "\n")
+        files.replace(root, record.RECORD, json.dumps(document, separators=(",", ":")) + "\n")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        apply.say(root, 1, f"the record could not be completed: {error}")
+        say(root, ALERT, f"the record could not be completed: {error}")

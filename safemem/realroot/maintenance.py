@@ -10,7 +10,7 @@ import json
 import os
 import sys
 
-from safemem.boot import record
+from safemem.boot import files, record
 
 ISSUE, MOTD = "run/issue.d/safemem.issue", "run/motd.d/safemem"
 CONSOLES = "sys/class/tty/console/active"
@@ -57,7 +57,7 @@ def announce(root: str, message: str) -> list[str]:
     problems = []
     for path, data in ((ISSUE, message.replace("\\", "\\\\")), (MOTD, message)):  # getty(8) has escapes
         try:
-            record.write(root, data, path)
+            files.replace(root, path, data)
         except OSError as error:
             problems.append(f"/{path}: {(error.strerror or 'cannot be written').lower()}")
     try:

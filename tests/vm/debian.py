@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.vm import harness
-from tests.vm.guests import SHELL, archive
+from tests.vm.kit import SHELL, archive
 
 SUITES = ("bookworm", "trixie")
 _PACKAGES = ("systemd", "systemd-sysv", "udev", "kmod", "python3")
@@ -174,7 +174,7 @@ def initrd(
     """Return an initrd that runs `early`, then switches to the Debian root, where `script` runs after coldplug.
 
     Args:
-        early: shell, with what guests.SHELL has; may call `handover` in stage 1. /run is a tmpfs that both share.
+        early: shell, with what kit.SHELL has; may call `handover` in stage 1. /run is a tmpfs that both share.
         script: shell in the root, with the same functions; what it reports is the verdict.
         policy: the text of a policy; safemem's archive with it is appended.
         files: put into the root, by path.

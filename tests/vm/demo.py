@@ -12,9 +12,9 @@ import re
 import sys
 from pathlib import Path
 
-from safemem.policy.language import PolicyError
+from safemem.policy.load import PolicyError
 from tests.vm import harness
-from tests.vm.guests import initrd
+from tests.vm.kit import initrd
 
 SCRIPT = f"""
 mount -t debugfs d /sys/kernel/debug

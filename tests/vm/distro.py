@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.test_package import build
+from tests.kit import build_deb
 from tests.vm import debian, harness
-from tests.vm.guests import SHELL
+from tests.vm.kit import SHELL
 
 #: Suite and package that makes the initramfs.
 MAKERS = (("bookworm", "initramfs-tools"), ("bookworm", "dracut"), ("trixie", "dracut"))
@@ -177,7 +177,7 @@ def package(suite: str, folder: Path) -> Path:
     """Return the package for `suite`, built once."""
     with suppress(StopIteration):
         return next(folder.glob("*deb12*.deb" if suite == "bookworm" else "*deb13*.deb"))
-    return build(suite, folder)
+    return build_deb(suite, folder)
 
 
 def boot(

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem.boot.model import parse_range
+from safemem.boot.ranges import parse_range
 from safemem.outgoing import layout
-from tests.vm import guests, harness
+from tests.vm import harness, kit
 from tests.vm.distro import version
 
 OUT = harness.REPOSITORY / "docs/pages.md"
@@ -67,25 +67,25 @@ def advised(machine: Machine) -> layout.Layout:
 
 @functools.cache
 def _advised(boot: int, nodes: int) -> layout.Layout:
-    script = guests.SHELL + "mount -t debugfs d /sys/kernel/debug\nmachine\n"
-    initrd = harness.image(script, archive=guests.archive(guests.policy_text()))
+    script = kit.SHELL + "mount -t debugfs d /sys/kernel/debug\nmachine\n"
+    initrd = harness.image(script, archive=kit.archive(kit.policy_text()))
     result = harness.run(
         f"layout-{boot}", initrd, boot_mib=boot, nodes=nodes, dimm_mib=0, timeout=600
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        return layout.advise(guests.machine_root(result, Path(folder)))
+        return layout.advise(kit.machine_root(result, Path(folder)))
 
 
 def row(machine: Machine, next_kernel: str, protection: str) -> Row:
     """Boot one guest and count."""
     first, second = NEXT[next_kernel]
     quarantine = 'boot_memory = "offline"' if protection in (QUARANTINE, BOTH) else ""
-    text = guests.policy_text("online-safe", extra=quarantine)
+    text = kit.policy_text("online-safe", extra=quarantine)
     append = {
         NOTHING: "",
         QUARANTINE: "$(echo $arguments | tr ' ' '\\n' | grep ^safemem.safe=)",
     }.get(protection, "$arguments" + (" nokaslr" if second == "no-kho" else ""))
-    script = f"""{guests.SHELL}
+    script = f"""{kit.SHELL}
 mount -t debugfs d /sys/kernel/debug
 if [ "$stage" = 1 ]; then
     arguments
@@ -115,7 +115,7 @@ report filled "$(fill {machine.boot})"
 
         result = harness.run(
             f"pages-{machine.boot}-{second}-{protection}".replace(" ", "-"),
-            harness.image(script, archive=guests.archive(text), next_kernel=second),
+            harness.image(script, archive=kit.archive(text), next_kernel=second),
             kernel_name=first, next_kernel=second, boot_mib=machine.boot, nodes=machine.nodes, dimm_mib=0,
             cmdline=advised(machine).argument, memory=memory, checkpoint=count, timeout=900,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm import harness
-from tests.vm.guests import ALL_ONLINE, BLOCK, DIMM, HELD, decided, initrd, policy_text, simulated, snapshot, span
+from tests.vm.kit import ALL_ONLINE, BLOCK, DIMM, HELD, decided, initrd, policy_text, simulated, snapshot, span
 
 pytestmark = pytest.mark.vm
 

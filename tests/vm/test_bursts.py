@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from tests.vm import harness
-from tests.vm.guests import HELD, initrd, policy_text
-from tests.vm.test_hold import COMMAND, SHARE
+from tests.vm.kit import COMMAND, HELD, SHARE, initrd, policy_text
 
 pytestmark = pytest.mark.vm
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from packages import tree
+from packages.deb import PACKAGES
 from tests.vm import debian, harness
-from tests.vm.guests import ALL_ONLINE, HELD, decided, policy_text
-from tests.vm.test_udev import VENDOR
+from tests.vm.kit import ALL_ONLINE, HELD, SITE, VENDOR, decided, policy_text
 
 pytestmark = pytest.mark.vm
 
@@ -30,20 +31,16 @@ def test_without_safemem_the_real_root_onlines_everything(suite: str) -> None:
     assert result.report["dimm"].split() == [ALL_ONLINE]
 
 
-#: In the real root only: no archive knew of it, and in /etc it wins over any mask in /run.
-SITE = 'SUBSYSTEM=="memory", ACTION=="add|change", \\\n  ATTR{state}="online_movable"\n'
 PYTHON = "/usr/bin/python3 -I -S -c \"import sys; sys.path.insert(0, '/usr/lib/python3/dist-packages'); "
 
 
 def installed() -> dict[str, bytes]:
     """Return safemem's files in a real root, and rules that online memory in every folder."""
     base = harness.REPOSITORY
-    package = {
-        f"usr/lib/python3/dist-packages/{path.relative_to(base)}": path.read_bytes()
-        for path in (base / "safemem").rglob("*.py")
-    }
+    package = {f"{PACKAGES}/{path.relative_to(base)}": path.read_bytes() for path in (base / "safemem").rglob("*.py")}
     return {
         **package,
+        **{path: text.encode() for path, text in tree.programs(PACKAGES, PACKAGES).items()},
         "usr/lib/udev/rules.d/60-safemem.rules": (base / "udev/60-safemem.rules").read_bytes(),
         "usr/lib/systemd/system/safemem-hold.service": (base / "systemd/safemem-hold.service").read_bytes(),
         "etc/systemd/system/sysinit.target.d/safemem.conf": b"[Unit]\nWants=safemem-hold.service\n",

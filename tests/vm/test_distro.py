@@ -17,12 +17,12 @@ from click.testing import CliRunner
 
 from safemem.boot.model import Failure
 from safemem.cli import main
-from safemem.initramfs.build import PREFIX
-from safemem.initramfs.check import inside, unit_files
+from safemem.initramfs.check import inside
 from safemem.initramfs.cpio import Archive
+from safemem.initramfs.items import PREFIX
+from safemem.initramfs.on_failure import unit_files
 from tests.vm import distro, harness
-from tests.vm.guests import ALL_ONLINE, HELD, decided, policy_text
-from tests.vm.test_evidence import RAMOOPS
+from tests.vm.kit import ALL_ONLINE, HELD, RAMOOPS, decided, policy_text
 
 pytestmark = pytest.mark.vm
 

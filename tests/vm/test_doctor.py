@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from safemem.initramfs.cpio import Archive
-from tests.test_package import build, contents
+from tests.kit import build_deb, contents
 from tests.vm import debian, harness
-from tests.vm.guests import HELD, archive, policy_text
-from tests.vm.test_debian_hold import SITE
+from tests.vm.kit import HELD, SITE, archive, policy_text
 
 pytestmark = pytest.mark.vm
 
@@ -37,7 +36,7 @@ def test_faults_are_found_and_remedied(tmp_path: Path) -> None:
     """
     early = f"[ \"$stage\" = 2 ] || handover '{harness.CMDLINE}'\ndecide\n"
     files = {
-        **contents(build("bookworm", tmp_path), tmp_path),
+        **contents(build_deb("bookworm", tmp_path), tmp_path),
         "etc/systemd/system/sysinit.target.d/safemem.conf": b"[Unit]\nWants=safemem-hold.service\n",
         "etc/safemem/policy.toml": text.encode(),
         "initrd.unstarted": archive(text),

@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.vm import harness
-from tests.vm.guests import initrd, policy_text
-from tests.vm.test_hold import COMMAND, SHARE
+from tests.vm.kit import COMMAND, RAMOOPS, SHARE, initrd, policy_text
 
 pytestmark = pytest.mark.vm
-
-#: 1 MiB that neither the kernel nor its allocator may touch (memmap=, ramoops: Documentation/admin-guide).
-RAMOOPS = "memmap=1M$0x18000000 ramoops.mem_address=0x18000000 ramoops.mem_size=0x100000 ramoops.record_size=0x8000 ramoops.console_size=0x8000"
 
 
 def test_a_panic_is_found_in_the_next_boot(tmp_path: Path) -> None:

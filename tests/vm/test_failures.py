@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.vm import harness
-from tests.vm.guests import initrd, policy_text
+from tests.vm.kit import initrd, policy_text
 
 pytestmark = pytest.mark.vm
 

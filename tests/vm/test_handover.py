@@ -10,7 +10,7 @@ import pytest
 
 from safemem.boot import engine
 from tests.vm import harness
-from tests.vm.guests import ALL_ONLINE, HELD, initrd, policy_text, simulated, snapshot
+from tests.vm.kit import ALL_ONLINE, HELD, initrd, policy_text, simulated, snapshot
 
 pytestmark = pytest.mark.vm
 

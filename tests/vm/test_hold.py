@@ -4,27 +4,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.vm import harness
-from tests.vm.guests import BLOCK, HELD, initrd, policy_text, span
-from tests.vm.test_udev import PLUG
+from tests.vm.kit import BLOCK, COMMAND, HELD, PLUG, SAFEMEM, SHARE, initrd, policy_text, span
 
 pytestmark = pytest.mark.vm
-
-#: The command in this machine's own environment.
-SAFEMEM = f"{Path(sys.executable).parent}/safemem"
-SHARE = ("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap")
-#: The kernel's file systems over those of the share, then the command as an operator would call it.
-COMMAND = f"""
-mkdir -p /host
-mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose host /host
-for folder in proc sys run dev; do mount --bind /$folder /host/$folder; done
-safemem() {{ PYTHONDONTWRITEBYTECODE=1 chroot /host {SAFEMEM} "$@" >/tmp/out 2>&1; code=$?; }}
-"""
 
 
 def daemon(text: str, script: str) -> str:

@@ -6,18 +6,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from safemem.boot import account
-from safemem.boot.model import Range, parse_range
 from tests.vm import harness
-from tests.vm.guests import ALL_ONLINE, BLOCK, HELD, SHELL, initrd, policy_text, simulated
+from tests.vm.kit import ALL_ONLINE, HELD, SHELL, START, initrd, kinds, policy_text, simulated
 
 pytestmark = pytest.mark.vm
 
-START = f"CMDLINE='{harness.CMDLINE}'\nmount -t debugfs d /sys/kernel/debug\n"
 #: 4 KiB pages in one MiB.
 PAGES = 256
 
@@ -229,19 +226,6 @@ def test_boot_memory_is_taken_offline() -> None:
     assert document["totals"]["quarantined"] == offline << 27
     assert f"safemem: {account.totals_text(document['totals'])}" in result.serial
     print(f"{offline} of 8 boot blocks taken offline: {outcome['problems']}")
-
-
-def kinds(shares: list[dict[str, Any]], numbers: range) -> list[set[str]]:
-    """Return what the account calls each block's bytes."""
-    found = []
-    for number in numbers:
-        block, mine = Range(number * BLOCK, (number + 1) * BLOCK), set()
-        for item in shares:
-            area = parse_range(item["range"])
-            if area.start < block.end and block.start < area.end:
-                mine.add(item["kind"])
-        found.append(mine)
-    return found
 
 
 def test_a_foreign_crash_kernel_is_left_alone() -> None:

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_package import RELEASES, build, contents
+from tests.kit import RELEASES, build_deb, contents
 from tests.vm import debian, harness
-from tests.vm.guests import ALL_ONLINE, HELD, initrd, policy_text
-from tests.vm.test_debian_hold import SITE
-from tests.vm.test_evidence import RAMOOPS
+from tests.vm.kit import ALL_ONLINE, HELD, RAMOOPS, SITE, initrd, policy_text
 
 pytestmark = pytest.mark.vm
 
@@ -24,7 +22,7 @@ def test_install_upgrade_remove(release: str, tmp_path: Path) -> None:
     """In a root of the release: it runs, keeps an operator's policy over an upgrade, and leaves nothing behind."""
     if os.geteuid():
         pytest.fail("this test calls chroot: run it as root")
-    package = build(release, tmp_path)
+    package = build_deb(release, tmp_path)
     tree = tmp_path / "tree"
     subprocess.run(["unsquashfs", "-q", "-n", "-d", tree, debian.root(release)], check=True, capture_output=True)
     (tree / "safemem.deb").write_bytes(package.read_bytes())
@@ -59,7 +57,7 @@ def test_install_upgrade_remove(release: str, tmp_path: Path) -> None:
 
 def test_units_in_two_boots(tmp_path: Path) -> None:
     """The unit keeps the decision on the disk and in the journal; a boot that panics next is found in systemd's archive."""
-    files = contents(build("bookworm", tmp_path), tmp_path)
+    files = contents(build_deb("bookworm", tmp_path), tmp_path)
     files["etc/systemd/system/sysinit.target.d/safemem.conf"] = b"[Unit]\nWants=safemem-record.service\n"
     script = """
     until [ "$(systemctl show -p ActiveState --value safemem-record.service)" != activating ]; do sleep 1; done
@@ -118,7 +116,7 @@ shown() { report "$1" "$(systemctl show -p ActiveState,Result,ExecMainStatus,NRe
 def test_watch_unit(tmp_path: Path) -> None:
     """It comes back when it is killed, not with another policy; what a rule of udev onlines is named and reverted; then a release."""
     text = policy_text(extra='if_onlined = "offline"')
-    files = contents(build("bookworm", tmp_path), tmp_path)
+    files = contents(build_deb("bookworm", tmp_path), tmp_path)
     files["etc/systemd/system/sysinit.target.d/safemem.conf"] = b"[Unit]\nWants=safemem-hold.service\n"
     files["etc/safemem/policy.toml"] = text.encode()
     files["late"] = SITE.encode()
@@ -174,7 +172,7 @@ def test_watch_unit(tmp_path: Path) -> None:
 def test_watch_unit_in_a_dry_run(tmp_path: Path) -> None:
     """It says that nothing is in force and ends well, once; what is offline stays so."""
     text = policy_text().replace('name = "vm"', 'name = "vm"\nallow_cmdline_override = true')
-    files = contents(build("bookworm", tmp_path), tmp_path)
+    files = contents(build_deb("bookworm", tmp_path), tmp_path)
     files["etc/safemem/policy.toml"] = text.encode()
     script = f"""
     {SHOWN}

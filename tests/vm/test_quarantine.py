@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from safemem.boot.model import Range, parse_range
+from safemem.boot.ranges import Range, parse_range
 from tests.vm import harness
-from tests.vm.guests import BLOCK, HELD, initrd, policy_text, simulated
-from tests.vm.test_memory import START, kinds
+from tests.vm.kit import BLOCK, HELD, START, initrd, kinds, policy_text, simulated
 
 pytestmark = pytest.mark.vm
 

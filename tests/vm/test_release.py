@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm import debian, harness
-from tests.vm.guests import initrd, policy_text, span
-from tests.vm.test_hold import COMMAND, SAFEMEM, SHARE
+from tests.vm.kit import COMMAND, SAFEMEM, SHARE, initrd, policy_text, span
 
 pytestmark = pytest.mark.vm
 

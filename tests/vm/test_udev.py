@@ -9,17 +9,10 @@ from typing import Any
 import pytest
 
 from tests.vm import harness
-from tests.vm.guests import ALL_ONLINE, HELD, SHELL, decided, initrd, policy_text, span
+from tests.vm.kit import ALL_ONLINE, HELD, PLUG, SHELL, VENDOR, decided, initrd, policy_text, span
 
 pytestmark = pytest.mark.vm
 
-#: Files of the names that are known, each with one way to online memory, in our words.
-VENDOR = {
-    "40-redhat.rules": 'SUBSYSTEM=="memory", ACTION=="add", ATTR{state}=="offline", ATTR{state}="online"\n',
-    "40-vm-hotadd.rules": 'SUBSYSTEM=="memory", ACTION=="add", DEVPATH=="/devices/system/memory/memory[0-9]*", ATTR{state}="online"\n',
-    "80-hotplug-cpu-mem.rules": 'SUBSYSTEM=="memory", ACTION=="add", RUN+="/bin/sh -c \'echo online > /sys$devpath/state\'"\n',
-    "90-daxctl-device.rules": 'SUBSYSTEM=="dax", ACTION=="add", TAG+="systemd", ENV{SYSTEMD_WANTS}="daxdev-reconfigure@$env{DEVNAME}.service"\n',
-}
 UDEV = r"""
 mkdir -p /run/udev /lib/systemd /etc
 ln -sf /bin/udevadm /lib/systemd/systemd-udevd
@@ -42,10 +35,6 @@ plugged() {
     report grown "$grown"
 }
 """
-PLUG: list[dict[str, Any]] = [
-    {"execute": "object-add", "arguments": {"qom-type": "memory-backend-ram", "id": "more", "size": 1 << 30}},
-    {"execute": "device_add", "arguments": {"driver": "pc-dimm", "id": "dimm1", "memdev": "more"}},
-]
 #: A virtio-mem device with blocks 64 to 87, empty until GROW.
 VIRTIO_MEM = (
     "-object", "memory-backend-ram,id=plug,size=3G",

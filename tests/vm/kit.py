@@ -7,6 +7,7 @@ import base64
 import functools
 import io
 import json
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from safemem.boot import compiled
-from safemem.boot.model import Range, Snapshot, size_text
+from safemem.boot.model import Snapshot
+from safemem.boot.ranges import Range, parse_range, size_text
 from safemem.cli import main
 from safemem.host import reader
 from safemem.initramfs import build
-from safemem.policy import language
+from safemem.policy import compiler, load
 from tests.vm import harness
 from tests.vm.harness import Result
 
@@ -83,6 +84,34 @@ preserve() {
     report luo "$said"
 }
 """
+#: What most guests' scripts begin with.
+START = f"CMDLINE='{harness.CMDLINE}'\nmount -t debugfs d /sys/kernel/debug\n"
+#: The command in this machine's own environment.
+SAFEMEM = f"{Path(sys.executable).parent}/safemem"
+SHARE = ("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap")
+#: The kernel's file systems over those of the share, then the command as an operator would call it.
+COMMAND = f"""
+mkdir -p /host
+mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose host /host
+for folder in proc sys run dev; do mount --bind /$folder /host/$folder; done
+safemem() {{ PYTHONDONTWRITEBYTECODE=1 chroot /host {SAFEMEM} "$@" >/tmp/out 2>&1; code=$?; }}
+"""
+#: 1 MiB that neither the kernel nor its allocator may touch (memmap=, ramoops: Documentation/admin-guide).
+RAMOOPS = "memmap=1M$0x18000000 ramoops.mem_address=0x18000000 ramoops.mem_size=0x100000 ramoops.record_size=0x8000 ramoops.console_size=0x8000"
+#: Files of the names that are known, each with one way to online memory, in our words.
+VENDOR = {
+    "40-redhat.rules": 'SUBSYSTEM=="memory", ACTION=="add", ATTR{state}=="offline", ATTR{state}="online"\n',
+    "40-vm-hotadd.rules": 'SUBSYSTEM=="memory", ACTION=="add", DEVPATH=="/devices/system/memory/memory[0-9]*", ATTR{state}="online"\n',
+    "80-hotplug-cpu-mem.rules": 'SUBSYSTEM=="memory", ACTION=="add", RUN+="/bin/sh -c \'echo online > /sys$devpath/state\'"\n',
+    "90-daxctl-device.rules": 'SUBSYSTEM=="dax", ACTION=="add", TAG+="systemd", ENV{SYSTEMD_WANTS}="daxdev-reconfigure@$env{DEVNAME}.service"\n',
+}
+#: In the real root only: no archive knew of it, and in /etc it wins over any mask in /run.
+SITE = 'SUBSYSTEM=="memory", ACTION=="add|change", \\\n  ATTR{state}="online_movable"\n'
+#: Commands for QEMU that plug another DIMM, blocks 40 to 47.
+PLUG: list[dict[str, Any]] = [
+    {"execute": "object-add", "arguments": {"qom-type": "memory-backend-ram", "id": "more", "size": 1 << 30}},
+    {"execute": "device_add", "arguments": {"driver": "pc-dimm", "id": "dimm1", "memdev": "more"}},
+]
 
 
 def machine_root(result: Result, folder: Path) -> str:
@@ -119,7 +148,7 @@ def archive(text: str) -> bytes:
     """Return safemem's archive with the policy `text` in it."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vm.toml").write_text(text)
-        build.build(compiled.dump(language.read(Path(folder) / "vm.toml")), Path(folder) / "archive")
+        build.build(compiler.dump(load.read(Path(folder) / "vm.toml")), Path(folder) / "archive")
         return (Path(folder) / "archive").read_bytes()
 
 
@@ -175,3 +204,16 @@ def snapshot(result: Result) -> Snapshot:
 def span(first: int, last: int) -> str:
     """Return the addresses of blocks `first` to `last` as safemem writes them."""
     return str(Range(first * BLOCK, (last + 1) * BLOCK))
+
+
+def kinds(shares: list[dict[str, Any]], numbers: range) -> list[set[str]]:
+    """Return what the account calls each block's bytes."""
+    found = []
+    for number in numbers:
+        block, mine = Range(number * BLOCK, (number + 1) * BLOCK), set()
+        for item in shares:
+            area = parse_range(item["range"])
+            if area.start < block.end and block.start < area.end:
+                mine.add(item["kind"])
+        found.append(mine)
+    return found
