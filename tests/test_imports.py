@@ -63,7 +63,7 @@ def test_every_folder_has_a_rule() -> None:
     """Nothing lies beside the rooms, and importing the package or a room costs nothing."""
     found = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
 
-    assert found == {*ROOMS, "__init__.py"}
+    assert found == {*ROOMS, "__init__.py", "py.typed"}
     assert [path for path in PACKAGE.glob("*/__init__.py") if path.read_bytes() and path.parent.name != "cli"] == []
     assert (PACKAGE / "__init__.py").read_bytes() == b""
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -116,7 +115,7 @@ def test_scripts_that_lost_a_mark() -> None:
             on_failure.with_value(script, "s", "B", "")
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.needs("systemd-analyze")
 def test_units_verify(tmp_path: Path) -> None:
     """systemd itself understands every line."""
     for path, data in on_failure.units(Failure("reboot")).items():
