@@ -32,7 +32,8 @@ UNIT_LINES = {
 
 def gate(failure: Failure) -> bytes:
     """Return what an init that is a shell script sources; it knows `on_failure` too, for a wrapper that is not there."""
-    return with_value(shipped("gate.sh"), "gate.sh", "KEYS", " ".join(KEYS[failure.action]))
+    script = with_value(shipped("gate.sh"), "gate.sh", "ACTION", failure.action)
+    return with_value(script, "gate.sh", "KEYS", " ".join(KEYS[failure.action]))
 
 
 def wrapper(failure: Failure, root: str = "") -> bytes:
