@@ -1,8 +1,7 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: MIT
 """Build the Debian package for one release of Debian, without its tools for sources.
 
-    build.py bookworm|trixie [-o FOLDER] [--wheels FOLDER]
+    python3 -m packages.deb bookworm|trixie [-o FOLDER] [--wheels FOLDER]
 
 Debian 12 has pydantic 1 and safemem needs 2: what safemem needs beyond the standard library comes
 along in /usr/lib/safemem/vendor, as wheels for that release's Python. Nothing else sees it.
@@ -17,41 +16,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
-import zipfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-TREE = HERE.parent
+from packages import tree
+from packages.tree import PIP, PROJECT, TREE, UNITS, put
+
 #: Release: version of its Python, the next one, suffix of ours.
 RELEASES = {"bookworm": ("3.11", "3.12", "deb12u1"), "trixie": ("3.13", "3.14", "deb13u1")}
 VENDOR = "usr/lib/safemem/vendor"
 PACKAGES = "usr/lib/python3/dist-packages"
-PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-#: Source below the tree, target folder, mode.
-FILES = (
-    ("systemd/*.service", "usr/lib/systemd/system", 0o644),
-    ("systemd/*.target", "usr/lib/systemd/system", 0o644),
-    ("systemd/safemem-generator", "usr/lib/systemd/system-generators", 0o755),
-    ("systemd/*.timer", "usr/lib/systemd/system", 0o644),
-    ("udev/*.rules", "usr/lib/udev/rules.d", 0o644),
-    ("safemem/initramfs/files/initramfs-tools/safemem", "usr/share/initramfs-tools/hooks", 0o755),
-    ("safemem/initramfs/files/dracut/module-setup.sh", "usr/lib/dracut/modules.d/50safemem", 0o755),
-    ("policies/*.toml", "usr/share/safemem/policies", 0o644),
-    ("README.md", "usr/share/doc/safemem", 0o644),
-    ("packages/debian/copyright", "usr/share/doc/safemem", 0o644),
-)
-CONFFILE = "etc/safemem/policy.toml"
-#: Enabled when the package is first installed; the rest is for the operator, or started by others.
-UNITS = ("safemem-hold.service", "safemem-record.service", "safemem-metrics.timer", "safemem-watch.service")
-COMMAND = """#!/usr/bin/python3 -I
-import sys
-
-sys.path.insert(0, "/{modules}")
-from safemem.cli import main
-
-main()
-"""
 CONTROL = """Package: safemem
 Version: {version}
 Architecture: {architecture}
@@ -94,14 +67,13 @@ def main() -> None:
 
 def fill(stage: Path, release: str, scratch: Path, wheels: Path) -> str:
     """Put everything below `stage`; return the name of the package."""
-    project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
     python, below, suffix = RELEASES[release]
-    version = f"{project['version']}-1~{suffix}"
+    version = f"{PROJECT['version']}-1~{suffix}"
     architecture = subprocess.run(
         ["dpkg", "--print-architecture"], check=True, capture_output=True, text=True
     ).stdout.strip()
-    modules(stage, project["dependencies"], python, scratch, wheels)
-    ours(stage, VENDOR)
+    tree.fill(stage, "deb", PACKAGES, VENDOR, scratch)
+    vendored(stage / VENDOR, PROJECT["dependencies"], python, wheels)
     changes = f"""safemem ({version}) {release}; urgency=medium
 
   * See /usr/share/doc/safemem/README.md and the upstream changelog.
@@ -115,12 +87,15 @@ def fill(stage: Path, release: str, scratch: Path, wheels: Path) -> str:
     sizes = sum(path.stat().st_size for path in stage.rglob("*") if path.is_file())
     text = CONTROL.format(version=version, architecture=architecture, size=sizes // 1024, python=python, below=below)
     put(control / "control", text.encode())
-    put(control / "conffiles", f"/{CONFFILE}\n".encode())
+    put(control / "conffiles", f"/{tree.POLICY}\n".encode())
     # dracut and initramfs-tools both rebuild their images on it, when we come, change and go.
     put(control / "triggers", b"activate-noawait update-initramfs\n")
     for name in ("postinst", "prerm", "postrm"):
         script = (
-            (HERE / "debian" / name).read_text().replace("@UNITS@", " ".join(UNITS)).replace("@VENDOR@", f"/{VENDOR}")
+            (TREE / "packages/debian" / name)
+            .read_text()
+            .replace("@UNITS@", " ".join(UNITS))
+            .replace("@VENDOR@", f"/{VENDOR}")
         )
         put(control / name, script.encode(), 0o755)
     listing = subprocess.run(
@@ -131,28 +106,8 @@ def fill(stage: Path, release: str, scratch: Path, wheels: Path) -> str:
     return f"safemem_{version}_{architecture}.deb"
 
 
-def ours(stage: Path, modules: str) -> None:
-    """Put all of safemem but its Python package below `stage`; the command looks for modules in `modules` first."""
-    for pattern, folder, mode in FILES:
-        for source in sorted(TREE.glob(pattern)):
-            put(stage / folder / source.name, source.read_bytes(), mode)
-    put(stage / CONFFILE, (TREE / "policies/live-update-host.toml").read_bytes())
-    put(stage / "usr/bin/safemem", COMMAND.format(modules=modules).encode(), 0o755)
-    for name, text in manuals().items():
-        put(stage / f"usr/share/man/man{name[-1]}/{name}.gz", gzip.compress(text.encode(), mtime=0))
-
-
-def package(folder: Path, scratch: Path) -> None:
-    """Install safemem's Python package below `folder`."""
-    subprocess.run([*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", scratch, TREE], check=True)
-    with zipfile.ZipFile(next(scratch.glob("safemem-*.whl"))) as wheel:
-        wheel.extractall(folder)
-
-
-def modules(stage: Path, needed: list[str], python: str, scratch: Path, wheels: Path) -> None:
-    """Install safemem where Debian's Python looks, and what it needs where only safemem looks."""
-    package(stage / PACKAGES, scratch)
-    vendor = stage / VENDOR
+def vendored(vendor: Path, needed: list[str], python: str, wheels: Path) -> None:
+    """Install what safemem needs where only safemem looks."""
     place = ["--only-binary", ":all:", "--python-version", python, "--platform", "manylinux2014_x86_64"]
     if not wheels.exists():
         wheels.parent.mkdir(parents=True, exist_ok=True)
@@ -175,25 +130,11 @@ def modules(stage: Path, needed: list[str], python: str, scratch: Path, wheels: 
         shutil.rmtree(path)
         if keep:  # `importlib.metadata` asks for it
             put(keep, data)
-    for path in stage.rglob("*"):
+    for path in vendor.rglob("*"):
         if path.is_file():
             path.chmod(0o755 if path.suffix == ".sh" else 0o644)
             if path.suffix == ".so":
                 subprocess.run(["strip", "--strip-unneeded", path], check=True)
-
-
-def manuals() -> dict[str, str]:
-    """Return the manual pages, made from the commands themselves."""
-    out = subprocess.run([sys.executable, HERE / "man.py"], check=True, capture_output=True, text=True, cwd=TREE).stdout
-    command, policy = out.split("\f")
-    return {"safemem.1": command, "safemem-policy.5": policy}
-
-
-def put(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a file and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    path.chmod(mode)
 
 
 def date() -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Print safemem(1) and safemem-policy(5), a form feed between them: from the commands' help and the reference."""
+"""The manual pages: safemem(1) from the commands' help, safemem-policy(5) from the reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import click
 
 from safemem.cli import main as cli
 
-HERE = Path(__file__).resolve().parent
+TREE = Path(__file__).resolve().parent.parent
+EXIT_STATUS = (
+    "0 done, or all memory may be used; 1 failure; 2 usage; 3 an input is invalid; 4 memory is held back; "
+    "5 panic, reboot or halt; 6 unknown; 64 partly."
+)
+
+
+def pages() -> dict[str, str]:
+    """Return the pages by name, such as `safemem.1`, as roff."""
+    return {"safemem.1": command_page(), "safemem-policy.5": policy_page()}
 
 
 def roff(text: str) -> str:
@@ -43,9 +52,7 @@ def command_page() -> str:
         ".TP", "/usr/share/safemem/policies", "policies to begin with, each with its cases",
         ".TP", "/run/safemem/decision.json", "the record of this boot",
         ".TP", "/var/lib/safemem/history", "the records of earlier boots",
-        ".SH EXIT STATUS",
-        "0 done, or all memory may be used; 1 failure; 2 usage; 3 an input is invalid; 4 memory is held back; "
-        "5 panic, reboot or halt; 6 unknown; 64 partly.",
+        ".SH EXIT STATUS", EXIT_STATUS,
         ".SH SEE ALSO", ".BR safemem\\-policy (5),", ".BR chmem (8)",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -53,9 +60,12 @@ def command_page() -> str:
 
 def walk(command: click.Command, path: str) -> list[tuple[str, click.Command]]:
     """Return every command below `command` that does something, with its name in full."""
-    if isinstance(command, click.Group):
-        return [item for name, child in command.commands.items() for item in walk(child, f"{path} {name}")]
-    return [(path, command)]
+    if not isinstance(command, click.Group):
+        return [(path, command)]
+    # By the group's own methods: a group may load a command only when it is asked for.
+    context = click.Context(command)
+    children = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
+    return [item for name, child in children if child for item in walk(child, f"{path} {name}")]
 
 
 def policy_page() -> str:
@@ -65,7 +75,7 @@ def policy_page() -> str:
         "safemem\\-policy \\- which memory safemem may online, in TOML",
     ]  # fmt: skip
     code = False
-    for line in (HERE.parent / "docs/policy-language.md").read_text().splitlines():
+    for line in (TREE / "docs/policy-language.md").read_text().splitlines():
         if line.startswith("```"):
             code = not code
             lines.append(".nf" if code else ".fi")
@@ -82,8 +92,3 @@ def policy_page() -> str:
         else:
             lines.append(roff(line) if line else ".PP")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(command_page(), end="\f")
-    print(policy_page(), end="")

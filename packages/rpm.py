@@ -1,9 +1,8 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: MIT
 """Build the RPM from this tree, or put its files where rpmbuild wants them: what the Debian package has, differently.
 
-    build.py [-o FOLDER]
-    build.py --stage ROOT
+    python3 -m packages.rpm [-o FOLDER]
+    python3 -m packages.rpm --stage ROOT LISTING
 
 safemem's modules are private to it, and so one package serves every version of Python.
 """
@@ -15,58 +14,79 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-import deb as debian
-
-HERE = Path(__file__).resolve().parent
-TREE = HERE.parent
+from packages import tree
+from packages.tree import PROJECT, TREE, UNITS, put
 
 MODULES = "usr/lib/safemem/python"
 PRESET = "usr/lib/systemd/system-preset/80-safemem.preset"
-#: Of Debian only.
-WITHOUT = (
-    "usr/share/initramfs-tools/hooks/safemem",
-    "usr/share/doc/safemem/copyright",
-    "usr/share/doc/safemem/README.md",
-)
+MAN = "/usr/share/man/"
 
 
 def main() -> None:
     """Build the package and print where it is."""
     parser = argparse.ArgumentParser(description="Build the RPM.")
     parser.add_argument("-o", "--output", type=Path, default=TREE / "build")
-    parser.add_argument("--stage", type=Path, metavar="ROOT", help="only put the files below ROOT, for the spec")
+    parser.add_argument(
+        "--stage", type=Path, nargs=2, metavar=("ROOT", "LISTING"), help="only put the files below ROOT, for the spec"
+    )
     words = parser.parse_args()
     os.umask(0o022)
     with tempfile.TemporaryDirectory(prefix="safemem-rpm-") as scratch:
         if words.stage:
-            stage(words.stage, Path(scratch))
+            root, names = words.stage
+            stage(root, Path(scratch))
+            names.write_text("".join(f"{line}\n" for line in listing(root)))
             return
-        macros = {"_topdir": scratch, "_rpmdir": words.output.resolve(), "_rpmfilename": "%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm",
+        name = "%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm"
+        given = macros(Path(scratch) / "files")
+        given |= {"_topdir": scratch, "_rpmdir": str(words.output.resolve()), "_rpmfilename": name,
                   "_dbpath": f"{scratch}/db", "__python3": sys.executable}  # fmt: skip
-        defines = [word for name, value in macros.items() for word in ("--define", f"{name} {value}")]
-        spec = HERE / "rpm/safemem.spec"
+        defines = [word for key, value in given.items() for word in ("--define", f"{key} {value}")]
+        spec = str(TREE / "packages/rpm/safemem.spec")
         # Not the machine's RPM database but pip brought what the spec says is needed to build.
         command = ["rpmbuild", "-bb", "--nodeps", "--build-in-place", *defines, spec]
         subprocess.run(command, check=True, cwd=TREE, stdout=sys.stderr)
-        query = ["rpmspec", "-q", *defines, "--qf", macros["_rpmfilename"], spec]
-        name = subprocess.run(query, check=True, capture_output=True, text=True).stdout
-    print(words.output / name)
+        query = ["rpmspec", "-q", *defines, "--qf", name, spec]
+        built = subprocess.run(query, check=True, capture_output=True, text=True).stdout
+    print(words.output / built)
+
+
+def macros(files: Path) -> dict[str, str]:
+    """Return what the spec takes from the project, by macro; `files` is the LISTING."""
+    needs = (need.replace(">=", " >= ") for need in PROJECT["dependencies"])
+    return {
+        "safemem_version": PROJECT["version"],
+        "safemem_python": PROJECT["requires-python"].replace(">=", ">= "),
+        "safemem_needs": ", ".join(f"python3-{need}" for need in needs),
+        "safemem_modules": f"/{MODULES}",
+        "safemem_units": " ".join(UNITS),
+        "safemem_files": str(files),
+    }
 
 
 def stage(root: Path, scratch: Path) -> None:
     """Put everything below `root`."""
-    debian.ours(root, MODULES)
-    debian.package(root / MODULES, scratch)
-    for name in WITHOUT:
-        (root / name).unlink()
-    for unit in (root / "usr/lib/systemd/system").iterdir():
-        debian.put(unit, unit.read_text().replace(f"/{debian.PACKAGES}", f"/{MODULES}").encode())
-    debian.put(root / PRESET, "".join(f"enable {unit}\n" for unit in debian.UNITS).encode())
-    for path in (root / MODULES).rglob("*"):
-        if path.is_file():
-            path.chmod(0o755 if path.suffix == ".sh" else 0o644)
+    tree.fill(root, "rpm", MODULES, MODULES, scratch)
+    put(root / PRESET, "".join(f"enable {unit}\n" for unit in UNITS).encode())
+
+
+def listing(root: Path) -> Iterator[str]:
+    """Yield lines for `%files -f`: each file, and each folder that is ours, which stands for everything below it."""
+    policy = Path("/") / tree.POLICY
+    yield from (f"%dir {policy.parent}", f"%config(noreplace) {policy}")
+    for path in sorted(root.rglob("*")):
+        name = Path("/") / path.relative_to(root)
+        ours = path.is_file() or "safemem" in name.name
+        if (
+            ours
+            and policy.parent not in (name, *name.parents)
+            and not any("safemem" in part for part in name.parts[:-1])
+        ):
+            # rpmbuild may pack manual pages in another way.
+            yield f"{name.with_suffix('')}*" if str(name).startswith(MAN) else str(name)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
+
+pytest_plugins = ["tests.needs"]
 
 # A machine that boots guests beside the tests stalls any of them; what time a thing may take is the benchmark's business.
 settings.register_profile("safemem", deadline=None)
@@ -22,14 +25,14 @@ for number in (signal.SIGINT, signal.SIGHUP):
 def scope(nodeid: str) -> str:
     """Return what the test with this id shares a worker with: what they have in common is made once.
 
-    Tests of guests go wherever there is time, unless the id of their parameters ends in `@NAME`: then to the worker of that
-    name. Of all other files, the tests of one file stay together. A mark would say the same, but what xdist 3.8 makes of
-    `xdist_group` does not arrive under pytest 9, and a worker and the scheduler share nothing but ids.
+    Tests of guests go wherever there is time, those of any other file stay together. In any file, parameters whose id ends
+    in `@NAME` go to the worker of that name. A mark would say the same, but what xdist 3.8 makes of `xdist_group` does not
+    arrive under pytest 9, and workers and their scheduler share nothing but ids.
     """
-    if "/vm/" not in nodeid:
-        return nodeid.partition("::")[0]
-    _, at, name = nodeid.rpartition("@")
-    return name.removesuffix("]") if at else nodeid
+    named = re.search(r"@([\w.-]+)\]$", nodeid)
+    if named:
+        return named[1]
+    return nodeid if "/vm/" in nodeid else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -76,8 +79,12 @@ def lines(found: list[Cost]) -> list[str]:
     ]
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print what guests took."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests that passed have to say (`record_property("says", …)`), and what guests took."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "says":
+                terminalreporter.write_line(str(value))
     reports = [report for group in terminalreporter.stats.values() for report in group]
     found = costs([report for report in reports if isinstance(report, pytest.TestReport)])
     if found:

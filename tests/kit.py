@@ -17,25 +17,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from safemem.boot import compiled
 from safemem.boot import main as boot
-from safemem.boot.model import (
-    DERIVED,
-    FACTS,
-    UNKNOWN,
-    Blocks,
-    Condition,
-    Fact,
-    Failure,
-    Policy,
-    Range,
-    Rule,
-    Snapshot,
-    Term,
-)
-from safemem.initramfs import build, check
+from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Blocks, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
+from safemem.boot.ranges import Range
 from safemem.initramfs.cpio import Archive
-from safemem.policy import language
+from safemem.initramfs.items import PREFIX
+from safemem.initramfs.on_failure import unit_files
+from safemem.policy import compiler, load
 from tests.fakes import BLOCK, make_root
 from tests.vm.harness import CACHE
 
@@ -110,7 +98,7 @@ def install(root: Path, *rules: Rule, otherwise: str | Rule, **more: Any) -> Non
     path = root / boot.POLICY
     path.parent.mkdir(parents=True)
     (root / boot.MASKS).write_text("40-vendor.rules\n")
-    path.write_bytes(compiled.dump(policy(*(rules or (NEVER,)), otherwise=otherwise, **more)))
+    path.write_bytes(compiler.dump(policy(*(rules or (NEVER,)), otherwise=otherwise, **more)))
 
 
 def guarded(base: Path, action: str, keep: str = "", **options: Any) -> Path:
@@ -138,13 +126,13 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 def base() -> dict[str, bytes]:
     """Return what every initramfs with safemem has, by path."""
-    data = compiled.dump(language.read(POLICY))
-    return {f"{build.PREFIX}/policy.json": data, f"{build.PREFIX}/boot": b"#!/bin/sh\n"}
+    data = compiler.dump(load.read(POLICY))
+    return {f"{PREFIX}/policy.json": data, f"{PREFIX}/boot": b"#!/bin/sh\n"}
 
 
 def units(action: str = "panic") -> dict[str, bytes]:
     """Return what an initramfs with systemd has more, by path, for an `on_failure` of `action`."""
-    return {**check.unit_files(Failure(action)), "usr/lib/systemd/systemd": b""}
+    return {**unit_files(Failure(action)), "usr/lib/systemd/systemd": b""}
 
 
 # ---- Packages
@@ -155,8 +143,8 @@ def build_deb(release: str, folder: Path) -> Path:
     # The modules of other people are downloaded once for each list of them.
     needed = repr(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"])
     wheels = CACHE / "wheels" / f"{release}-{hashlib.sha256(needed.encode()).hexdigest()[:16]}"
-    words = [sys.executable, str(REPOSITORY / "packages/deb.py"), release, "-o", str(folder), "--wheels", str(wheels)]
-    return Path(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+    words = [sys.executable, "-m", "packages.deb", release, "-o", str(folder), "--wheels", str(wheels)]
+    return Path(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY).stdout.strip())
 
 
 def contents(package: Path, folder: Path) -> dict[str, bytes]:

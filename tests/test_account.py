@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from safemem.boot import account, engine, record
 from safemem.boot import main as boot
-from safemem.boot.model import ACTIONS, Blocks, Range, Rule, merge_ranges
+from safemem.boot.model import ACTIONS, Blocks, Rule
+from safemem.boot.ranges import Range, merge_ranges
 from safemem.cli import main
 from tests.fakes import BLOCK, make_root
 from tests.kit import block_runs, install, policy, snapshot

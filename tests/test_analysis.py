@@ -17,8 +17,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from safemem.boot import engine, probe
-from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Condition, Fact, Policy, Range, Rule, Term
-from safemem.policy import analysis, cases, language
+from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Condition, Fact, Policy, Rule, Term
+from safemem.boot.ranges import Range
+from safemem.policy import cases, invariants, load
+from safemem.policy.space import CONSTRAINTS, FROM_THE_TREE, Outcomes, Space, TooLarge
 from tests.fakes import SHIPPED, make_root
 from tests.kit import policy, snapshot, when
 
@@ -107,7 +109,7 @@ def values(fact: str) -> st.SearchStrategy[Any]:
 def together(facts: dict[str, Any]) -> dict[str, Any]:
     """Return `facts` with those changed that no machine shows together; most draws would be thrown away otherwise."""
     if facts["handover"] != "accepted":
-        facts = {**facts, **dict.fromkeys(analysis.FROM_THE_TREE, UNKNOWN)}
+        facts = {**facts, **dict.fromkeys(FROM_THE_TREE, UNKNOWN)}
     if facts["handover"] == "accepted":
         facts = {**facts, "kho": facts["kho"].replace("off", "on"), "guard": facts["guard"].replace("held", "void")}
     if facts["handover"] in ("orphaned", "unsupported"):
@@ -124,14 +126,14 @@ MACHINES = st.fixed_dictionaries({fact: values(fact) for fact in FACTS}).map(tog
 @given(policies(), MACHINES)
 def test_every_machine_falls_into_a_class_with_its_outcome(drawn: Policy, facts: dict[str, Any]) -> None:
     """What the analysis says for the class of a machine is what the engine decides for the machine."""
-    space = analysis.Space(drawn)
+    space = Space(drawn)
     known = {name: Fact(value, "") for name, value in facts.items()}
     state = space.locate(known)
     assume(space.possible(state))
-    outcomes = analysis.Outcomes(space, drawn)
+    outcomes = Outcomes(space, drawn)
 
     decision = engine.decide(drawn, snapshot(())._replace(facts=known))
-    assert decision.rule == outcomes.rule(state).name
+    assert decision.rule.name == outcomes.rule(state).name
 
 
 @settings(max_examples=max(200, DRAWS // 10), deadline=None, suppress_health_check=list(HealthCheck))
@@ -139,7 +141,7 @@ def test_every_machine_falls_into_a_class_with_its_outcome(drawn: Policy, facts:
 def test_every_release_falls_into_a_class(asked: list[Condition], releases: list[str]) -> None:
     """Globs and comparisons on one fact, in any mixture."""
     rules = tuple(Rule(f"r{index}", "panic", (condition,)) for index, condition in enumerate(asked))
-    space = analysis.Space(policy(*rules, sources=("none",)))
+    space = Space(policy(*rules, sources=("none",)))
     for release in releases:
         space.locate({"handover": Fact("none", ""), "kernel": Fact(release, "")})
 
@@ -156,7 +158,7 @@ def test_brute_force_finds_the_same(rules: list[Rule], action: str) -> None:
     drawn = policy(*rules, otherwise=action, sources=("cmdline",))
 
     def decide(handover: str, luo: str) -> Rule:
-        name = engine.decide(drawn, snapshot((), handover=handover, luo=luo)).rule
+        name = engine.decide(drawn, snapshot((), handover=handover, luo=luo)).rule.name
         return next(rule for rule in (*rules, drawn.otherwise) if rule.name == name)
 
     def reboots(rule: Rule) -> bool:
@@ -190,20 +192,20 @@ def test_brute_force_finds_the_same(rules: list[Rule], action: str) -> None:
             wrong.add(("reboot-loop", rule.name))
     space_policy = drawn._replace(rules=(*rules, Rule("both", "halt", tuple(
         Condition(fact, ((Term("is", UNKNOWN),),)) for fact in ("handover", "luo")))))  # fmt: skip
-    outcomes = analysis.Outcomes(analysis.Space(drawn, space_policy), drawn)
-    errors = {(item.code, item.rule) for item in analysis.check(drawn, outcomes) if item.level == "error"}
+    outcomes = Outcomes(Space(drawn, space_policy), drawn)
+    errors = {(item.code, item.rule) for item in invariants.check(drawn, outcomes) if item.level == "error"}
     assert errors == wrong
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_policies_are_proved_and_covered(path: Path) -> None:
     """Every policy that we ship holds every invariant without a warning, and its cases cover all of it."""
-    target = language.read(path)
-    found = analysis.check(target, analysis.Outcomes(analysis.Space(target), target))
+    target = load.read(path)
+    found = invariants.check(target, Outcomes(Space(target), target))
     result = cases.run(path.with_suffix(".cases.toml"))
 
     assert [item for item in found if item.level != "note"] == []
-    assert [verdict for verdict in result.verdicts if verdict.trouble] == []
+    assert [verdict for verdict in result.verdicts if verdict.fault] == []
     assert result.coverage == 1
     assert path.read_text().startswith("# For ")
 
@@ -211,16 +213,16 @@ def test_shipped_policies_are_proved_and_covered(path: Path) -> None:
 @pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
 def test_bad_policies_show_each_invariant_failing(path: Path) -> None:
     """The first line of each bad policy says what is wrong with it; that is found, and its example is real."""
-    target = language.read(path)
-    outcomes = analysis.Outcomes(analysis.Space(target), target)
-    found = [item for item in analysis.check(target, outcomes) if item.level != "note"]
+    target = load.read(path)
+    outcomes = Outcomes(Space(target), target)
+    found = [item for item in invariants.check(target, outcomes) if item.level != "note"]
     expected = re.findall(r"[a-z]+-[a-z]+(?:-[a-z]+)?", path.read_text().splitlines()[0].split(".")[0])
 
     assert sorted({item.code for item in found}) == sorted(expected)
     for item in found:
         if item.example:
             example: dict[str, Any] = {name: value for name, value in item.example.items() if name not in DERIVED}
-            assert engine.decide(target, snapshot((), **example)).rule == item.rule
+            assert engine.decide(target, snapshot((), **example)).rule.name == item.rule
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_the_probe_shows_nothing_that_is_called_impossible(tmp_path: Path, optio
     snapshot = probe.read_snapshot(str(make_root(tmp_path, **options)))
     facts = {name: fact.value for name, fact in snapshot.facts.items()}
 
-    assert [item.text for item in analysis.CONSTRAINTS if item.broken(facts)] == []
+    assert [item.text for item in CONSTRAINTS if item.broken(facts)] == []
 
 
 # ---- mutation: a policy that was changed by accident is noticed
@@ -326,26 +328,26 @@ def test_mutants_are_noticed(path: Path, tmp_path: Path) -> None:
     """At least 95 % of all one-step changes fail to load, fail `check --strict`, or fail a case."""
     document = tomllib.loads(path.read_text())
     (tmp_path / "cases.toml").write_text(path.with_suffix(".cases.toml").read_text().replace(path.name, "mutant.toml"))
-    original, survivors, total = language.read(path), [], 0
+    original, survivors, total = load.read(path), [], 0
     for what, mutant in mutants(document):
         (tmp_path / "mutant.toml").write_text(toml(mutant))
         try:
-            changed = language.read(tmp_path / "mutant.toml")
-        except language.PolicyError:
+            changed = load.read(tmp_path / "mutant.toml")
+        except load.PolicyError:
             total += 1
             continue
         if changed._replace(digest="") == original._replace(digest=""):
             continue  # a default written out: the same policy
-        space = analysis.Space(changed, original)
-        before, after = (analysis.Outcomes(space, item) for item in (original, changed))
+        space = Space(changed, original)
+        before, after = (Outcomes(space, item) for item in (original, changed))
         if all(
             before.rule(state) == after.rule(state)._replace(when=before.rule(state).when) for state in before.of
         ) and (changed._replace(rules=(), digest="") == original._replace(rules=(), digest="")):
             continue  # another way to write the same decisions, such as two rules that never meet swapped
         total += 1
-        found = analysis.check(changed, analysis.Outcomes(analysis.Space(changed), changed))
+        found = invariants.check(changed, Outcomes(Space(changed), changed))
         result = cases.run(tmp_path / "cases.toml")
-        if not any(item.level != "note" for item in found) and all(not verdict.trouble for verdict in result.verdicts):
+        if not any(item.level != "note" for item in found) and all(not verdict.fault for verdict in result.verdicts):
             survivors.append(what)
     print(f"{path.stem}: {total - len(survivors)} of {total} mutants noticed; survived: {survivors}")
     assert total > 20
@@ -362,28 +364,28 @@ def test_many_rules(tmp_path: Path) -> None:
         for index in range(200)
     )
     text = f'format = 1\nname = "many"\n{rules}[otherwise]\naction = "panic"\n[on_failure]\naction = "panic"\n'
-    target = language.parse(text.encode(), "many").policy
-    space = analysis.Space(target)
+    target = load.parse(text.encode(), "many").policy
+    space = Space(target)
 
     assert len(space.classes[space.facts.index("kernel")]) > 60
-    assert len(analysis.Outcomes(space, target).of) > 4_000
+    assert len(Outcomes(space, target).of) > 4_000
 
 
 def test_too_much_to_look_at() -> None:
     """A policy beyond any review is refused with the reason."""
     names = tuple((Term("has", f"n{index}"),) for index in range(20))
     wide = policy(Rule("r", "panic", (Condition("nodes", names),)), sources=("none",))
-    with pytest.raises(analysis.TooLarge, match="`nodes`: 20 names are 1048576 combinations"):
-        analysis.Space(wide)
+    with pytest.raises(TooLarge, match="`nodes`: 20 names are 1048576 combinations"):
+        Space(wide)
 
 
 def test_trust_in_the_guard_is_noted() -> None:
     """Where evidence that is no proof makes an outcome more permissive, `check` says so, and for which state."""
 
-    def found(trust: bool) -> list[analysis.Finding]:
+    def found(trust: bool) -> list[invariants.Finding]:
         whole = Rule("whole", "online-all", when("handover", Term("is", "none"), Term("is", "accepted")))
         chosen = policy(whole, sources=("none",), trust_guard=trust)
-        return [item for item in analysis.check(chosen, analysis.Outcomes(analysis.Space(chosen), chosen))
+        return [item for item in invariants.check(chosen, Outcomes(Space(chosen), chosen))
                 if item.code == "trusts-guard"]  # fmt: skip
 
     assert found(False) == []
@@ -408,5 +410,5 @@ def test_a_count_of_boots_bounds_a_reboot(condition: tuple[Term, ...], loops: bo
     """A reboot that is counted ends where the count is beyond the bound; an unknown count never grows."""
     rule = Rule("again", "reboot", (Condition("boot_attempts", (condition,)),))
     chosen = policy(rule, otherwise="halt", sources=("none",))
-    found = analysis.check(chosen, analysis.Outcomes(analysis.Space(chosen), chosen))
+    found = invariants.check(chosen, Outcomes(Space(chosen), chosen))
     assert ("reboot-loop" in {item.code for item in found}) == loops

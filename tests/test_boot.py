@@ -12,10 +12,24 @@ from typing import Any
 
 import pytest
 
-from safemem.boot import account, apply, compiled, engine, probe, record
+from safemem.boot import (
+    account,
+    apply,
+    compiled,
+    console,
+    crashkernel,
+    engine,
+    files,
+    hold,
+    memory,
+    paths,
+    probe,
+    record,
+)
 from safemem.boot import main as boot
-from safemem.boot.model import Blocks, Failure, Rule, Term
+from safemem.boot.model import Blocks, Failure, Note, Rule, Term
 from safemem.host import reader
+from safemem.policy import compiler
 from tests.fakes import make_root
 from tests.kit import NEVER, guarded, install, policy, rule, snapshot, when
 
@@ -40,8 +54,9 @@ def test_online_safe_holds_and_records(tmp_path: Path) -> None:
     assert (root / "sys/devices/system/memory/auto_online_blocks").read_text() == "offline"
     assert {"offline\n"} == {(root / f"sys/devices/system/memory/memory{n}/state").read_text() for n in range(32, 40)}
     # What udev needs to keep it so: the standing decision, and no vendor's rule.
-    assert (root / record.ARRIVALS).read_text() == (
+    assert (root / record.ENV).read_text() == (
         "SAFEMEM_ARRIVALS=hold\nSAFEMEM_WHY=online-safe by rule otherwise, policy test\n"
+        "SAFEMEM_ENTER=\nSAFEMEM_DRY_RUN=no\nSAFEMEM_FINISHED=yes\n"
     )
     assert (root / "run/udev/rules.d/40-vendor.rules").readlink() == Path("/dev/null")
 
@@ -64,8 +79,12 @@ def test_the_console_tells_it_in_order(tmp_path: Path) -> None:
     root = make_root(tmp_path / "panic", offered=True)
     install(root, otherwise="panic")
     boot.main(["--root", str(root)])
-    tries = [f"<0>safemem: writing `{key}` to {apply.SYSRQ} did not end this boot" for key in "cb"]
-    assert kmsg(root).splitlines()[-3:] == ["<0>safemem: panic: handover rejected", *tries]
+    tries = [f"<0>safemem: writing `{key}` to {paths.SYSRQ} did not end this boot" for key in "cb"]
+    assert kmsg(root).splitlines()[-4:] == [
+        "<0>safemem: end action=panic code=decided",
+        "<0>safemem: panic: handover rejected",
+        *tries,
+    ]
 
 
 @pytest.mark.parametrize("link", [True, False])
@@ -101,7 +120,7 @@ def test_online_all_leaves_udev_alone(tmp_path: Path) -> None:
     install(root, otherwise=Rule("o", "online-all")._replace(name="otherwise"))
     boot.main(["--root", str(root)])
 
-    assert (root / record.ARRIVALS).read_text().startswith("SAFEMEM_ARRIVALS=online_movable\n")
+    assert (root / record.ENV).read_text().startswith("SAFEMEM_ARRIVALS=online_movable\n")
     assert not (root / "run/udev").exists()
 
 
@@ -113,7 +132,7 @@ def test_final_actions(tmp_path: Path, action: str, key: str, status: int) -> No
 
     assert status == boot.main(["--root", str(root)])
 
-    assert key == (root / apply.SYSRQ).read_text()
+    assert key == (root / paths.SYSRQ).read_text()
     assert action == json.loads((root / record.RECORD).read_text())["decision"]["action"]
 
 
@@ -172,7 +191,7 @@ def quarantine(root: Path, floor: str = "") -> apply.Result:
     """Carry out online-safe with `boot_memory = "offline"` on a fake root."""
     rule = Rule("otherwise", "online-safe", boot_memory="offline", floor=floor)
     decision = engine.decide(policy(otherwise=rule, sources=("none",)), probe.read_snapshot(str(root)))
-    return apply.carry_out(decision, str(root), patience=0.2)
+    return apply.carry_out(decision.plan, str(root), patience=0.2)
 
 
 def memory_states(root: Path) -> list[str]:
@@ -188,7 +207,7 @@ def test_quarantine_goes_from_the_top_and_stops_at_the_floor(tmp_path: Path) -> 
     for number in range(8):
         (root / f"sys/devices/system/memory/memory{number}/state").write_text("online\n")
     result = quarantine(root)
-    assert (result.quarantined, result.problems, result.shortfall) == (1 << 30, (), False)
+    assert (result.quarantined, result.problems, result.exposed) == (1 << 30, (), False)
     assert memory_states(root) == ["offline"] * 8
 
     (root / "proc/meminfo").write_text("MemTotal: 1000000 kB\nMemAvailable: 200000 kB\n")
@@ -196,7 +215,7 @@ def test_quarantine_goes_from_the_top_and_stops_at_the_floor(tmp_path: Path) -> 
         (root / f"sys/devices/system/memory/memory{number}/state").write_text("online\n")
     result = quarantine(root)
     assert memory_states(root) == ["online"] * 8
-    assert result.shortfall and result.problems == (
+    assert result.exposed and result.problems == (
         "blocks 0-7 (0x0-0x3fffffff, 1 GiB) could not be taken offline: below the floor: 160 MiB of memory have to stay available",
     )
 
@@ -217,7 +236,7 @@ def lively(
         (root / "proc/meminfo").write_text(f"MemAvailable: {left[0] >> 10} kB\n")
         return 0, ""
 
-    monkeypatch.setattr(apply, "_take_off", take)
+    monkeypatch.setattr("safemem.boot.quarantine._take_off", take)
     return order
 
 
@@ -255,8 +274,8 @@ def test_the_floor_grows_with_the_machine_and_its_initrd(tmp_path: Path) -> None
 def test_a_long_run_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every few seconds one line; a short run says nothing."""
     said: list[str] = []
-    monkeypatch.setattr(apply, "say", lambda root, priority, text: said.append(text))
-    monkeypatch.setattr(apply, "SAY_EVERY", 0)
+    monkeypatch.setattr(console, "say", lambda root, priority, text: said.append(text))
+    monkeypatch.setattr(console, "SAY_EVERY", 0)
     lively(make_root(tmp_path, offered=True), monkeypatch, 8 << 30)
     quarantine(tmp_path / "root")
 
@@ -285,14 +304,14 @@ def test_every_way_to_refuse_has_its_name(tmp_path: Path, monkeypatch: pytest.Mo
             (folder / "memory2").rmdir()
         return real(fd, data + b"\n" if data == b"offline" else data)  # sysfs shows whole lines
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr("posix.write", write)
     rule = Rule("otherwise", "online-safe", boot_memory="offline", on_shortfall="halt")
     install(root, otherwise=rule)
     never = rule._replace(name="never", when=NEVER.when)
     chosen = policy(never, otherwise=rule, failure=Failure("panic", deadline=1), sources=("none",))
-    (root / boot.POLICY).write_bytes(compiled.dump(chosen))
+    (root / boot.POLICY).write_bytes(compiler.dump(chosen))
     state = Blocks(0, 7, "online", 0)
-    monkeypatch.setattr(probe, "_blocks", lambda root, notes: (128 << 20, (state, Blocks(32, 39, "offline", 0))))
+    monkeypatch.setattr(memory, "blocks", lambda root: (128 << 20, (state, Blocks(32, 39, "offline", 0)), ()))
     started = time.monotonic()
 
     assert boot.main(["--root", str(root)]) == 5
@@ -346,22 +365,22 @@ def test_a_second_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     for number in range(32, 40):
         (root / f"sys/devices/system/memory/memory{number}/valid_zones").write_text("Movable\n")
 
-    def write(base: str, path: str, text: str, flags: int = 0) -> None:
+    def write(base: str, path: str, text: str, **_: bool) -> None:
         file = Path(base) / path
         assert file.exists()
-        if path == probe.LOAD_LIMIT and file.read_text() == "0\n":
+        if path == paths.LOAD_LIMIT and file.read_text() == "0\n":
             raise OSError(22, "Invalid argument")  # kernel/kexec_core.c: only a lower limit than there is
         file.write_text(f"{text}\n")
 
-    def files() -> dict[str, bytes]:
+    def seen() -> dict[str, bytes]:
         folders = (root / "sys", root / "proc", root / "run/udev", root / "run/safemem")
         skip = ("decision.json", "progress")
         return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*")
                 if path.is_file() and path.name not in skip}  # fmt: skip
 
-    monkeypatch.setattr(apply, "_put", write)
+    monkeypatch.setattr(files, "put", write)
     real = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, b"online\n" if data == b"online_movable" else data))
+    monkeypatch.setattr("posix.write", lambda fd, data: real(fd, b"online\n" if data == b"online_movable" else data))
     accounts, states = [], []
     for _ in range(2):
         assert boot.main(["--root", str(root)]) == 0
@@ -370,7 +389,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         accounts.append(
             [{key: item[key] for key in ("kind", "range", "seconds_in_use")} for item in document["account"]]
         )
-        states.append(files())
+        states.append(seen())
     assert accounts[0] == accounts[1]
     assert states[0] == states[1]
     kinds = {item["kind"] for item in accounts[1]}
@@ -402,7 +421,7 @@ def test_a_block_that_never_goes_offline_is_given_up(tmp_path: Path, monkeypatch
             time.sleep(30)
         return real(fd, data)
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr("posix.write", write)
     started = time.monotonic()
     result = quarantine(root)
 
@@ -432,7 +451,7 @@ def test_a_policy_on_the_command_line(
     loose = rule(named, accept_data_exposure=True)
     other = policy(NEVER, otherwise=loose, failure="halt", sources=("none",), name="other")
     (root / boot.POLICIES).mkdir()
-    (root / boot.POLICIES / "strict.json").write_bytes(compiled.dump(other))
+    (root / boot.POLICIES / "strict.json").write_bytes(compiler.dump(other))
 
     assert boot.main(["--root", str(root)]) == (1 if action == "panic" else 0)
     document = json.loads((root / record.RECORD).read_text())
@@ -464,7 +483,7 @@ def test_dry_run_on_the_command_line(tmp_path: Path, allowed: bool) -> None:
     (root / "sys/devices/system/memory/auto_online_blocks").write_text("online\n")
     path = root / boot.POLICY
     path.parent.mkdir(parents=True)
-    path.write_bytes(compiled.dump(policy(NEVER, sources=("none",), allow_cmdline_override=allowed)))
+    path.write_bytes(compiler.dump(policy(NEVER, sources=("none",), allow_cmdline_override=allowed)))
 
     assert boot.main(["--root", str(root)]) == (0 if allowed else 1)
     assert ((root / "proc/sysrq-trigger").read_text() == "") == allowed
@@ -488,9 +507,9 @@ def test_shortfall_ends_the_boot_if_the_policy_says_so(tmp_path: Path) -> None:
         probe.read_snapshot(str(root)),
     )
     (root / "sys/devices/system/memory/memory35/state").write_text("online\n")
-    result = apply.carry_out(decision, str(root))
+    result = apply.carry_out(decision.plan, str(root))
 
-    assert result.shortfall
+    assert result.exposed
     assert result.problems == (
         "blocks 35-35 (0x118000000-0x11fffffff, 128 MiB) should be held, but somebody else has onlined it",
     )
@@ -503,7 +522,7 @@ def test_guard_is_kept_and_given_back(tmp_path: Path) -> None:
         boot.main(["--root", str(root)])
 
         assert (root / "sys/kernel/kexec_crash_size").read_text() == size
-        assert limit == (root / probe.LOAD_LIMIT).read_text()
+        assert limit == (root / paths.LOAD_LIMIT).read_text()
 
 
 def test_kdump_keeps_its_part_of_a_guard(tmp_path: Path) -> None:
@@ -516,7 +535,7 @@ def test_kdump_keeps_its_part_of_a_guard(tmp_path: Path) -> None:
         ("keep-guard", "0x1000000-0x10ffffff"), ("release-guard", "0x11000000-0x24ffffff")
     ]  # fmt: skip
     assert (root / "sys/kernel/kexec_crash_size").read_text() == "268435456"
-    assert (root / probe.LOAD_LIMIT).read_text() == "-1\n"
+    assert (root / paths.LOAD_LIMIT).read_text() == "-1\n"
     assert not (root / "run/systemd").exists()
 
     root = guarded(tmp_path / "b", "online-all", "1GiB")
@@ -528,18 +547,18 @@ def test_kdump_keeps_its_part_of_a_guard(tmp_path: Path) -> None:
 def test_kdump_units_are_masked_where_the_kernel_cannot_forbid(tmp_path: Path) -> None:
     """Before Linux 6.3 there is no limit: kdump's units are hidden, in the real root too. A limit that is there must take."""
     root = guarded(tmp_path / "a", "online-safe")
-    (root / probe.LOAD_LIMIT).unlink()
+    (root / paths.LOAD_LIMIT).unlink()
     assert boot.main(["--root", str(root)]) == 0
-    units = [root / "run/systemd/system" / name for name in apply.KDUMP]
+    units = [root / "run/systemd/system" / name for name in crashkernel.KDUMP]
     assert {unit.readlink() for unit in units} == {Path("/dev/null")}
     result = json.loads((root / record.RECORD).read_text())["result"]
-    assert (result["complete"], result["masked"]) == (True, ["40-vendor.rules", *apply.KDUMP])
-    apply.unmask(str(root), result["masked"])
+    assert (result["complete"], result["masked"]) == (True, ["40-vendor.rules", *crashkernel.KDUMP])
+    hold.unmask(str(root), result["masked"])
     assert not any(unit.is_symlink() for unit in units)
 
     root = guarded(tmp_path / "b", "online-safe")
-    (root / probe.LOAD_LIMIT).unlink()
-    (root / probe.LOAD_LIMIT).mkdir()
+    (root / paths.LOAD_LIMIT).unlink()
+    (root / paths.LOAD_LIMIT).mkdir()
     assert boot.main(["--root", str(root)]) == 0
     problem = json.loads((root / record.RECORD).read_text())["result"]["problems"][0]
     assert problem == (
@@ -551,10 +570,10 @@ def test_a_dry_run_forbids_nothing(tmp_path: Path) -> None:
     """The limit on crash kernels cannot be raised again, so it is lowered only once the guard is to stay."""
     root = guarded(tmp_path / "a", "online-safe")
     policy = compiled.load((root / boot.POLICY).read_bytes(), "p")._replace(allow_cmdline_override=True)
-    (root / boot.POLICY).write_bytes(compiled.dump(policy))
+    (root / boot.POLICY).write_bytes(compiler.dump(policy))
     (root / "proc/cmdline").write_text("safemem.guard=0x1000000-0x24ffffff safemem.dry_run\n")
     assert boot.main(["--root", str(root)]) == 0
-    assert (root / probe.LOAD_LIMIT).read_text() == "-1\n"
+    assert (root / paths.LOAD_LIMIT).read_text() == "-1\n"
 
 
 def test_a_crash_kernel_of_kdump_is_left_alone(tmp_path: Path) -> None:
@@ -586,11 +605,11 @@ def test_unknown_argument(capsys: pytest.CaptureFixture[str]) -> None:
 def counting(base: Path, action: str) -> tuple[Path, Path]:
     """Return a machine with EFI variables and a policy that reboots twice at most, and then does `action`."""
     root = make_root(base, offered=True)
-    (root / probe.EFIVARS).mkdir(parents=True)
-    (root / probe.EFIVARS / "Timeout-8be4df61-93ca-11d2-aa0d-00e098032b8c").touch()
+    (root / paths.EFIVARS).mkdir(parents=True)
+    (root / paths.EFIVARS / "Timeout-8be4df61-93ca-11d2-aa0d-00e098032b8c").touch()
     rule = Rule("again", "reboot", when("boot_attempts", Term("<", 2)))
     install(root, rule, otherwise=Rule("otherwise", action))
-    return root, root / probe.ATTEMPTS
+    return root, root / paths.ATTEMPTS
 
 
 def test_boots_are_counted_in_firmware(tmp_path: Path) -> None:
@@ -609,7 +628,7 @@ def test_a_reboot_that_cannot_be_counted_is_none(tmp_path: Path) -> None:
     root, variable = counting(tmp_path, "online-safe")
     variable.mkdir()
     again = Rule("again", "reboot", when("boot_attempts", Term("<", 2), Term("is", "unknown")))
-    (root / boot.POLICY).write_bytes(compiled.dump(policy(again, otherwise="online-safe", sources=("none",))))
+    (root / boot.POLICY).write_bytes(compiler.dump(policy(again, otherwise="online-safe", sources=("none",))))
     # A folder in place of the variable can be neither read nor written.
     assert "is a directory" in probe.read_snapshot(str(root)).facts["boot_attempts"].reason
     variable.rmdir()
@@ -617,7 +636,7 @@ def test_a_reboot_that_cannot_be_counted_is_none(tmp_path: Path) -> None:
 
     assert boot.main(["--root", str(root)]) == 1
     assert "cannot decide: " in kmsg(root) and "so boots are not counted" in kmsg(root)
-    assert (root / apply.SYSRQ).read_text() == ""
+    assert (root / paths.SYSRQ).read_text() == ""
 
 
 def test_a_halt_that_cannot_be_counted_is_one(tmp_path: Path) -> None:
@@ -625,7 +644,7 @@ def test_a_halt_that_cannot_be_counted_is_one(tmp_path: Path) -> None:
     root, variable = counting(tmp_path, "online-safe")
     stop = Rule("stop", "halt", when("boot_attempts", Term("<", 2), Term("is", "unknown")))
     chosen = policy(stop, otherwise="online-safe", failure="reboot", sources=("none",))
-    (root / boot.POLICY).write_bytes(compiled.dump(chosen))
+    (root / boot.POLICY).write_bytes(compiler.dump(chosen))
     variable.symlink_to("/proc/version")
 
     assert boot.main(["--root", str(root)]) == 5
@@ -637,7 +656,7 @@ def test_boots_are_counted_for_the_policy_that_the_command_line_names(tmp_path: 
     root, variable = counting(tmp_path, "online-all")
     again = (root / boot.POLICY).read_bytes()
     calm = policy(NEVER, otherwise="online-all", sources=("none",), name="calm")
-    (root / boot.POLICY).write_bytes(compiled.dump(calm))
+    (root / boot.POLICY).write_bytes(compiler.dump(calm))
     (root / boot.POLICIES).mkdir()
     (root / boot.POLICIES / "again.json").write_bytes(again)
     line = root / "proc/cmdline"
@@ -652,7 +671,9 @@ def test_a_limit_is_not_kept_by_an_empty_account() -> None:
     """Where the blocks cannot be read after the work, a refusal is a shortfall, whatever the limit."""
     last = rule("online-safe", on_shortfall="halt", exposed_max="99%")
     decision = engine.decide(policy(otherwise=last, sources=("none",)), snapshot((), size=0))
-    result = apply.Result(0, 0, 0, ("blocks 1-1 could not be taken offline",), True)
+    result = apply.Result(
+        0, 0, 0, (Note("not-offline", "blocks 1-1 could not be taken offline"),), missed=False, exposed=True
+    )
     assert "could not be taken offline" in boot._shortfall(decision, result, [], dict.fromkeys(account.KINDS, 0))
 
 

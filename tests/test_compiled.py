@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safemem.boot import compiled
-from safemem.policy import language
+from safemem.policy import compiler, load
 from tests import fakes
 
-SHIPPED = compiled.dump(language.read(fakes.SHIPPED[0]))
+SHIPPED = compiler.dump(load.read(fakes.SHIPPED[0]))
 
 
 def repack(change: Any) -> bytes:
@@ -23,20 +23,20 @@ def repack(change: Any) -> bytes:
     document = json.loads(SHIPPED)
     change(document)
     body = {"format": document["format"], "policy": document["policy"]}
-    document["digest"] = compiled._digest(body)
-    return compiled._canonical(document) + b"\n"
+    document["digest"] = compiled.digest(body)
+    return compiled.canonical(document) + b"\n"
 
 
 @pytest.mark.parametrize("path", fakes.SHIPPED, ids=lambda path: path.stem)
 def test_round_trip(path: Path) -> None:
     """Every shipped policy comes back as it was, with its digest, and is written the same way again."""
-    authored = language.read(path)
-    data = compiled.dump(authored)
+    authored = load.read(path)
+    data = compiler.dump(authored)
 
     loaded = compiled.load(data, "p")
     assert loaded._replace(digest="") == authored._replace(digest="")
     assert len(loaded.digest) == 64
-    assert compiled.dump(loaded) == data
+    assert compiler.dump(loaded) == data
 
 
 def test_every_flipped_bit_is_refused() -> None:

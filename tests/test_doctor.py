@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from safemem.boot import main as boot
-from safemem.boot import probe, record
+from safemem.boot import paths, record
 from safemem.boot.model import Rule
 from safemem.cli import main
 from safemem.host import doctor
@@ -130,6 +130,8 @@ def test_each_fault_is_found_by_itself(
     tmp_path: Path, code: str, severity: str, change: Callable[[Path], None]
 ) -> None:
     """One fault, its finding with evidence and remedy; only what is severe sets the exit code."""
+    if code == "initrd-other-policy" and os.geteuid():
+        pytest.skip("only root's policies are compared")
     root = healthy(tmp_path)
     change(root)
     if code == "luo-missing":
@@ -204,7 +206,7 @@ def test_a_guard_that_could_be_overwritten(tmp_path: Path) -> None:
 def test_kdump_where_the_kernel_cannot_forbid_it(tmp_path: Path) -> None:
     """Before Linux 6.3 a kdump unit that is there and not masked is severe; what online-all left to kdump is its own."""
     root = guarded(tmp_path / "a", "online-safe")
-    (root / probe.LOAD_LIMIT).unlink()
+    (root / paths.LOAD_LIMIT).unlink()
     put("usr/lib/systemd/system/kdump-tools.service", "")(root)
     found = [item for item in doctor.examine(str(root)) if item.code == "crash-kernel-allowed"]
     assert [item.message for item in found] == [

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 from prometheus_client.parser import text_string_to_metric_families
 
+from safemem.boot import files, record
 from safemem.boot import main as boot
-from safemem.boot import record
 from safemem.boot.model import Rule
 from safemem.cli import main
 from safemem.host import history, journal, metrics, previous, standing
@@ -27,7 +27,8 @@ CRASH = """Panic#1 Part1
 <6>[    1.000000] Run /init as init process
 <13>[    2.100000] safemem: panic: handover lost (rule `otherwise`, policy `live-update-host`)
 <13>[    2.110000] safemem: handover is rejected: offered, but the kernel did not revive it
-<8>[    2.200000] safemem: panic: handover lost
+<8>[    2.200000] safemem: end action=panic code=decided
+<8>[    2.210000] safemem: panic: handover lost
 <0>[    2.300000] Kernel panic - not syncing: sysrq triggered crash
 """
 
@@ -115,7 +116,7 @@ def test_what_the_command_line_asked_for_is_said(root: Path) -> None:
 def test_everybody_may_read_the_record(tmp_path: Path) -> None:
     """The record says nothing secret, and whoever looks after the machine need not be root."""
     before = os.umask(0o077)
-    record.write(str(tmp_path), "{}")
+    files.replace(str(tmp_path), record.RECORD, "{}")
     os.umask(before)
 
     assert stat.S_IMODE((tmp_path / record.RECORD).stat().st_mode) == 0o644
@@ -191,13 +192,23 @@ def test_last_words_of_an_older_boot(root: Path) -> None:
     ("text", "found"),
     [
         (CRASH, ("panic", "handover lost")),
-        ("[    2.2] safemem: reboot: a console has no priorities\n", ("reboot", "a console has no priorities")),
-        ("<8>safemem: panic: a kernel without times\n", ("panic", "a kernel without times")),
-        ("<8>[    2.2][    T1] safemem: halt: with the thread\n", ("halt", "with the thread")),
+        (
+            "[    2.2] safemem: end action=reboot code=x\n[    2.2] safemem: reboot: a console has no priorities\n",
+            ("reboot", "a console has no priorities"),
+        ),
+        (
+            "<8>safemem: end action=panic code=x\n<8>safemem: panic: a kernel without times\n",
+            ("panic", "a kernel without times"),
+        ),
+        (
+            "<8>[    2.2][    T1] safemem: end action=halt code=x\n<8>[    2.2][    T1] safemem: halt: with the thread\n",
+            ("halt", "with the thread"),
+        ),
         ("<13>[    2.1] safemem: panic: dry run (rule `otherwise`, policy `x`)\n", None),
-        ("<6>[    2.1] other: safemem: panic: not ours\n", None),
+        ("<6>[    2.1] other: safemem: end action=panic code=x\n", None),
+        ("<6>[    2.1] safemem: panic: a rule is called `end action=panic code=x`\n", None),
         ("", None),
-        ("\0\xff safemem: panic: no time\n", None),
+        ("\0\xff safemem: end action=panic code=x\n", None),
     ],
 )
 def test_what_counts_as_last_words(tmp_path: Path, text: str, found: tuple[str, str] | None) -> None:
@@ -210,16 +221,21 @@ def test_what_counts_as_last_words(tmp_path: Path, text: str, found: tuple[str, 
 
 def test_last_words_in_pieces(tmp_path: Path) -> None:
     """EFI keeps a log in small files: what was said before is in another one."""
-    *before, last, _ = CRASH.splitlines(keepends=True)
+    *before, end, last, _ = CRASH.splitlines(keepends=True)
     now = time.time()
     crash(tmp_path, "".join(before).replace("Part1", "Part2"), "sys/fs/pstore/dmesg-efi_pstore-170002", now - 1)
-    crash(tmp_path, "Panic#1 Part1\n" + last, "sys/fs/pstore/dmesg-efi_pstore-170001", now)
-    crash(tmp_path, "<8>[    1.0] safemem: halt: long ago\n", "sys/fs/pstore/dmesg-efi_pstore-160001", now - 999)
+    crash(tmp_path, "Panic#1 Part1\n" + end + last, "sys/fs/pstore/dmesg-efi_pstore-170001", now)
+    crash(
+        tmp_path,
+        "<8>[    1.0] safemem: end action=halt code=decided\n<8>[    1.0] safemem: halt: long ago\n",
+        "sys/fs/pstore/dmesg-efi_pstore-160001",
+        now - 999,
+    )
     crash(tmp_path, CRASH, "sys/fs/pstore/dmesg-ramoops-0.enc.z", now + 5)
     ending = previous.last_words(str(tmp_path))
 
     assert ending and ending.file.endswith("170001")
-    assert [line[:9] for line in ending.lines] == ["panic: ha", "handover ", "panic: ha"]
+    assert [line[:9] for line in ending.lines] == ["panic: ha", "handover ", "end actio", "panic: ha"]
 
 
 def test_a_crash_is_named_before_a_console(tmp_path: Path) -> None:

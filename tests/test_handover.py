@@ -14,11 +14,14 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safemem.boot import handover_args, probe, record
-from safemem.boot.handover_args import Ground
-from safemem.boot.model import Range
+from safemem.boot import cmdline as boot_cmdline
+from safemem.boot import guard as boot_guard
+from safemem.boot import handover_args, paths, probe, record
+from safemem.boot.guard import Ground
+from safemem.boot.ranges import Range
 from safemem.cli import main
 from tests.fakes import machine, make_root
+from tests.needs import lacking
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -58,7 +61,7 @@ def ground(
 )  # fmt: skip
 def test_best_guard(machine: Ground, expected: Range) -> None:
     """The largest piece that nothing touches, and no more than leaves room."""
-    assert handover_args.best_guard(machine) == expected
+    assert boot_guard.best_guard(machine) == expected
 
 
 @st.composite
@@ -120,8 +123,8 @@ class EarlyAllocator:
 def test_a_guard_never_fails(machine: Ground, dice: random.Random) -> None:
     """On any machine a rejecting kernel can reserve it, wherever in scratch its image lies, and has room to run."""
     try:
-        guard = handover_args.best_guard(machine)
-    except handover_args.CannotSay:
+        guard = boot_guard.best_guard(machine)
+    except boot_guard.CannotSay:
         return
     for _ in range(3):
         image = None
@@ -159,9 +162,9 @@ def test_no_larger_guard_is_missed(machine: Ground) -> None:
     total = sum(a.end - a.start for a in machine.ram)
     room = 192 * MIB + total // 64 + machine.kernel + 4 * machine.initrd
     try:
-        guard = handover_args.best_guard(machine)
+        guard = boot_guard.best_guard(machine)
         found = guard.end - guard.start
-    except handover_args.CannotSay:
+    except boot_guard.CannotSay:
         found = 0
     low = sum(max(0, min(a.end, 4 * GIB) - a.start) for a in machine.ram)
     # Less a node's top, which a range may end at; with memory beyond 4 GiB some has to stay free below it.
@@ -203,8 +206,8 @@ def test_arguments(tmp_path: Path) -> None:
 def test_what_lies_inside_memory_is_avoided(tmp_path: Path) -> None:
     """A piece of System RAM that somebody keeps is no place for a guard; this kernel's own image is."""
     root = machine(tmp_path)
-    text = (root / probe.IOMEM).read_text().replace("  21000000", "  08000000-080000ff : Reserved\n  21000000")
-    (root / probe.IOMEM).write_text(text)
+    text = (root / paths.IOMEM).read_text().replace("  21000000", "  08000000-080000ff : Reserved\n  21000000")
+    (root / paths.IOMEM).write_text(text)
     assert invoke(root)[1].startswith(f"crashkernel={(548 - 144) * MIB}@0x9000000 ")
 
 
@@ -229,7 +232,11 @@ def test_nokaslr_is_for_a_kernel_without_kho(tmp_path: Path, name: str) -> None:
     """Only such a kernel puts its image outside of scratch; the real images tell it."""
     from tests.vm import harness
 
-    code, output, errors = invoke(machine(tmp_path), "--kernel", str(harness.kernel(name)))
+    try:
+        image = harness.kernel(name)
+    except FileNotFoundError as error:
+        lacking(str(error))
+    code, output, errors = invoke(machine(tmp_path), "--kernel", str(image))
     assert code == 0
     assert ("nokaslr" in output.split()) == (name == "no-kho") == ("has no KHO" in errors)
 
@@ -262,8 +269,8 @@ def test_boots_are_counted_for_the_next_kernel(tmp_path: Path, given: str, actio
         (root / record.RECORD).write_text(text)
     assert invoke(root)[1].split()[4] == f"safemem.attempts={expected}"
 
-    (root / probe.EFIVARS).mkdir(parents=True)
-    (root / probe.EFIVARS / "Timeout-8be4df61-93ca-11d2-aa0d-00e098032b8c").touch()
+    (root / paths.EFIVARS).mkdir(parents=True)
+    (root / paths.EFIVARS / "Timeout-8be4df61-93ca-11d2-aa0d-00e098032b8c").touch()
     assert "safemem.attempts" not in invoke(root)[1]
 
 
@@ -279,11 +286,13 @@ def test_kexec_command(tmp_path: Path, cmdline: str) -> None:
     assert words[:4] == ["kexec", "-s", "-l", str(tmp_path / "my image")]
     assert len(words) == 5 and words[4].startswith("--command-line=")
     found = words[4].removeprefix("--command-line=")
-    names = [key for key, _ in probe.arguments(found)]
+    names = [key for key, _ in boot_cmdline.arguments(found)]
     replaced = {"crashkernel", "safemem.guard", "safemem.safe", "memhp_default_state", "safemem.attempts"}
     assert all(names.count(name) == 1 for name in replaced)
-    before = [pair for pair in probe.arguments(cmdline) if pair[0].replace("-", "_") not in replaced | {"BOOT_IMAGE"}]
-    assert [pair for pair in probe.arguments(found) if pair[0] not in replaced] == [
+    before = [
+        pair for pair in boot_cmdline.arguments(cmdline) if pair[0].replace("-", "_") not in replaced | {"BOOT_IMAGE"}
+    ]
+    assert [pair for pair in boot_cmdline.arguments(found) if pair[0] not in replaced] == [
         pair for pair in before if not pair[0].startswith("safemem.")
     ]
     assert found.partition(" -- ")[2] == cmdline.partition(" -- ")[2]
@@ -332,12 +341,12 @@ def test_notes(tmp_path: Path, cmdline: str, says: str) -> None:
     ("path", "data", "says"),
     [
         ("sys/kernel/debug/kho/out/scratch_phys", b"", "no scratch areas can be read"),
-        (probe.BOOT_PARAMS, None, "which memory firmware gave is not known"),
-        (probe.BOOT_PARAMS, b"short", "holds no memory map"),
-        (probe.BOOT_PARAMS, bytes(4096), "holds no memory map"),
-        (probe.IOMEM, None, "proc/iomem: no such file or directory"),
-        (probe.IOMEM, b"00000000-00000000 : System RAM\n", "it shows addresses to root only"),
-        (probe.IOMEM, b"nonsense\n", "cannot be understood"),
+        (paths.BOOT_PARAMS, None, "which memory firmware gave is not known"),
+        (paths.BOOT_PARAMS, b"short", "holds no memory map"),
+        (paths.BOOT_PARAMS, bytes(4096), "holds no memory map"),
+        (paths.IOMEM, None, "proc/iomem: no such file or directory"),
+        (paths.IOMEM, b"00000000-00000000 : System RAM\n", "it shows addresses to root only"),
+        (paths.IOMEM, b"nonsense\n", "cannot be understood"),
         ("sys/devices/system/node/node1/memory8", b"", "no range of memory is free"),
         ("sys/devices/system/node/node1/memoryx", b"", "which memory is on which node cannot be read"),
     ],
@@ -351,7 +360,7 @@ def test_no_guard_is_said_and_not_guessed(tmp_path: Path, path: str, data: bytes
             name.rmdir()
         (root / path).parent.mkdir()
         if path.endswith("x"):
-            (root / probe.MEMORY / "block_size_bytes").unlink()
+            (root / paths.MEMORY / "block_size_bytes").unlink()
     (root / path).unlink() if data is None else (root / path).write_bytes(data)
     code, output, errors = invoke(root)
 
@@ -382,5 +391,5 @@ def test_the_archives_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert handover_args.main(["--root", str(root), "--kexec-command"]) == 2
     assert handover_args.main(["--nonsense"]) == 2
     assert "usage: handover-args" in capsys.readouterr().err
-    (root / probe.IOMEM).unlink()
+    (root / paths.IOMEM).unlink()
     assert handover_args.main(["--root", str(root)]) == 1

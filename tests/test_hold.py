@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from safemem.boot import apply, probe
+from safemem.boot import apply, paths, record
 from safemem.boot import main as boot
-from safemem.boot.model import Decision, Range, Rule, parse_range
+from safemem.boot.model import Plan, Rule
+from safemem.boot.ranges import Range, parse_range
 from safemem.cli import main
 from safemem.host import history, release, standing
 from tests.fakes import make_root
@@ -119,7 +120,7 @@ def test_release_in_part_then_whole(root: Path, monkeypatch: pytest.MonkeyPatch)
 
     assert run(root, "release", "--reason", "all of them").exit_code == 0
     assert not (root / "run/udev/rules.d/40-vendor.rules").is_symlink()
-    assert (root / "run/safemem/arrivals").read_text().startswith("SAFEMEM_ARRIVALS=online_movable\n")
+    assert (root / record.ENV).read_text().startswith("SAFEMEM_ARRIVALS=online_movable\n")
     assert run(root, "status").exit_code == 0
     assert len(json.loads((root / standing.RELEASES).read_text())) == 2
 
@@ -214,12 +215,12 @@ def test_an_interrupted_release_says_so_and_goes_on(root: Path, monkeypatch: pyt
     """What was given back until then is; the record says `partly`, on the disk too; a second run finishes."""
     real = apply.carry_out
 
-    def carry_out(decision: Decision, folder: str, progress: Callable[[], None]) -> apply.Result:
+    def carry_out(plan: Plan, folder: str, progress: Callable[[], None]) -> apply.Result:
         def stop() -> None:
             progress()
             signal.raise_signal(number)  # to this thread, at once
 
-        result = real(decision, folder, stop if len(entries(root)) == 1 else progress)
+        result = real(plan, folder, stop if len(entries(root)) == 1 else progress)
         settle(root)
         return result._replace(problems=())
 
@@ -279,7 +280,7 @@ def test_a_guard_is_given_back_from_its_end(tmp_path: Path, ranges: tuple[str, .
             release.plan(found, areas, "movable")
         return
     what = release.plan(found, areas, "movable")
-    steps = [str(Range(step.start, step.end)) for step in what.decision.steps if step.op == "release-guard"]
+    steps = [str(Range(step.start, step.end)) for step in what.plan.steps if step.op == "release-guard"]
     assert steps == ([tail] if tail else [])
 
 
@@ -288,10 +289,10 @@ def test_a_whole_release_leaves_kdump_its_part_if_it_can_be_used(tmp_path: Path)
     for limit, size in (("-1\n", "268435456"), ("0\n", "0")):
         root = guarded(tmp_path / size, "online-safe", "256MiB")
         assert boot.main(["--root", str(root)]) == 0
-        (root / probe.LOAD_LIMIT).write_text(limit)
-        (root / probe.CRASH_SIZE).write_text("603979776")
+        (root / paths.LOAD_LIMIT).write_text(limit)
+        (root / paths.CRASH_SIZE).write_text("603979776")
         result = run(root, "release", "--reason", "x")
-        assert (root / probe.CRASH_SIZE).read_text() == size
+        assert (root / paths.CRASH_SIZE).read_text() == size
         assert ("kdump gets nothing of the guard" in result.stderr) == (size == "0")
         if size != "0":
             assert "guarded" not in run(root, "status").stdout.split("memory    ")[0]
@@ -312,7 +313,7 @@ def test_progress_covers_the_guard(tmp_path: Path) -> None:
     # What the guard gives back is there before anything is onlined.
     assert signs[:3] == ["offline"] * 3
     assert len(signs) == what.ticks == 3 + 3
-    assert (root / probe.CRASH_SIZE).read_text() == str(0x10000000)
+    assert (root / paths.CRASH_SIZE).read_text() == str(0x10000000)
 
 
 def test_watch_refuses_another_policy(root: Path) -> None:

@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
 }
 #: What the boot half may name of the standard library; `hashlib` only where an interpreter lacks its core.
 BOOT_LIBRARY = {
-    "__future__", "os", "sys", "time", "_json", "_signal", "struct", "binascii", "zlib", "fcntl", "_sha2", "_sha256", "hashlib", "json",
+    "__future__", "posix", "sys", "time", "_json", "_signal", "struct", "binascii", "zlib", "fcntl", "_sha2", "_sha256", "hashlib", "json",
 }  # fmt: skip
 #: Names that exist for the type checker only.
 TYPING = {"typing", "collections.abc"}
@@ -63,7 +63,7 @@ def test_every_folder_has_a_rule() -> None:
     """Nothing lies beside the rooms, and importing the package or a room costs nothing."""
     found = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
 
-    assert found == {*ROOMS, "__init__.py"}
+    assert found == {*ROOMS, "__init__.py", "py.typed"}
     assert [path for path in PACKAGE.glob("*/__init__.py") if path.read_bytes() and path.parent.name != "cli"] == []
     assert (PACKAGE / "__init__.py").read_bytes() == b""
 
@@ -120,6 +120,34 @@ def test_the_boot_program_starts_with_nothing_else() -> None:
     assert {name for name in loaded if name.startswith("safemem.")} <= {
         "safemem.boot", *(f"safemem.boot.{path.stem}" for path in sources("boot")),
     }  # fmt: skip
+
+
+def test_one_module_opens_files() -> None:
+    """Faults are injected into files.py: nothing else of the boot half opens, lists, links or removes anything."""
+    for path in sources("boot"):
+        tree = ast.parse(path.read_text())
+        modules = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        calls = {
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert path.name == "files.py" or not ("posix" in modules or "open" in calls), path
+
+
+def test_one_module_names_the_kernels_files() -> None:
+    """A rename by the kernel is an edit of paths.py: no other module of the boot half spells a path below these folders."""
+    for path in sources("boot"):
+        if path.name == "paths.py":
+            continue
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        docs = {ast.get_docstring(node, clean=False) for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))}  # fmt: skip
+        spelt = [text for text in texts - docs if isinstance(text, str) and re.match(r"/?(sys|proc|dev)/\w", text)]
+        assert set(spelt) <= {"/dev/null"}, f"{path}: {spelt}"
 
 
 def test_nothing_on_the_boot_path_asserts() -> None:

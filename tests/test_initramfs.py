@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -12,10 +11,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from safemem.boot.model import Failure
+from safemem.boot.console import KEYS
+from safemem.boot.model import FINAL, Failure
 from safemem.cli import main
-from safemem.initramfs import build, check, unpack
-from safemem.policy import installed, language
+from safemem.initramfs import check, on_failure, unpack
+from safemem.initramfs.items import PREFIX, BuildError
+from safemem.initramfs.makers import GATE
+from safemem.policy import installed, load
 from tests.kit import POLICY, archive, base, units
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +37,7 @@ def unified(section: bytes, data: bytes) -> bytes:
 
 def test_unified_kernel_image() -> None:
     """Its initrd is read, an appended archive with units included; one that is cut off or has none is said to be."""
-    data = archive({"usr/lib/systemd/systemd": b""}) + archive({**base(), **check.unit_files(Failure("panic"))})
+    data = archive({"usr/lib/systemd/systemd": b""}) + archive({**base(), **on_failure.unit_files(Failure("panic"))})
     found = check.inside(unified(b".initrd", data))
 
     assert found is not None and (found.start, found.fault) == ("systemd", "")
@@ -55,15 +57,15 @@ def test_nothing_inside() -> None:
     ("files", "start", "fault"),
     [
         (units(), "systemd", ""),
-        ({"init": f"mount\n{check._GATE}\n{LINE}\n".encode()}, "initramfs-tools", ""),
+        ({"init": f"mount\n{GATE}\n{LINE}\n".encode()}, "initramfs-tools", ""),
         ({"var/lib/dracut/hooks/cmdline/00-gate.sh": b"", "var/lib/dracut/hooks/cmdline/01-x.sh": b""}, "dracut", ""),
         ({"lib/dracut/hooks/cmdline/00-gate.sh": b"", "lib/dracut/hooks/cmdline/00-a.sh": b""}, "dracut", "the hook 00-a.sh runs before it"),
-        ({"init": f"{LINE}\n{check._GATE}\n".encode()}, "initramfs-tools", "/init does not run"),
+        ({"init": f"{LINE}\n{GATE}\n".encode()}, "initramfs-tools", "/init does not run"),
         ({path: data for path, data in units().items() if "udevd" not in path}, "systemd", "systemd-udevd.service.d/50-safemem.conf is missing"),
         ({"init": b"#!/bin/sh\n/usr/lib/safemem/boot || exit\n"}, "init", ""),
         ({**units(), "usr/lib/systemd/systemd": None, "init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
         ({"init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
-        ({**units(), f"{build.PREFIX}/boot": None}, "systemd", "usr/lib/safemem/boot is missing"),
+        ({**units(), f"{PREFIX}/boot": None}, "systemd", "usr/lib/safemem/boot is missing"),
     ],
 )  # fmt: skip
 def test_inside(files: dict[str, bytes | None], start: str, fault: str) -> None:
@@ -72,7 +74,7 @@ def test_inside(files: dict[str, bytes | None], start: str, fault: str) -> None:
     found = check.inside(archive(everything))
 
     assert found is not None
-    assert (found.policy, found.digest) == ("live-update-host", language.read(POLICY).digest)
+    assert (found.policy, found.digest) == ("live-update-host", load.read(POLICY).digest)
     assert found.start == start
     assert fault in found.fault if fault else found.fault == ""
 
@@ -91,13 +93,32 @@ def test_unit(action: str, line: str) -> None:
     assert "ExecStart=/usr/lib/safemem/boot" in lines
     assert not [item for item in lines if item.startswith("Condition")]
     before = {name for item in lines if item.startswith("Before=") for name in item.removeprefix("Before=").split()}
-    assert {*check.GUARDED, "dracut-cmdline.service", "dracut-pre-udev.service"} <= before
+    assert {*on_failure.GUARDED, "dracut-cmdline.service", "dracut-pre-udev.service"} <= before
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_every_action_has_its_means() -> None:
+    """What the language can say for `on_failure` ends a boot in shell and in units too."""
+    assert set(on_failure.UNIT_LINES) == set(KEYS) == set(FINAL)
+    for action in FINAL:
+        assert (
+            on_failure.gate(Failure(action))
+            and on_failure.units(Failure(action))
+            and on_failure.wrapper(Failure(action))
+        )
+
+
+def test_scripts_that_lost_a_mark() -> None:
+    """A value that finds no place is no script with somebody else's `on_failure` in it."""
+    assert on_failure.with_value(b"A='x'\n  B='y'\n", "s", "B", "it's") == b"A='x'\n  B='it'\\''s'\n"
+    for script in (b"A='x'\n", b"B='x'\nB='y'\n", b"B=x\n"):
+        with pytest.raises(BuildError, match="s has no line B='…' to replace, or more than one"):
+            on_failure.with_value(script, "s", "B", "")
+
+
+@pytest.mark.needs("systemd-analyze")
 def test_units_verify(tmp_path: Path) -> None:
     """systemd itself understands every line."""
-    for path, data in check.units(Failure("reboot")).items():
+    for path, data in on_failure.units(Failure("reboot")).items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(data.replace(b"/usr/lib/safemem/boot", b"/bin/true"))
     result = subprocess.run(
@@ -141,17 +162,10 @@ def test_hook_fails_on_an_init_it_does_not_know(tmp_path: Path, init: str) -> No
     assert (tmp_path / "tree/init").read_text() == init
 
 
-def test_shellcheck() -> None:
-    """Hooks and gate are what they say they are."""
-    if shutil.which("shellcheck") is None and not os.environ.get("CI"):
-        pytest.skip("shellcheck is not installed")
-    subprocess.run(["shellcheck", HOOK, FILES / "dracut/module-setup.sh", FILES / "gate.sh"], check=True)
-
-
 @pytest.mark.parametrize(("action", "keys"), [("panic", "c b"), ("reboot", "b c"), ("halt", "")])
 def test_gate(tmp_path: Path, action: str, keys: str) -> None:
     """Returns to the init that sources it if the wrapper said so; otherwise writes the keys and never returns."""
-    text = build.gate(Failure(action)).decode()
+    text = on_failure.gate(Failure(action)).decode()
     for path in ("/usr/lib/safemem/boot", "/dev/kmsg", "/proc/sysrq-trigger"):
         assert path in text
         text = text.replace(path, f"{tmp_path}{path.replace('/usr/lib/safemem', '')}")
@@ -190,7 +204,7 @@ def test_tree_and_units(tmp_path: Path) -> None:
     files = {str(path.relative_to(tmp_path / "tree")): path.read_bytes() for path in (tmp_path / "tree").rglob("*") if path.is_file()}  # fmt: skip
     assert (tmp_path / "tree/usr/lib/safemem/boot").stat().st_mode & 0o777 == 0o755
     found = check.inside(archive({**files, "usr/lib/systemd/systemd": b""}))
-    assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", language.read(mine).digest)
+    assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", load.read(mine).digest)
 
     mine.chmod(0o664)
     refused = runner.invoke(main, ["initramfs", "tree", str(tmp_path / "tree"), "--policy", str(mine)])

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from safemem.boot import handover_args, probe
-from safemem.boot.handover_args import CannotSay, Ground
-from safemem.boot.model import Range
+from safemem.boot import guard, paths
+from safemem.boot.guard import CannotSay, Ground
+from safemem.boot.ranges import Range
 from safemem.cli import main
 from safemem.outgoing import layout
 from tests.fakes import machine
@@ -58,7 +58,7 @@ def test_one_guard_covers_most(ram: tuple[Range, ...], nodes: tuple[Range, ...],
             for size, end in ((found, ram[0].end), (rest, ram[-1].end)):
                 top = end - early - (size + image - 1 if image else 0)
                 scratch += [Range(top - size, top)] if size else []
-            best = handover_args.best_guard(ground._replace(scratch=tuple(sorted(scratch))))
+            best = guard.best_guard(ground._replace(scratch=tuple(sorted(scratch))))
             assert best.end - best.start >= promised > 0
 
 
@@ -103,5 +103,5 @@ def test_without_kho(tmp_path: Path) -> None:
     assert result.exit_code == 0 and result.stdout.startswith("kho_scratch=")
     assert "the boot loader's line needs kho=on as well" in result.stderr
     assert "one guard covers now    none: no scratch areas can be read" in result.stderr
-    (root / probe.IOMEM).unlink()
+    (root / paths.IOMEM).unlink()
     assert "proc/iomem" in CliRunner().invoke(main, ["layout", "--root", str(root)]).stderr

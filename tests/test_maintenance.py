@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -75,16 +74,14 @@ def test_generator(tmp_path: Path, enter: str, dry: bool, there: bool) -> None:
     machine = make_root(tmp_path / "machine", offered=True)
     install(machine, otherwise=Rule("otherwise", "online-safe", message='"enter":"maintenance"', enter=enter))
     assert boot.main(["--root", str(machine)]) == 0
-    path = machine / record.RECORD
+    path = machine / record.ENV
     if dry:
-        path.write_text(
-            json.dumps({**json.loads(path.read_text()), "result": {"dry_run": True}}, separators=(",", ":")) + "\n"
-        )
+        path.write_text(path.read_text().replace("SAFEMEM_DRY_RUN=no", "SAFEMEM_DRY_RUN=yes"))
     units = tmp_path / "units"
     (units / "multi-user.target.wants").mkdir(parents=True)
     for name in ("ssh.service", "guests.service"):
         (units / "multi-user.target.wants" / name).touch()
-    script = (HERE / "systemd/safemem-generator").read_text().replace("/run/safemem/decision.json", str(path))
+    script = (HERE / "systemd/safemem-generator").read_text().replace("/run/safemem", str(path.parent))
     (tmp_path / "generator").write_text(script.replace("units=/usr/lib/systemd/system", f"units={units}"))
     folders = [tmp_path / name for name in ("normal", "early", "late")]
     for folder in folders:
@@ -95,6 +92,26 @@ def test_generator(tmp_path: Path, enter: str, dry: bool, there: bool) -> None:
     assert (folders[1] / "default.target").is_symlink() == there
     wants = folders[0] / "safemem-maintenance.target.wants"
     assert ([item.name for item in wants.iterdir()] if wants.exists() else []) == (["ssh.service"] if there else [])
+
+
+@pytest.mark.parametrize("left", ["cut off", "only the record", "a folder"])
+def test_generator_with_a_decision_that_cannot_be_read(tmp_path: Path, left: str) -> None:
+    """There was a decision, and what it said is lost: the boot goes to maintenance, where somebody can look."""
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "decision.json").write_text("{}")
+    if left == "cut off":
+        (state / "decision.env").write_text("SAFEMEM_ARRIVALS=online\nSAFEMEM_ENTER=\nSAFEMEM_DRY_RUN=no\n")
+    elif left == "a folder":
+        (state / "decision.env").mkdir()
+    script = (HERE / "systemd/safemem-generator").read_text().replace("/run/safemem", str(state))
+    (tmp_path / "generator").write_text(script)
+    folders = [tmp_path / name for name in ("normal", "early", "late")]
+    for folder in folders:
+        folder.mkdir()
+    subprocess.run(["sh", tmp_path / "generator", *folders], check=True)
+
+    assert (folders[1] / "default.target").is_symlink()
 
 
 def test_generator_without_a_decision(tmp_path: Path) -> None:

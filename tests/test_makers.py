@@ -13,8 +13,9 @@ from click.testing import CliRunner, Result
 
 from safemem.cli import main
 from safemem.initramfs import build as image_of
-from safemem.initramfs import check
-from safemem.policy import language
+from safemem.initramfs import check, makers
+from safemem.initramfs.items import shipped
+from safemem.policy import compiler, load
 from tests.kit import POLICY, archive, base, units
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can enter another root")
@@ -26,6 +27,9 @@ HOOKS = {
     "initramfs-tools": "etc/initramfs-tools/hooks/safemem",
     "dracut": "usr/lib/dracut/modules.d/50safemem/module-setup.sh",
 }
+
+
+pytestmark = pytest.mark.needs("busybox")
 
 
 @pytest.fixture(params=MAKERS)
@@ -48,7 +52,7 @@ def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
         POLICY.parent, tmp_path / "etc/safemem/policies", ignore=lambda _, names: set(names) - {"minimal.toml"}
     )
     (tmp_path / "with").write_bytes(
-        archive({**base(), **units(), **image_of.policies({"minimal": language.read(MINIMAL)})})
+        archive({**base(), **units(), **image_of.policies({"minimal": compiler.dump(load.read(MINIMAL))})})
     )
     (tmp_path / "without").write_bytes(archive({"init": b"#!/bin/sh\n"}))
     image(tmp_path).write_bytes(OLD)
@@ -183,6 +187,18 @@ def test_what_is_missing(root: Path) -> None:
     (root / "usr/bin/safemem").unlink()
     assert "the hook calls `safemem`" in safemem(root, "install", f"--{maker(root)}").output
     assert untouched(root)
+
+
+@pytest.mark.parametrize("row", makers.MAKERS, ids=lambda row: row.name)
+def test_a_maker_is_a_row(row: makers.Maker) -> None:
+    """Its hook is shipped in a folder of its own, its name is an option, and what starts safemem in its image is looked for."""
+    words = [word.format(image="IMAGE", release="RELEASE") for word in row.command]
+
+    assert row.source.split("/")[0] == row.name and shipped(row.source).startswith(b"#!")
+    assert words[0] == row.program.rpartition("/")[2] and {"IMAGE", "RELEASE"} < set(words)
+    assert row.start in check.STARTS
+    for verb in ("install", "remove"):
+        assert f"--{row.name}" in CliRunner().invoke(main, ["initramfs", verb, "--help"]).output
 
 
 def test_find_where_no_image_is(root: Path) -> None:

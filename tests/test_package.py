@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from packages import tree
 from tests.kit import RELEASES, build_deb, contents
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Programs with which each package is made and opened.
+DEB = pytest.mark.needs("dpkg-deb", "strip")
+RPM = pytest.mark.needs("rpm", "rpmbuild")
 
 
 @pytest.fixture(scope="module", params=RELEASES)
@@ -23,6 +27,8 @@ def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return build_deb(request.param, tmp_path_factory.mktemp("deb"))
 
 
+@DEB
+@pytest.mark.needs("lintian")
 def test_lintian(package: Path) -> None:
     """Debian's own checker finds no error."""
     result = subprocess.run(["lintian", "--fail-on", "error", package], capture_output=True, text=True)
@@ -30,6 +36,7 @@ def test_lintian(package: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@DEB
 def test_contents(package: Path, tmp_path: Path) -> None:
     """Command, units, rules, policies, manual pages and the private modules are there, for the release's Python."""
     files = contents(package, tmp_path)
@@ -52,6 +59,8 @@ def test_contents(package: Path, tmp_path: Path) -> None:
     assert not any(name.startswith("usr/lib/python3") and "pydantic" in name for name in files)
 
 
+@DEB
+@pytest.mark.needs("groff")
 def test_manual_pages(package: Path, tmp_path: Path) -> None:
     """Both pages format without a complaint, and name every command and every exception of the policy's language."""
     files = contents(package, tmp_path)
@@ -65,11 +74,51 @@ def test_manual_pages(package: Path, tmp_path: Path) -> None:
             assert word.encode() in result.stdout
 
 
+@DEB
+def test_one_list(package: Path, tmp_path: Path) -> None:
+    """Every unit, hook, policy and rule of the project is in the package, and every unit that is enabled is one of them."""
+    names = contents(package, tmp_path)
+    sources = {path.name for folder in ("systemd", "udev", "policies") for path in (ROOT / folder).iterdir()}
+
+    assert sources <= {name.rpartition("/")[2] for name in names}
+    assert all(list(ROOT.glob(file.source)) for file in tree.FILES)
+    for unit in tree.UNITS:
+        assert b"\n[Install]\n" in names[f"usr/lib/systemd/system/{unit}"]
+
+
+@DEB
+def test_units_name_no_modules(package: Path, tmp_path: Path) -> None:
+    """They start programs of the package, which know where its modules are and answer to nothing of the environment."""
+    files = contents(package, tmp_path)
+    units = {name: data.decode() for name, data in files.items() if name.startswith("usr/lib/systemd/system/")}
+    started = {line.split()[0].partition("=/")[2] for text in units.values() for line in text.splitlines() if line.startswith("ExecStart=")}  # fmt: skip
+
+    assert {"usr/lib/safemem/hold", "usr/lib/safemem/maintenance", "usr/bin/safemem"} == started
+    assert started <= set(files) and not [name for name, text in units.items() if "python" in text]
+    for name in ("hold", "maintenance"):
+        text = files[f"usr/lib/safemem/{name}"].decode()
+        assert text.startswith("#!/usr/bin/python3 -IS\n") and '"/usr/lib/python3/dist-packages"' in text
+
+
+@pytest.mark.parametrize(("name", "ends"), [("hold", (0, "")), ("maintenance", (1, "safemem: "))])
+def test_programs_of_the_real_root(tmp_path: Path, name: str, ends: tuple[int, str]) -> None:
+    """Each finds its module in the folder that was written into it, and looks at the root that it is told: a record is damaged there."""
+    program = tmp_path / name
+    tree.put(program, tree.programs(str(ROOT)[1:], "")[f"usr/lib/safemem/{name}"].encode(), 0o755)
+    (tmp_path / "root/run/safemem").mkdir(parents=True)
+    (tmp_path / "root/run/safemem/decision.json").write_text("{")
+    result = subprocess.run([program, "--root", tmp_path / "root"], capture_output=True, text=True)
+
+    assert (result.returncode, result.stderr[:9]) == ends, result.stderr
+    # A record that cannot be read holds everything.
+    assert (tmp_path / "root/run/safemem/masked").exists() == (name == "hold")
+
+
 @pytest.fixture(scope="module")
 def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the RPM."""
-    words = [sys.executable, str(ROOT / "packages/rpm.py"), "-o", str(tmp_path_factory.mktemp("rpm"))]
-    return Path(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+    words = [sys.executable, "-m", "packages.rpm", "-o", str(tmp_path_factory.mktemp("rpm"))]
+    return Path(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout.strip())
 
 
 def ask(package: Path, *words: str) -> str:
@@ -77,6 +126,8 @@ def ask(package: Path, *words: str) -> str:
     return subprocess.run(["rpm", "-qp", *words, package], check=True, capture_output=True, text=True).stdout
 
 
+@DEB
+@RPM
 def test_rpm_has_the_same_files(package: Path, rpm: Path) -> None:
     """Both packages bring the same, with the same modes, but for what one distribution has and the other has not."""
     listed = subprocess.run(["dpkg-deb", "-c", package], check=True, capture_output=True, text=True).stdout
@@ -99,6 +150,7 @@ def test_rpm_has_the_same_files(package: Path, rpm: Path) -> None:
     ]
 
 
+@RPM
 def test_rpm_is_what_the_project_says(rpm: Path) -> None:
     """Version and needs are those of pyproject.toml, and digests are right."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -112,6 +164,8 @@ def test_rpm_is_what_the_project_says(rpm: Path) -> None:
     subprocess.run(["rpm", "-K", rpm], check=True)
 
 
+@RPM
+@pytest.mark.needs("busybox")
 def test_rpm_comes_changes_and_goes(rpm: Path, tmp_path: Path) -> None:
     """Units are preset once, images rebuilt each time; the command runs from there; nothing is left but the policy."""
     root = tmp_path / "root"
@@ -127,8 +181,7 @@ def test_rpm_comes_changes_and_goes(rpm: Path, tmp_path: Path) -> None:
         (root / "usr/bin" / name).chmod(0o755)
     python = "python3 -m compileall -q /usr/lib/safemem/python"
     dracut = "dracut --regenerate-all --force"
-    preset = (ROOT / "packages/deb.py").read_text().partition("\nUNITS = (")[2].partition(")")[0]
-    units = " ".join(re.findall(r"[\w.-]+", preset))
+    units = " ".join(tree.UNITS)
 
     def run(*words: str | Path, said: str = "") -> list[str]:
         """Let `rpm` do something below the root, where it says what is `said`; return what its scriptlets called."""
@@ -141,9 +194,11 @@ def test_rpm_comes_changes_and_goes(rpm: Path, tmp_path: Path) -> None:
 
     assert run("-i", rpm) == [python, f"systemctl --no-reload preset {units}", dracut, "there"]
     assert (root / "usr/lib/systemd/system-preset/80-safemem.preset").read_text().split()[1::2] == units.split()
-    # The units look for modules where this package has them.
+    # What the units start looks for modules where this package has them.
     for unit in (root / "usr/lib/systemd/system").iterdir():
-        assert "dist-packages" not in unit.read_text()
+        assert "dist-packages" not in unit.read_text() and "python" not in unit.read_text()
+    for name in ("hold", "maintenance"):
+        assert '"/usr/lib/safemem/python"' in (root / "usr/lib/safemem" / name).read_text()
     run("-V", "safemem")
 
     # Other people's modules are those of the tests.

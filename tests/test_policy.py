@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from safemem.boot import compiled, model
-from safemem.boot.model import Condition, Range, Term
-from safemem.policy import language
+from safemem.boot import compiled, model, ranges
+from safemem.boot.model import Condition, Term
+from safemem.boot.ranges import Range
+from safemem.policy import compiler, installed, language, load
+from safemem.policy.space import TooLarge
 from tests.fakes import SHIPPED
 
 GOOD = """\
@@ -31,24 +33,24 @@ action = "panic"
 
 def problems(text: str | bytes) -> list[str]:
     """Return the lines of the error that `text` gives."""
-    with pytest.raises(language.PolicyError) as caught:
-        language.parse(text.encode() if isinstance(text, str) else text, "p.toml")
+    with pytest.raises(load.PolicyError) as caught:
+        load.parse(text.encode() if isinstance(text, str) else text, "p.toml")
     return str(caught.value).splitlines()
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped(path: Path) -> None:
     """Every shipped policy is valid, says for whom it is, and goes through the compiled form unchanged."""
-    found = language.read(path)
+    found = load.read(path)
     assert path.stem == found.name
     assert path.read_text().startswith("# For ")
-    assert found == compiled.load(compiled.dump(found), "x")
+    assert found == compiled.load(compiler.dump(found), "x")
     assert len(found.digest) == 64
 
 
 def test_defaults() -> None:
     """What a short policy leaves out has the documented values."""
-    found = language.parse(GOOD.encode(), "p.toml").policy
+    found = load.parse(GOOD.encode(), "p.toml").policy
     assert found.sources == ("kho-scratch",)
     assert (found.allow_cmdline_override, found.open_luo) == (False, False)
     assert model.Failure("panic", "", 10) == found.on_failure
@@ -62,7 +64,7 @@ def test_defaults() -> None:
 def test_files_from_other_systems(mangle: object) -> None:
     """CRLF, a byte-order mark and a missing last newline change nothing."""
     assert callable(mangle)
-    assert language.parse(GOOD.encode(), "p").policy == language.parse(mangle(GOOD).encode(), "p").policy
+    assert load.parse(GOOD.encode(), "p").policy == load.parse(mangle(GOOD).encode(), "p").policy
 
 
 @pytest.mark.parametrize(
@@ -86,9 +88,9 @@ def test_files_from_other_systems(mangle: object) -> None:
 )
 def test_when(when: str, condition: Condition) -> None:
     """Each way to ask for a fact."""
-    found = language.parse(GOOD.replace('handover = "none"', when).encode(), "p").policy
+    found = load.parse(GOOD.replace('handover = "none"', when).encode(), "p").policy
     assert (condition,) == found.rules[0].when
-    assert found == compiled.load(compiled.dump(found), "x")
+    assert found == compiled.load(compiler.dump(found), "x")
 
 
 @pytest.mark.parametrize(
@@ -97,14 +99,14 @@ def test_when(when: str, condition: Condition) -> None:
 )
 def test_limits(text: str, expected: int) -> None:
     """Sizes and shares mean what they say, rounded down."""
-    assert model.parse_limit(text, 1000) == expected
+    assert ranges.parse_limit(text, 1000) == expected
 
 
 @given(st.text("0123456789.%KMGTiB -", max_size=8))
 def test_limits_are_total(text: str) -> None:
     """Whatever is written is a limit within what there is, or refused."""
     try:
-        limit = model.parse_limit(text, 1000)
+        limit = ranges.parse_limit(text, 1000)
     except ValueError:
         return
     assert limit <= 1000 if text.endswith("%") else limit >= 0
@@ -113,7 +115,7 @@ def test_limits_are_total(text: str) -> None:
 def test_sources() -> None:
     """Ranges take their end in."""
     text = GOOD.replace("[[rule]]", '[safe_region]\nsources = ["cmdline", "0x1000-0x1fff"]\n[[rule]]', 1)
-    assert ("cmdline", Range(0x1000, 0x2000)) == language.parse(text.encode(), "p").policy.sources
+    assert ("cmdline", Range(0x1000, 0x2000)) == load.parse(text.encode(), "p").policy.sources
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,14 @@ def test_sources() -> None:
         ("[otherwise]", '[otherwise]\nfloor = 1', "p.toml:8:1: otherwise.floor: expected a size such as `256MiB`, not `1`"),
         ("[otherwise]", '[otherwise]\nexposed_max = "1%"', "p.toml:8:1: otherwise.exposed_max: `exposed_max` has no effect with `panic`, only with `online-safe`"),
         ('[otherwise]\naction = "panic"', '[otherwise]\nexposed_max = "1%"\naction = "online-safe"', "p.toml:8:1: otherwise.exposed_max: `exposed_max` has no effect while `on_shortfall` is `continue`"),
+        ("[otherwise]", '[otherwise]\nboot_memory = "offline"', "p.toml:8:1: otherwise.boot_memory: `boot_memory` has no effect with `panic`, only with `online-safe`"),
+        ("[otherwise]", '[otherwise]\nif_onlined = "offline"', "p.toml:8:1: otherwise.if_onlined: `if_onlined` has no effect: `panic` leaves no memory held"),
+        ('"online-all"', '"online-all"\nfinal = true', "p.toml:7:1: rule `one`, final: `final` has no effect: `online-all` leaves no memory held"),
+        ("[otherwise]", "[[memory]]\nnode = 0\ndriver = 'kmem'\nhold = true\n[otherwise]", "p.toml:7:1: memory: needs exactly one of `range`, `node` and `driver`, and has 2"),
+        ("[otherwise]", "[[memory]]\nnode = -1\nhold = true\n[otherwise]", "p.toml:8:1: memory.node: expected a whole number from 0 to 65536, not `-1`"),
+        ("[otherwise]", "[[memory]]\nnode = 0\nhold = false\n[otherwise]", "p.toml:9:1: memory.hold: expected true, or a `zone` instead of this key, not `false`"),
+        ("[otherwise]", "[[memory]]\nnode = 0\n[otherwise]", "p.toml:7:1: memory: needs `hold = true` or a `zone`, and not both"),
+        ("[otherwise]", "[[memory]]\nrange = '0x0-0xfff'\nhold = true\n[[memory]]\nrange = '0x800-0xfff'\nhold = true\n[otherwise]", "p.toml:11:1: memory.range: range `0x800-0xfff` overlaps `0x0-0xfff`"),
         ("[otherwise]", '[otherwise]\nexposed_max = "101%"', "p.toml:8:1: otherwise.exposed_max: `101%` is not a share, such as 1% or 0.5%"),
         ("[otherwise]", '[otherwise]\nexposed_max = "0.55%"', "p.toml:8:1: otherwise.exposed_max: `0.55%` is not a share, such as 1% or 0.5%"),
         ("[otherwise]", '[otherwise]\nexposed_max = 5', "p.toml:8:1: otherwise.exposed_max: expected a size such as `2GiB` or a share such as `1%`, not `5`"),
@@ -185,7 +195,7 @@ def test_all_errors_at_once() -> None:
     ("data", "expected"),
     [
         (b"\x7fELF\x80", "p.toml:1:5: byte 0x80 is not UTF-8 text: is this a TOML file?"),
-        (b"x" * (language.MAX_SIZE + 1), "p.toml:1:1: the file is larger than 1 MiB: this is no policy"),
+        (b"x" * (load.MAX_SIZE + 1), "p.toml:1:1: the file is larger than 1 MiB: this is no policy"),
         (b"a = " + b"[" * 5000, "p.toml:1:1: the file is nested too deeply"),
         (b"a = " + b"1" * 5000, "p.toml:1:1: the file holds a number with thousands of digits"),
         (b"name = ", "p.toml:1:8: not valid TOML: invalid value: `name =`"),
@@ -204,15 +214,33 @@ def test_no_toml(data: bytes, expected: str) -> None:
 def test_total(data: bytes) -> None:
     """Whatever the file holds, the answer is a policy or a PolicyError."""
     try:
-        language.parse(data, "p")
-    except language.PolicyError as error:
+        load.parse(data, "p")
+    except load.PolicyError as error:
         assert str(error).startswith("p:")
+
+
+def words(table: type[BaseModel], key: str) -> tuple[str, ...]:
+    """Return the words that `key` of a table may be, as an editor is told them."""
+    schema = table.model_json_schema()["properties"][key]
+    options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    return tuple(word for option in options for word in option.get("enum", [option.get("const")]))
 
 
 def test_models_name_what_the_engine_knows() -> None:
     """The words of the language are the words of model.py and compiled.py."""
-    assert get_args(language.Action) == model.ACTIONS
-    assert get_args(language.Final) == model.FINAL
-    assert get_args(language.Zone) == model.ZONES
-    assert get_args(language.Shortfall) == compiled.ON_SHORTFALL
+    assert words(language.Outcome, "action") == model.ACTIONS
+    assert words(language.Failure, "action") == model.FINAL
+    assert words(language.Outcome, "zone") == words(language.Memory, "zone") == model.ZONES
+    assert words(language.Memory, "driver") == model.DRIVERS
+    assert words(language.Outcome, "on_shortfall") == compiled.ON_SHORTFALL
+    assert words(language.Outcome, "enter") == compiled.ENTER
+    assert words(language.Outcome, "boot_memory") == compiled.BOOT_MEMORY
+    assert words(language.Outcome, "if_onlined") == compiled.IF_ONLINED
     assert list(model.FACTS) == list(language.When.model_fields)
+
+
+@pytest.mark.parametrize("refusal", [load.PolicyError, TooLarge, compiled.Invalid, installed.Untrusted])
+def test_what_is_wrong_with_a_policy_is_a_refusal(refusal: type[model.Refused]) -> None:
+    """The command line catches one parent, and ends with the code of an invalid input."""
+    assert issubclass(refusal, model.Refused)
+    assert refusal.kind == "invalid"

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem.boot import probe
-from safemem.boot.model import UNKNOWN, Blocks, Range
+from safemem.boot import cmdline as boot_cmdline
+from safemem.boot import memory, paths, probe
+from safemem.boot.model import UNKNOWN, Blocks
+from safemem.boot.ranges import Range
 from safemem.host import reader
 from tests.fakes import CONFIG_KHO, fdt, make_root
 
@@ -58,9 +60,9 @@ def test_handover_on_a_device_tree_machine(tmp_path: Path, files: tuple[str, ...
     """Without boot_params, the chosen node says whether a handover was offered."""
     root = make_root(tmp_path)
     shutil.rmtree(root / "sys/kernel/boot_params")
-    (root / probe.CHOSEN).mkdir(parents=True)
+    (root / paths.CHOSEN).mkdir(parents=True)
     for name in files:
-        (root / probe.CHOSEN / name).write_bytes(bytes(16))
+        (root / paths.CHOSEN / name).write_bytes(bytes(16))
 
     assert expected == probe.read_snapshot(str(root)).facts["handover"].value
 
@@ -77,7 +79,7 @@ def test_handover_with_an_odd_setup_data_type_is_unknown(tmp_path: Path) -> None
     """A type that is not a number is no proof that nothing was offered."""
     root = make_root(tmp_path, offered=True)
     for entry in ("0", "1"):
-        (root / probe.SETUP_DATA / entry / "type").write_text("huh\n")
+        (root / paths.SETUP_DATA / entry / "type").write_text("huh\n")
 
     assert probe.read_snapshot(str(root)).facts["handover"].value == UNKNOWN
 
@@ -218,13 +220,13 @@ def test_an_empty_root_is_all_unknown(tmp_path: Path) -> None:
 )
 def test_arguments(cmdline: str, expected: list[tuple[str, str]]) -> None:
     """Arguments split as the kernel splits them."""
-    assert expected == probe.arguments(cmdline)
+    assert expected == boot_cmdline.arguments(cmdline)
 
 
 @given(st.text())
 def test_arguments_are_total(cmdline: str) -> None:
     """No command line makes the reader raise."""
-    probe.arguments(cmdline)
+    boot_cmdline.arguments(cmdline)
 
 
 def test_drivers_come_from_the_names_in_iomem(tmp_path: Path) -> None:
@@ -290,7 +292,7 @@ def test_a_guard_that_is_not_in_force_is_a_witness(tmp_path: Path, options: dict
         ("quiet", None, UNKNOWN, "nothing keeps count: there are no EFI variables, and no safemem.attempts= from handover-args"),
         ("safemem.attempts=3", None, 3, "the predecessor's count"),
         ("safemem.attempts=x", None, UNKNOWN, "safemem.attempts=: `x` is not a number"),
-        ("quiet", {}, UNKNOWN, f"nothing keeps count: {probe.EFIVARS} is empty: it is not mounted, and no safemem.attempts= from handover-args"),
+        ("quiet", {}, UNKNOWN, f"nothing keeps count: {paths.EFIVARS} is empty: it is not mounted, and no safemem.attempts= from handover-args"),
         ("safemem.attempts=3", {"Timeout-x": b"x"}, 0, "it does not exist"),
         ("safemem.attempts=3", {"ours": b"\7\0\0\0\2\0\0\0"}, 2, ""),
         ("quiet", {"ours": b"\7\0\0\0\2"}, UNKNOWN, "it has 5 bytes, not 8"),
@@ -300,8 +302,52 @@ def test_boot_attempts(tmp_path: Path, cmdline: str, efi: dict[str, bytes] | Non
     """Firmware's count is asked first; where nothing keeps one, it is unknown, not 0."""
     root = make_root(tmp_path, cmdline=cmdline)
     if efi is not None:
-        (root / probe.EFIVARS).mkdir(parents=True)
+        (root / paths.EFIVARS).mkdir(parents=True)
         for name, data in efi.items():
-            (root / (probe.ATTEMPTS if name == "ours" else f"{probe.EFIVARS}/{name}")).write_bytes(data)
+            (root / (paths.ATTEMPTS if name == "ours" else f"{paths.EFIVARS}/{name}")).write_bytes(data)
     fact = probe.read_snapshot(str(root)).facts["boot_attempts"]
     assert (fact.value, fact.reason) == (value, says)
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "init", "open_quote"),
+    [
+        ('a="b c" d -- e', ['a="b c"', "d"], ["--", "e"], False),
+        ('a "--" b', ["a"], ['"--"', "b"], False),
+        ('a "b c', ["a", '"b c'], [], True),
+        ("", [], [], False),
+    ],
+)
+def test_words_of_the_command_line(line: str, words: list[str], init: list[str], open_quote: bool) -> None:
+    """Words are kept as they are written, for the next kernel to read; what init gets is told apart."""
+    assert boot_cmdline.split(line) == (words, init, open_quote)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "names"),
+    [
+        ("00001000-0009ffff : System RAM\n  00002000-00002fff : Kernel code\n", "", ["System RAM", "Kernel code"]),
+        ("00001000-0009ffff : System RAM\nnonsense\n", "line `nonsense` cannot be understood", ["System RAM"]),
+        ("00000000-00000000 : System RAM\n", "it shows addresses to root only", []),
+        ("", "it is empty", []),
+        (None, "no such file or directory", []),
+    ],
+)
+def test_iomem_says_what_it_lacks(tmp_path: Path, text: str | None, fault: str, names: list[str]) -> None:
+    """Whoever reads it can tell a machine without such a range from a file that could not be read to its end."""
+    (tmp_path / "proc").mkdir()
+    if text is not None:
+        (tmp_path / "proc/iomem").write_text(text)
+    found = memory.iomem(str(tmp_path))
+
+    assert (found.fault, [item.name for item in found.resources]) == (fault, names)
+    assert [item.depth for item in found.resources] == [0, 1][: len(names)]
+
+
+def test_a_block_of_two_nodes_is_no_nodes(tmp_path: Path) -> None:
+    """Neither an exception for one of them nor a guard on one of them may count on it."""
+    for node, numbers in ((0, (0, 1, 2)), (1, (2, 3))):
+        for number in numbers:
+            (tmp_path / f"sys/devices/system/node/node{node}/memory{number}").mkdir(parents=True)
+
+    assert memory.nodes(str(tmp_path)) == {0: {0, 1}, 1: {3}}

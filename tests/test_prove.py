@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from safemem.cli import main
-from safemem.policy import language
-from safemem.policy.analysis import CODES
+from safemem.policy import reference
+from safemem.policy.invariants import CODES
 from tests.fakes import SHIPPED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +44,19 @@ def test_check_says_where_why_and_what_to_do() -> None:
     assert lines[2].startswith("    help: use online-safe or panic")
     shown = run(*lines[1].split()[2:])
     assert "so `otherwise` decides" not in shown.stdout and shown.stdout.startswith("online-all")
+
+
+def test_check_counts_in_words(tmp_path: Path) -> None:
+    """One is one, and two are several."""
+    (tmp_path / "two.toml").write_text((BAD / "unreachable-rule.toml").read_text().replace("[otherwise]", """[[rule]]
+name = "again"
+when = { handover = "accepted", luo = "busy" }
+action = "panic"
+[otherwise]"""))  # fmt: skip
+
+    assert ": 1 error (" in run("check", BAD / "unreachable-rule.toml").stdout
+    assert ": 2 errors, 1 warning (" in run("check", tmp_path / "two.toml").stdout
+    assert ": all invariants hold, 3 warnings (" in run("check", BAD / "failure-loop.toml").stdout
 
 
 def test_check_exit_codes() -> None:
@@ -228,7 +241,7 @@ def test_schema_is_in_step() -> None:
 
 def test_reference_is_in_step() -> None:
     """The page under docs is what the models say."""
-    assert (ROOT / "docs/policy-language.md").read_text() == language.reference() == run("schema", "--reference").stdout
+    assert (ROOT / "docs/policy-language.md").read_text() == reference.markdown() == run("schema", "--reference").stdout
 
 
 def test_explain() -> None:

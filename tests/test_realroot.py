@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from safemem.boot import main as boot
+from safemem.boot import record
 from safemem.boot.model import Rule
 from safemem.host import doctor, standing
 from safemem.realroot import hold as realroot
@@ -60,29 +61,30 @@ def test_what_cannot_be_masked_is_said(root: Path, monkeypatch: pytest.MonkeyPat
     assert standing.read(str(root)).exit_code == 64
     found = {(item.code, item.severity) for item in doctor.examine(str(root))}
     assert {("not-applied", "warning"), ("udev-rule", "severe")} <= found
-    problems = json.loads((root / "run/safemem/decision.json").read_text())["result"]["problems"]
+    result = json.loads((root / "run/safemem/decision.json").read_text())["result"]
+    problems = result["problems"]
+    assert len(result["problem_codes"]) == len(problems) and "still-onlines" in result["problem_codes"]
     assert any("still onlines memory, although it was to be masked" in text for text in problems)
 
 
 def test_nothing_is_masked_when_all_memory_may_be_used(root: Path) -> None:
     """After a release, and after online-all, vendors' rules are none of our business."""
-    (root / "run/safemem/arrivals").write_text("SAFEMEM_ARRIVALS=online_movable\n")
+    (root / record.ENV).write_text("SAFEMEM_ARRIVALS=online_movable\n")
     assert realroot.main(["--root", str(root)]) == 0
     assert not (root / realroot.MASKED).exists()
 
 
 def test_a_dry_run_masks_nothing(root: Path) -> None:
     """A decision that was not carried out hides no rule."""
-    path = root / "run/safemem/decision.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "result": {"dry_run": True}}))
-    (root / "run/safemem/arrivals").unlink()
+    path = root / record.ENV
+    path.write_text(path.read_text().replace("SAFEMEM_DRY_RUN=no", "SAFEMEM_DRY_RUN=yes"))
     assert realroot.main(["--root", str(root)]) == 0
     assert not (root / realroot.MASKED).exists()
 
 
 def test_without_arrivals_it_holds(root: Path) -> None:
     """A missing file is no permission."""
-    (root / "run/safemem/arrivals").unlink()
+    (root / record.ENV).unlink()
     assert realroot.main(["--root", str(root)]) == 0
     assert udevrules.find(str(root)) == []
 

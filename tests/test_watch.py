@@ -12,9 +12,10 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from safemem.boot import apply, compiled, record
+from safemem.boot import apply, compiled, files
 from safemem.boot import main as boot
-from safemem.boot.model import Blocks, Override, Policy, Range, Rule
+from safemem.boot.model import Blocks, Override, Policy, Rule
+from safemem.boot.ranges import Range
 from safemem.cli import main
 from safemem.host import doctor, incidents, metrics, standing, suspects, watch
 from safemem.host.incidents import Counts
@@ -176,7 +177,7 @@ def test_loose(tmp_path: Path, memory: tuple[Override, ...], released: str, free
         block(root, number, "online")
     if released:
         entry = {"time": 1, "reason": "x", "ranges": released.split(), "state": "done"}
-        record.write(str(root), json.dumps([entry]), standing.RELEASES)
+        files.replace(str(root), standing.RELEASES, json.dumps([entry]))
     found = standing.read(str(root)).loose
 
     assert {n for n in range(44) if any(a.start <= n * BLOCK < a.end for a in found)} == set(range(32, 44)) - free
@@ -277,7 +278,7 @@ def test_what_was_online_was_not_untouched(tmp_path: Path) -> None:
         {"time": 1, "reason": "x", "ranges": [str(span(37, 37))], "state": "done"},
         {"time": 1, "reason": "y", "ranges": [str(span(38, 38))], "state": "begun"},
     ]
-    record.write(str(root), json.dumps(entries), standing.RELEASES)
+    files.replace(str(root), standing.RELEASES, json.dumps(entries))
     for number in (3, 35):
         block(root, number, "offline")  # as the kernel would show it
     found = standing.read(str(root))

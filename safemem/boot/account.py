@@ -8,8 +8,13 @@ is, `safe` memory is in use and holds nothing of a guest's, says the source of t
 
 from __future__ import annotations
 
-from safemem.boot.model import Blocks, Decision, Range, Snapshot, size_text
+from safemem.boot.model import Blocks, Decision, Snapshot
+from safemem.boot.ranges import Range, cut, joined, size_text
 from safemem.boot.tuples import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 KINDS = ("safe", "guarded", "held", "quarantined", "exposed")
 #: Said wherever totals are: the one difference that matters.
@@ -25,13 +30,18 @@ class Share(NamedTuple):
     why: str = ""
     seconds: int = -1  #: how long quarantined memory had been in use, rounded up; -1 for other kinds
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
 
 def account(
     decision: Decision,
     before: Snapshot,
     after: tuple[Blocks, ...],
     guard: Range | None,
-    refused: dict[int, str],
+    refused: Mapping[int, str],
     taken: dict[int, int],
 ) -> tuple[Share, ...]:
     """Return every byte of the blocks in `after` once, ascending.
@@ -41,7 +51,8 @@ def account(
         refused: block -> why it did not go offline.
         taken: block -> for how many seconds it had been in use when it went offline, in this run or an earlier one.
     """
-    size, shares = before.block_size, _Shares()
+    size = before.block_size
+    pieces: list[tuple[int, int, tuple[str, str, int]]] = []
     edges = {edge for run in (*before.blocks, *after) for edge in (run.first, run.last + 1)}
     edges |= {number + step for number in (*refused, *taken) for step in (0, 1)}
     cuts = sorted(edges)
@@ -61,22 +72,23 @@ def account(
             if run.state == "offline":
                 untouched = was in ("offline", "absent") and first not in taken
                 kind, seconds = ("held", -1) if untouched else ("quarantined", taken.get(first, -1))
-                for safe, part in _cut(start, end, decision.region):
-                    shares.add(kind, *part, "safe, but out of use with its block" if safe else "", seconds)
+                for low, high, index in cut(start, end, decision.region):
+                    why = "safe, but out of use with its block" if index >= 0 else ""
+                    pieces.append((low, high, (kind, why, seconds)))
             elif run.state == "online":
                 why = refused.get(first) or _why(decision, was)
-                _in_use(shares, start, end, guard, decision, why)
+                pieces += _in_use(start, end, guard, decision, why)
             else:
-                shares.add("exposed", start, end, refused.get(first) or f"its state is {run.state}")
+                pieces.append((start, end, ("exposed", refused.get(first) or f"its state is {run.state}", -1)))
             first = last + 1
-    return tuple(shares.found)
+    return tuple(Share(kind, start, end, why, seconds) for start, end, (kind, why, seconds) in joined(pieces))
 
 
 def totals(shares: tuple[Share, ...]) -> dict[str, int]:
     """Return the bytes of each kind; all of KINDS are there."""
     found = dict.fromkeys(KINDS, 0)
     for share in shares:
-        found[share.kind] += share.end - share.start
+        found[share.kind] += share.size
     return found
 
 
@@ -93,7 +105,7 @@ def to_json(shares: tuple[Share, ...]) -> list[dict[str, object]]:
         {
             "kind": share.kind,
             "range": str(Range(share.start, share.end)),
-            "bytes": share.end - share.start,
+            "bytes": share.size,
             "why": share.why or None,
             "seconds_in_use": share.seconds if share.seconds >= 0 else None,
         }
@@ -117,39 +129,13 @@ def _why(decision: Decision, was: str) -> str:
     return "in use since the start of this boot"
 
 
-def _in_use(shares: _Shares, start: int, end: int, guard: Range | None, decision: Decision, why: str) -> None:
+def _in_use(
+    start: int, end: int, guard: Range | None, decision: Decision, why: str
+) -> Iterator[tuple[int, int, tuple[str, str, int]]]:
     """Share out memory that is online: what is guarded first, of the rest what is safe."""
-    for kind, area in _cut(start, end, (guard,) if guard else ()):
-        if kind:
-            shares.add("guarded", *area, "left to kdump" if decision.action == "online-all" else "")
+    for low, high, guarded in cut(start, end, (guard,) if guard else ()):
+        if guarded >= 0:
+            yield low, high, ("guarded", "left to kdump" if decision.action == "online-all" else "", -1)
             continue
-        for safe, part in _cut(*area, decision.region):
-            shares.add("safe" if safe else "exposed", *part, "" if safe else why)
-
-
-def _cut(start: int, end: int, areas: tuple[Range, ...]) -> list[tuple[bool, Range]]:
-    """Return `start`..`end` cut at the edges of ascending `areas`; True for what lies inside one."""
-    pieces = []
-    for area in areas:
-        low, high = max(start, area.start), min(end, area.end)
-        if low >= high:
-            continue
-        if start < low:
-            pieces.append((False, Range(start, low)))
-        pieces.append((True, Range(low, high)))
-        start = high
-    if start < end:
-        pieces.append((False, Range(start, end)))
-    return pieces
-
-
-class _Shares:
-    def __init__(self) -> None:
-        self.found: list[Share] = []
-
-    def add(self, kind: str, start: int, end: int, why: str = "", seconds: int = -1) -> None:
-        last = self.found[-1] if self.found else None
-        if last and last.end == start and (last.kind, last.why, last.seconds) == (kind, why, seconds):
-            self.found[-1] = last._replace(end=end)
-        else:
-            self.found.append(Share(kind, start, end, why, seconds))
+        for first, last, safe in cut(low, high, decision.region):
+            yield first, last, (("safe", "", -1) if safe >= 0 else ("exposed", why, -1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The compiled policy: the one JSON text that the boot path reads.
+"""The compiled policy: the one JSON text that the boot path reads; `safemem.policy.compiler` writes it.
 
 Imports: standard library only, and only what `docs/boot-path.md` allows.
 
@@ -10,11 +10,16 @@ can write a digest too.
 
 from __future__ import annotations
 
-from safemem.boot import model, plainjson
+from safemem.boot import model, plainjson, ranges
+from safemem.boot.conditions import is_version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    #: Gets a value and where it stands; returns what the policy holds, or fails.
+    Check = Callable[[object, str], object]
 
 # `hashlib` would serve, but importing it loads libcrypto, which the initramfs then has to carry.
 try:
@@ -29,9 +34,9 @@ FORMAT = 1
 #: Bytes; a policy is a few thousand.
 MAX_SIZE = 1 << 20
 
-#: What a rule may hold beside `name`, `action` and `when`: its closed set, or the type of its value.
+#: The closed sets that nothing but the policy has; the language that operators write takes them from here.
 ON_SHORTFALL = ("continue", *model.FINAL)
-ENTER = ("", "maintenance")
+ENTER = ("maintenance",)
 BOOT_MEMORY = ("leave", "offline")
 IF_ONLINED = ("report", "offline")
 SOURCES = ("kho-scratch", "cmdline", "none")
@@ -46,38 +51,19 @@ _OPS = {
     "number": ("is", *_COMPARISONS),
     "names": ("is", "has"),
 }
-_RULE_KEYS = (
-    "accept_data_exposure",
-    "action",
-    "boot_memory",
-    "enter",
-    "exposed_max",
-    "final",
-    "floor",
-    "if_onlined",
-    "message",
-    "name",
-    "on_shortfall",
-    "when",
-    "zone",
-)
 
 
-class Invalid(ValueError):
+class Invalid(model.Refused, ValueError):
     """A compiled policy that must not be used; the text says where and why."""
 
-
-def dump(policy: model.Policy) -> bytes:
-    """Return the compiled form of `policy`; its own `digest` is ignored and computed anew."""
-    body = {"format": FORMAT, "policy": _plain(policy)}
-    return _canonical({"digest": _digest(body), **body}) + b"\n"
+    kind = "invalid"
 
 
 def load(data: bytes, where: str) -> model.Policy:
     """Return the policy that `data`, read from `where`, holds, with its digest.
 
     Raises:
-        Invalid: for every `data` that `dump` of this format did not write; nothing else is raised.
+        Invalid: for every `data` that no `compiler.dump` of this format wrote; nothing else is raised.
     """
     try:
         return _load(data)
@@ -113,147 +99,84 @@ def _load(data: bytes) -> model.Policy:
             " the safemem that built this image, or rebuild the image"
         )
     _keys(document, ("digest", "format", "policy"), "the compiled policy")
-    digest = _digest({"format": version, "policy": document["policy"]})
-    if document["digest"] != digest:
+    own = digest({"format": version, "policy": document["policy"]})
+    if document["digest"] != own:
         _fail("the digest does not match the content: the compiled policy is damaged or was edited")
     # Spaces, key order and repeated keys are outside the digest, so they are held fixed here.
-    if _canonical(document) + b"\n" != data:
+    if canonical(document) + b"\n" != data:
         _fail("the compiled policy is not laid out as safemem writes it: it is damaged or was edited")
-    return _policy(document["policy"])._replace(digest=digest)
+    return _policy(document["policy"])._replace(digest=own)
 
 
-def _canonical(value: object) -> bytes:
+def canonical(value: object) -> bytes:
+    """Return `value` as the one JSON text that stands for it, without the newline at the end."""
     return plainjson.dumps(value, sort=True).encode("ascii")
 
 
-def _digest(body: dict[str, object]) -> str:
-    return str(sha256(_canonical(body)).hexdigest())
-
-
-def _plain(policy: model.Policy) -> dict[str, object]:
-    return {
-        "name": policy.name,
-        "rules": [_plain_rule(rule) for rule in policy.rules],
-        "otherwise": _plain_rule(policy.otherwise),
-        "on_failure": policy.on_failure._asdict(),
-        "sources": [str(source) for source in policy.sources],
-        "allow_cmdline_override": policy.allow_cmdline_override,
-        "memory": [{**item._asdict(), "range": str(item.range) if item.range else None} for item in policy.memory],
-        "open_luo": policy.open_luo,
-        "keep_crashkernel": policy.keep_crashkernel,
-        "trust_guard": policy.trust_guard,
-    }
-
-
-def _plain_rule(rule: model.Rule) -> dict[str, object]:
-    conditions = [
-        {
-            "fact": condition.fact,
-            "groups": [[[term.op, term.value] for term in group] for group in condition.groups],
-            "negate": condition.negate,
-        }
-        for condition in rule.when
-    ]
-    return {**rule._asdict(), "when": conditions}
+def digest(body: dict[str, object]) -> str:
+    """Return the 64 hex digits that the compiled policy carries for `body`, its `format` and `policy`."""
+    return str(sha256(canonical(body)).hexdigest())
 
 
 def _policy(value: object) -> model.Policy:
-    table = _keys(
-        value,
-        (
-            "allow_cmdline_override",
-            "keep_crashkernel",
-            "memory",
-            "name",
-            "on_failure",
-            "open_luo",
-            "otherwise",
-            "rules",
-            "sources",
-            "trust_guard",
-        ),
-        "`policy`",
-    )
-    rules = tuple(
-        _rule(item, f"policy.rules[{index}]") for index, item in enumerate(_list(table["rules"], "policy.rules"))
-    )
+    return model.Policy(**_checked(value, POLICY, "policy"))
+
+
+def _rules(value: object, at: str) -> tuple[model.Rule, ...]:
+    rules = tuple(_rule(item, f"{at}[{index}]") for index, item in enumerate(_list(value, at)))
     seen = {OTHERWISE}
     for index, rule in enumerate(rules):
         if not rule.when:
-            _fail(f"`policy.rules[{index}].when` is empty")
+            _fail(f"`{at}[{index}].when` is empty")
         if rule.name in seen:
-            _fail(f"`policy.rules[{index}].name` is {_show(rule.name)}, which is taken")
+            _fail(f"`{at}[{index}].name` is {_show(rule.name)}, which is taken")
         seen.add(rule.name)
-    otherwise = _rule(table["otherwise"], "policy.otherwise")
-    if otherwise.when:
-        _fail("`policy.otherwise.when` is not empty")
-    if otherwise.name != OTHERWISE:
-        _fail(f"`policy.otherwise.name` is {_show(otherwise.name)}, not `{OTHERWISE}`")
-    return model.Policy(
-        name=_text(table["name"], "policy.name", empty=False),
-        rules=rules,
-        otherwise=otherwise,
-        on_failure=_failure(table["on_failure"]),
-        sources=_sources(table["sources"]),
-        allow_cmdline_override=_bool(table["allow_cmdline_override"], "policy.allow_cmdline_override"),
-        memory=tuple(
-            _override(item, f"policy.memory[{index}]")
-            for index, item in enumerate(_list(table["memory"], "policy.memory", True))
-        ),
-        open_luo=_bool(table["open_luo"], "policy.open_luo"),
-        keep_crashkernel=_size(table["keep_crashkernel"], "policy.keep_crashkernel"),
-        trust_guard=_bool(table["trust_guard"], "policy.trust_guard"),
-    )
+    return rules
+
+
+def _otherwise(value: object, at: str) -> model.Rule:
+    rule = _rule(value, at)
+    if rule.when:
+        _fail(f"`{at}.when` is not empty")
+    if rule.name != OTHERWISE:
+        _fail(f"`{at}.name` is {_show(rule.name)}, not `{OTHERWISE}`")
+    return rule
+
+
+def _rule(value: object, at: str) -> model.Rule:
+    rule = model.Rule(**_checked(value, RULE, at))
+    if rule.enter and rule.action in model.FINAL:
+        _fail(f"`{at}.enter` is set, but the action is `{rule.action}`")
+    return rule
+
+
+def _memory(value: object, at: str) -> tuple[model.Override, ...]:
+    return tuple(_override(item, f"{at}[{index}]") for index, item in enumerate(_list(value, at, empty=True)))
 
 
 def _override(value: object, at: str) -> model.Override:
-    table = _keys(value, model.Override._fields, f"`{at}`")
-    area = None if table["range"] is None else _range(_text(table["range"], f"{at}.range"), f"{at}.range")
-    node = _int(table["node"], -1, 1 << 16, f"{at}.node")
-    driver = _choice(table["driver"], ("", *model.DRIVERS), f"{at}.driver")
-    hold = _bool(table["hold"], f"{at}.hold")
-    zone = _choice(table["zone"], ("", *model.ZONES), f"{at}.zone")
-    if (area is not None) + (node >= 0) + bool(driver) != 1 or hold == bool(zone):
+    item = model.Override(**_checked(value, OVERRIDE, at))
+    if (item.range is not None) + (item.node >= 0) + bool(item.driver) != 1 or item.hold == bool(item.zone):
         _fail(f"`{at}` is not one range, node or driver with hold or a zone")
-    return model.Override(area, node, driver, hold, zone)
+    return item
 
 
-def _range(text: str, at: str) -> model.Range:
-    try:
-        found = model.parse_range(text)
-    except ValueError:
-        _fail(f"`{at}` is {_show(text)}, neither a source nor a range")
-    if str(found) != text:
-        _fail(f"`{at}` is {_show(text)}, which safemem writes as `{found}`")
-    return found
+def _failure(value: object, at: str) -> model.Failure:
+    return model.Failure(**_checked(value, FAILURE, at))
 
 
-def _failure(value: object) -> model.Failure:
-    at = "policy.on_failure"
-    table = _keys(value, ("action", "deadline", "message"), f"`{at}`")
-    return model.Failure(
-        action=_choice(table["action"], model.FINAL, f"{at}.action"),
-        message=_text(table["message"], f"{at}.message"),
-        deadline=_int(table["deadline"], *DEADLINE, f"{at}.deadline"),
-    )
-
-
-def _sources(value: object) -> tuple[str | model.Range, ...]:
-    at = "policy.sources"
-    sources: list[str | model.Range] = []
+def _sources(value: object, at: str) -> tuple[str | ranges.Range, ...]:
+    sources: list[str | ranges.Range] = []
     for index, item in enumerate(_list(value, at)):
-        text = _text(item, f"{at}[{index}]", empty=False)
-        if text in SOURCES:
-            sources.append(text)
-            continue
-        sources.append(_range(text, f"{at}[{index}]"))
+        text = _name(item, f"{at}[{index}]")
+        sources.append(text if text in SOURCES else _range(text, f"{at}[{index}]"))
     complaint = source_fault(sources)
     if complaint is not None:
         _fail(f"`{at}[{complaint[0]}]`: {complaint[1]}")
     return tuple(sources)
 
 
-def source_fault(sources: list[str | model.Range]) -> tuple[int, str] | None:
+def source_fault(sources: list[str | ranges.Range]) -> tuple[int, str] | None:
     """Return the index of the first source that contradicts an earlier one, and how."""
     for index, source in enumerate(sources):
         for earlier in sources[:index]:
@@ -262,8 +185,8 @@ def source_fault(sources: list[str | model.Range]) -> tuple[int, str] | None:
             if earlier == "none":
                 return index, f"`{source}` comes after `none`, which always ends the search"
             if (
-                isinstance(source, model.Range)
-                and isinstance(earlier, model.Range)
+                isinstance(source, ranges.Range)
+                and isinstance(earlier, ranges.Range)
                 and source.start < earlier.end
                 and earlier.start < source.end
             ):
@@ -271,33 +194,26 @@ def source_fault(sources: list[str | model.Range]) -> tuple[int, str] | None:
     return None
 
 
-def _rule(value: object, at: str) -> model.Rule:
-    table = _keys(value, _RULE_KEYS, f"`{at}`")
-    conditions = tuple(
-        _condition(item, f"{at}.when[{index}]") for index, item in enumerate(_list(table["when"], f"{at}.when", True))
-    )
+def _area(value: object, at: str) -> ranges.Range | None:
+    return None if value is None else _range(_text(value, at), at)
+
+
+def _range(text: str, at: str) -> ranges.Range:
+    try:
+        found = ranges.parse_range(text)
+    except ValueError:
+        _fail(f"`{at}` is {_show(text)}, neither a source nor a range")
+    if str(found) != text:
+        _fail(f"`{at}` is {_show(text)}, which safemem writes as `{found}`")
+    return found
+
+
+def _when(value: object, at: str) -> tuple[model.Condition, ...]:
+    conditions = tuple(_condition(item, f"{at}[{index}]") for index, item in enumerate(_list(value, at, empty=True)))
     facts = [condition.fact for condition in conditions]
     if len(set(facts)) != len(facts):
-        _fail(f"`{at}.when` names a fact twice")
-    action = _choice(table["action"], model.ACTIONS, f"{at}.action")
-    enter = _choice(table["enter"], ENTER, f"{at}.enter")
-    if enter and action in model.FINAL:
-        _fail(f"`{at}.enter` is set, but the action is `{action}`")
-    return model.Rule(
-        name=_text(table["name"], f"{at}.name", empty=False),
-        action=action,
-        when=conditions,
-        message=_text(table["message"], f"{at}.message"),
-        zone=_choice(table["zone"], ("", *model.ZONES), f"{at}.zone"),
-        enter=enter,
-        on_shortfall=_choice(table["on_shortfall"], ON_SHORTFALL, f"{at}.on_shortfall"),
-        exposed_max=_size(table["exposed_max"], f"{at}.exposed_max", share=True),
-        floor=_size(table["floor"], f"{at}.floor"),
-        boot_memory=_choice(table["boot_memory"], BOOT_MEMORY, f"{at}.boot_memory"),
-        accept_data_exposure=_bool(table["accept_data_exposure"], f"{at}.accept_data_exposure"),
-        if_onlined=_choice(table["if_onlined"], IF_ONLINED, f"{at}.if_onlined"),
-        final=_bool(table["final"], f"{at}.final"),
-    )
+        _fail(f"`{at}` names a fact twice")
+    return conditions
 
 
 def _condition(value: object, at: str) -> model.Condition:
@@ -324,7 +240,7 @@ def _term(item: object, fact: str, at: str) -> model.Term:
         return model.Term(op, _choice(value, members, f"{at}[1]"))
     if kind == "number" and not (op == "is" and value == model.UNKNOWN):
         return model.Term(op, _int(value, 0, (1 << 64) - 1, f"{at}[1]"))
-    text = _text(value, f"{at}[1]", empty=False)
+    text = _name(value, f"{at}[1]")
     if op in _COMPARISONS and not is_version(text):
         _fail(f"`{at}[1]` is {_show(text)}, not a version")
     if kind == "names" and op == "is" and text != model.UNKNOWN:
@@ -332,15 +248,10 @@ def _term(item: object, fact: str, at: str) -> model.Term:
     return model.Term(op, text)
 
 
-def is_version(text: str) -> bool:
-    """Return whether `text` is a version that can be ordered: `7`, `7.2`, `7.2.1`, `7.2-rc3`."""
-    numbers, dash, candidate = text.partition("-")
-    parts = numbers.split(".")
-    if dash:
-        if not candidate.startswith("rc"):
-            return False
-        parts.append(candidate[2:])
-    return all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts)
+def _checked(value: object, checks: dict[str, Check], at: str) -> dict[str, Any]:
+    """Return what the table at `at` holds, each value checked; it has exactly the keys of `checks`."""
+    table = _keys(value, tuple(checks), f"`{at}`")
+    return {key: check(table[key], f"{at}.{key}") for key, check in checks.items()}
 
 
 def _keys(value: object, keys: tuple[str, ...], what: str) -> dict[str, object]:
@@ -355,7 +266,7 @@ def _keys(value: object, keys: tuple[str, ...], what: str) -> dict[str, object]:
     return value
 
 
-def _list(value: object, at: str, empty: bool = False) -> list[object]:
+def _list(value: object, at: str, *, empty: bool = False) -> list[object]:
     if not isinstance(value, list):
         _fail(f"`{at}` is not a list")
     if not value and not empty:
@@ -363,10 +274,14 @@ def _list(value: object, at: str, empty: bool = False) -> list[object]:
     return value
 
 
-def _text(value: object, at: str, empty: bool = True) -> str:
+def _text(value: object, at: str) -> str:
+    return value if value == "" and isinstance(value, str) else _name(value, at)
+
+
+def _name(value: object, at: str) -> str:
     if not isinstance(value, str):
         _fail(f"`{at}` is not text")
-    if not value.strip() and not (empty and value == ""):
+    if not value.strip():
         _fail(f"`{at}` is empty")
     # It goes to consoles and the kernel log: one line, and encodable.
     if not value.isprintable():
@@ -374,14 +289,26 @@ def _text(value: object, at: str, empty: bool = True) -> str:
     return value
 
 
-def _size(value: object, at: str, share: bool = False) -> str:
+def _size(value: object, at: str) -> str:
+    return _amount(value, at, ranges.parse_size)
+
+
+def _limit(value: object, at: str) -> str:
+    return _amount(value, at, lambda text: ranges.parse_limit(text, 0))
+
+
+def _amount(value: object, at: str, parse: Callable[[str], int]) -> str:
     text = _text(value, at)
     try:
         if text:
-            model.parse_limit(text, 0) if share else model.parse_size(text)
+            parse(text)
     except ValueError as error:
         _fail(f"`{at}`: {error}")
     return text
+
+
+def _one_of(*choices: str) -> Check:
+    return lambda value, at: _choice(value, choices, at)
 
 
 def _choice(value: object, choices: tuple[str, ...], at: str) -> str:
@@ -396,6 +323,10 @@ def _bool(value: object, at: str) -> bool:
     return value
 
 
+def _whole(low: int, high: int) -> Check:
+    return lambda value, at: _int(value, low, high, at)
+
+
 def _int(value: object, low: int, high: int, at: str) -> int:
     if type(value) is not int or not low <= value <= high:
         _fail(f"`{at}` is {_show(value)}, not an integer between {low} and {high}")
@@ -406,3 +337,43 @@ def _show(value: object) -> str:
     """Return `value` for a message: in backticks, on one line, short."""
     text = value if isinstance(value, str) and value.isprintable() else plainjson.dumps(value)
     return f"`{text[:60]}…`" if len(text) > 60 else f"`{text}`"
+
+
+# What each word of a policy may be. A word that is in the model and not here would be refused at boot, so a test
+# compares. The policy was checked at a desk as well, but the archive may come from another version.
+RULE: dict[str, Check] = {
+    "name": _name,
+    "action": _one_of(*model.ACTIONS),
+    "when": _when,
+    "message": _text,
+    "zone": _one_of("", *model.ZONES),
+    "enter": _one_of("", *ENTER),
+    "on_shortfall": _one_of(*ON_SHORTFALL),
+    "exposed_max": _limit,
+    "boot_memory": _one_of(*BOOT_MEMORY),
+    "floor": _size,
+    "accept_data_exposure": _bool,
+    "if_onlined": _one_of(*IF_ONLINED),
+    "final": _bool,
+}
+OVERRIDE: dict[str, Check] = {
+    "range": _area,
+    "node": _whole(-1, 1 << 16),
+    "driver": _one_of("", *model.DRIVERS),
+    "hold": _bool,
+    "zone": _one_of("", *model.ZONES),
+}
+FAILURE: dict[str, Check] = {"action": _one_of(*model.FINAL), "message": _text, "deadline": _whole(*DEADLINE)}
+#: Without `digest`, which stands beside the policy.
+POLICY: dict[str, Check] = {
+    "name": _name,
+    "rules": _rules,
+    "otherwise": _otherwise,
+    "on_failure": _failure,
+    "sources": _sources,
+    "allow_cmdline_override": _bool,
+    "memory": _memory,
+    "open_luo": _bool,
+    "keep_crashkernel": _size,
+    "trust_guard": _bool,
+}

@@ -1,26 +1,40 @@
 # SPDX-License-Identifier: MIT
 """The program that the initramfs runs: hold, probe, decide, record, act, compare.
 
-Exit status, read by the wrapper (initramfs/boot.sh): 0 the boot may go on; 5 the decision is
-halt, which needs a program that the standard library has not; anything else ends in the
-policy's `on_failure`, which the wrapper knows by itself.
+Exit status, read by the wrapper (boot.sh): 0 the boot may go on; 5 the decision is halt, which needs a
+program that the standard library has not; anything else ends in the policy's `on_failure`, which the
+wrapper knows by itself.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 
-from safemem.boot import account, apply, compiled, engine, plainjson, probe, record
-from safemem.boot.model import FINAL, Decision, Policy, Range, Snapshot, parse_limit, size_text
+from safemem.boot import (
+    account,
+    apply,
+    attempts,
+    compiled,
+    console,
+    crashkernel,
+    engine,
+    files,
+    hold,
+    memory,
+    plainjson,
+    probe,
+    record,
+)
+from safemem.boot.console import EMERGENCY, NOTICE, WARNING, say
+from safemem.boot.model import FINAL, Decision, Note, Policy, Snapshot
+from safemem.boot.ranges import parse_limit, size_text
 
 POLICY = "usr/lib/safemem/policy.json"
 #: Policies beside it that `safemem.policy=NAME` may name.
 POLICIES = "usr/lib/safemem/policies"
 #: Names of udev rules files that online memory, one a line; found when the archive was built.
 MASKS = "usr/lib/safemem/masks"
-_NOTICE, _WARNING, _EMERGENCY = 5, 4, 0
-_MOST_ATTEMPTS = 1 << 16
+_FAILED, _HALT = 1, 5
 
 
 def main(argv: list[str]) -> int:
@@ -41,132 +55,38 @@ def main(argv: list[str]) -> int:
     except Exception as error:  # whatever it is, the boot must not go on: the wrapper acts on this status
         kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
         text = f"cannot decide: {kind}{error}"
-        apply.say(root, _EMERGENCY, text)
+        say(root, EMERGENCY, text)
         sys.stderr.write(f"safemem: {text}\n")
-        return 1
+        return _FAILED
 
 
 def _boot(root: str) -> int:
     # The hold comes before everything else, also before reading what it changes: a block that
     # arrives in between must not come online.
     before = probe.auto_online(root)
-    problems = apply.hold(root)
-    policy = compiled.load(_read(os.path.join(root, POLICY)), POLICY)
+    problems = hold.hold(root)
+    policy = _policy(root, POLICY)
     snapshot = probe.read_snapshot(root, open_luo=policy.open_luo)
     snapshot = snapshot._replace(facts={**snapshot.facts, "auto_online": before})
-    snapshot = snapshot._replace(notes=(*snapshot.notes, *probe.onlined_early(root, snapshot)))
+    snapshot = snapshot._replace(notes=(*snapshot.notes, *memory.onlined_early(root, snapshot)))
     decision, policies = _decide(root, policy, snapshot)
-    record.write(root, record.record_text(snapshot, decision, None))
-    for line in record.summary(decision):
-        apply.say(root, _NOTICE, line)
+    files.replace(root, record.RECORD, record.record_text(snapshot, decision, None))
+    for line in console.summary(decision):
+        say(root, NOTICE, line)
     for text in (*problems, *snapshot.notes):
-        apply.say(root, _WARNING, text)
-    said = len(problems)
+        say(root, WARNING, text)
     if "dry-run" in snapshot.overrides and policy.allow_cmdline_override:
-        record.write(root, record.record_text(snapshot, decision, {"dry_run": True}))
-        apply.unhold(root, str(before.value))
-        apply.say(root, _WARNING, "safemem.dry_run on the command line: nothing of this is done")
-        return 0
+        return _dry_run(root, snapshot, decision)
     if decision.action in FINAL:
-        for text in _count(root, policies, snapshot, False, must=decision.action == "reboot"):
-            apply.say(root, _WARNING, text)
-        return _end(root, decision.action, decision.message)
-    word = apply.ONLINE_WORD[decision.arrivals] if decision.arrivals else "hold"
-    record.write(root, record.arrivals_text(decision, word), record.ARRIVALS)
-    masked = [] if decision.arrivals else _read(os.path.join(root, MASKS)).decode().split()
-    if snapshot.guard and decision.action != "online-all":
-        trouble, units = apply.forbid_crash_kernel(root)
-        problems += trouble
-        masked += units
-        if units:
-            apply.say(
-                root, _WARNING, "kdump's units are masked; a crash kernel loaded by hand would overwrite the guard"
-            )
-    problems += apply.mask(root, masked)
-    result = apply.carry_out(decision, root, record.Progress(root).step, policy.on_failure.deadline / 2)
-    taken = {**record.read_taken(root), **result.taken}
-    if taken:
-        record.write(root, "".join(f"{number} {seconds}\n" for number, seconds in taken.items()), record.TAKEN)
-    shares = account.account(
-        decision,
-        snapshot,
-        result.after or probe.states(root),
-        _guard_now(root, snapshot),
-        result.refused,
-        taken,
-    )
-    totals = account.totals(shares)
-    short = _shortfall(decision, result, problems, totals)
-    ends = bool(short) and decision.on_shortfall != "continue"
-    problems += _count(
-        root,
-        policies,
-        snapshot,
-        decision.action == "online-all" and not ends,
-        must=ends and decision.on_shortfall == "reboot",
-    )
-    record.write(
-        root,
-        record.record_text(
-            snapshot,
-            decision,
-            {
-                "complete": result.complete and not problems,
-                "bytes_onlined": result.onlined,
-                "bytes_wanted": result.wanted,
-                "bytes_quarantined": result.quarantined,
-                "masked": masked,
-                "problems": [*problems, *result.problems],
-                "shortfall": short or None,
-            },
-            account.to_json(shares),
-            totals,
-        ),
-    )
-    for text in (*result.problems, *problems[said:]):
-        apply.say(root, _WARNING, text)
-    quarantine = f", {size_text(result.quarantined)} taken offline" if result.quarantined else ""
-    apply.say(root, _NOTICE, f"done: {size_text(result.onlined)} of {size_text(result.wanted)} onlined{quarantine}")
-    apply.say(root, _NOTICE, account.totals_text(totals))
-    if ends:
-        return _end(root, decision.on_shortfall, short)
-    return 0
+        must = decision.action == "reboot"
+        for text in _count(root, policies, snapshot, whole=False, must=must):
+            say(root, WARNING, text)
+        return _end(root, decision.action, "decided", decision.message)
+    return _carry_out(root, policies, snapshot, decision, problems)
 
 
-def _count(root: str, policies: tuple[Policy, ...], snapshot: Snapshot, whole: bool, must: bool) -> list[str]:
-    """Keep count of boots in a row that did not online all memory, if a policy asks and firmware can keep it.
-
-    Returns what went wrong, one sentence.
-
-    Raises:
-        OSError: it `must` be counted, because a reboot would find the same state again. Panic and halt end as decided:
-            what `on_failure` says instead could be a reboot.
-    """
-    fact = snapshot.facts["boot_attempts"]
-    asked = (c.fact for policy in policies for rule in policy.rules for c in rule.when)
-    if fact.source != probe.ATTEMPTS or "boot_attempts" not in asked:
-        return []
-    number = 0 if whole else (fact.value if isinstance(fact.value, int) else 0) + 1
-    # Flash wears off: what is there already is not written again.
-    trouble = None if number == fact.value else apply.count_boot(root, min(number, _MOST_ATTEMPTS))
-    if trouble and must:
-        raise OSError(trouble)
-    return [trouble] if trouble else []
-
-
-def _shortfall(decision: Decision, result: apply.Result, problems: list[str], totals: dict[str, int]) -> str:
-    """Return in which way less was reached than was decided, or nothing."""
-    whole, exposed = sum(totals.values()), totals["exposed"]
-    if decision.exposed_max and whole:  # without a block in the account, nothing shows that the limit is kept
-        limit = parse_limit(decision.exposed_max, whole)
-        if exposed > limit:
-            allowed = f"{decision.exposed_max}, {size_text(limit)}"
-            return f"{size_text(exposed)} of {size_text(whole)} are exposed, and the policy allows {allowed}"
-    elif result.shortfall:
-        what = "should be in use is not" if decision.action == "online-all" else "should be held is online"
-        return f"memory that {what}: {result.problems[0]}"
-    # A hold that somebody else can end is none: what could not be masked or forbidden counts as well.
-    return problems[0] if problems and not decision.arrivals else ""
+def _policy(root: str, path: str) -> Policy:
+    return compiled.load(files.read(root, path, compiled.MAX_SIZE + 1), path)
 
 
 def _decide(root: str, policy: Policy, snapshot: Snapshot) -> tuple[Decision, tuple[Policy, ...]]:
@@ -177,31 +97,137 @@ def _decide(root: str, policy: Policy, snapshot: Snapshot) -> tuple[Decision, tu
         what, _, name = item.partition("=")
         if what != "policy":
             continue
-        path = os.path.join(root, POLICIES)
         # Compared, never opened by the name: nothing that is written on a command line leads elsewhere.
-        if f"{name}.json" in (os.listdir(path) if os.path.isdir(path) else ()):
-            named = compiled.load(_read(os.path.join(path, f"{name}.json")), f"{POLICIES}/{name}.json")
+        if f"{name}.json" in (files.names(root, POLICIES) if files.is_folder(root, POLICIES) else ()):
+            named = _policy(root, f"{POLICIES}/{name}.json")
             policies = (*policies, named)
             decision = engine.choose(decision, engine.decide(named, snapshot), policy.allow_cmdline_override)
         else:
             text = f"safemem.policy={name} on the command line is ignored: no policy of that name is built in"
-            decision = decision._replace(warnings=(text, *decision.warnings))
+            decision = decision._replace(warnings=(Note("named-policy-missing", text), *decision.warnings))
     return decision, policies
 
 
-def _guard_now(root: str, snapshot: Snapshot) -> Range | None:
-    """Return what is left of the guard: it is given back from its end."""
-    if not snapshot.guard:
-        return None
-    left = probe.crash_size(root)
-    return snapshot.guard._replace(end=snapshot.guard.start + left) if left else None
+def _dry_run(root: str, snapshot: Snapshot, decision: Decision) -> int:
+    """Leave everything as it was before the hold."""
+    files.replace(root, record.RECORD, record.record_text(snapshot, decision, record.Done(dry_run=True)))
+    hold.unhold(root, str(snapshot.facts["auto_online"].value))
+    say(root, WARNING, "safemem.dry_run on the command line: nothing of this is done")
+    _write_env(root, decision, "", finished=True, dry_run=True)
+    return 0
 
 
-def _end(root: str, action: str, reason: str) -> int:
-    apply.end(action, reason, root)
-    return 5 if action == "halt" else 1
+def _carry_out(
+    root: str, policies: tuple[Policy, ...], snapshot: Snapshot, decision: Decision, held: list[Note]
+) -> int:
+    """Act, compare, account, complete the record, and end the boot if what was reached is too little.
+
+    Args:
+        policies: the one that is built in first, then those that were asked as well.
+        held: what `hold` could not hold.
+    """
+    arrivals = hold.ONLINE_WORD[decision.arrivals] if decision.arrivals else "hold"
+    _write_env(root, decision, arrivals, finished=False)
+    masked, problems = _keep_others_off(root, snapshot, decision)
+    patience = policies[0].on_failure.deadline / 2
+    result = apply.carry_out(decision.plan, root, console.Counter(root).step, patience)
+    taken = {**record.read_taken(root), **result.taken}
+    if taken:
+        files.replace(root, record.TAKEN, "".join(f"{number} {seconds}\n" for number, seconds in taken.items()))
+    shares = account.account(
+        decision,
+        snapshot,
+        result.after or memory.states(root),
+        crashkernel.left(root, snapshot.guard),
+        result.refused,
+        taken,
+    )
+    totals = account.totals(shares)
+    short = _shortfall(decision, result, [*held, *problems], totals)
+    ends = bool(short) and decision.rule.on_shortfall != "continue"
+    whole = decision.action == "online-all" and not ends
+    problems += _count(root, policies, snapshot, whole=whole, must=ends and decision.rule.on_shortfall == "reboot")
+    done = record.Done(
+        complete=result.complete and not held and not problems,
+        bytes_onlined=result.onlined,
+        bytes_wanted=result.wanted,
+        bytes_quarantined=result.quarantined,
+        masked=tuple(masked),
+        problems=(*held, *problems, *result.problems),
+        shortfall=short,
+    )
+    text = record.record_text(snapshot, decision, done, account.to_json(shares), totals)
+    files.replace(root, record.RECORD, text)
+    for text in (*result.problems, *problems):
+        say(root, WARNING, text)
+    quarantine = f", {size_text(result.quarantined)} taken offline" if result.quarantined else ""
+    say(root, NOTICE, f"done: {size_text(result.onlined)} of {size_text(result.wanted)} onlined{quarantine}")
+    say(root, NOTICE, account.totals_text(totals))
+    if ends:
+        return _end(root, decision.rule.on_shortfall, "shortfall", short)
+    _write_env(root, decision, arrivals, finished=True)
+    return 0
 
 
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+def _keep_others_off(root: str, snapshot: Snapshot, decision: Decision) -> tuple[list[str], list[Note]]:
+    """Hide what would online held memory, and keep a crash kernel out of the guard; return what was hidden, and what could not be."""
+    names = [] if decision.arrivals else files.read(root, MASKS).decode().split()
+    problems: list[Note] = []
+    if snapshot.guard and decision.action != "online-all":
+        problems, units = crashkernel.forbid(root)
+        names += units
+        if units:
+            text = "kdump's units are masked; a crash kernel loaded by hand would overwrite the guard"
+            say(root, WARNING, text)
+    return names, problems + hold.mask(root, names)
+
+
+def _shortfall(decision: Decision, result: apply.Result, problems: list[Note], totals: dict[str, int]) -> str:
+    """Return in which way less was reached than was decided, or nothing."""
+    whole, exposed = sum(totals.values()), totals["exposed"]
+    allowed = decision.rule.exposed_max
+    if allowed and whole:  # without a block in the account, nothing shows that the limit is kept
+        limit = parse_limit(allowed, whole)
+        if exposed > limit:
+            return (
+                f"{size_text(exposed)} of {size_text(whole)} are exposed,"
+                f" and the policy allows {allowed}, {size_text(limit)}"
+            )
+    elif decision.action == "online-all" and (result.missed or result.exposed):
+        return f"memory that should be in use is not: {result.problems[0]}"
+    elif result.exposed:
+        return f"memory that should be held is online: {result.problems[0]}"
+    # A hold that somebody else can end is none: what could not be masked or forbidden counts as well.
+    return problems[0] if problems and not decision.arrivals else ""
+
+
+def _count(root: str, policies: tuple[Policy, ...], snapshot: Snapshot, *, whole: bool, must: bool) -> list[Note]:
+    """Keep count of boots in a row that did not online all memory, if a policy asks and firmware can keep it.
+
+    Returns what went wrong, one sentence.
+
+    Raises:
+        OSError: it `must` be counted, because a reboot would find the same state again. Panic and halt end as decided:
+            what `on_failure` says instead could be a reboot.
+    """
+    fact = snapshot.facts["boot_attempts"]
+    asked = (c.fact for policy in policies for rule in policy.rules for c in rule.when)
+    if not attempts.in_firmware(fact) or "boot_attempts" not in asked:
+        return []
+    number = attempts.following(fact, whole)
+    # Flash wears off: what is there already is not written again.
+    failed = None if number == fact.value else attempts.keep(root, number)
+    if failed and must:
+        raise OSError(failed)
+    return [failed] if failed else []
+
+
+def _write_env(root: str, decision: Decision, arrivals: str, *, finished: bool, dry_run: bool = False) -> None:
+    why = record.why_text(decision.action, decision.rule.name, decision.policy.name)
+    text = record.env_text(arrivals, why, enter=decision.rule.enter, finished=finished, dry_run=dry_run)
+    files.replace(root, record.ENV, text)
+
+
+def _end(root: str, action: str, code: str, reason: str) -> int:
+    console.end(root, action, code, reason)
+    return _HALT if action == "halt" else _FAILED

@@ -4,13 +4,11 @@
 Imports: standard library only, and only what `docs/boot-path.md` allows, because every
 millisecond here is a millisecond of every boot. Closed sets are plain strings, not enums:
 importing `enum` costs more than everything else in this file.
-
-Addresses and sizes are bytes. Ranges are half-open, `[start, end)`; text shows them
-inclusive (`0x0-0xfff`), as `/proc/iomem` does.
 """
 
 from __future__ import annotations
 
+from safemem.boot.ranges import Range
 from safemem.boot.tuples import NamedTuple
 
 UNKNOWN = "unknown"
@@ -53,7 +51,20 @@ class Refused(Exception):
     The parent of every exception whose message people read: the command line catches this one, in one place.
     """
 
-    kind = "failure"  #: names the exit code: `failure`, `invalid` (an input) or `unknown` (no decision, nothing to read)
+    #: Names the exit code: `failure`, `invalid` (an input) or `unknown` (no decision, nothing to read).
+    kind = "failure"
+
+
+class Note(str):
+    """A sentence for people that carries its code for programs: nobody searches the sentence."""
+
+    code: str
+
+    def __new__(cls, code: str, text: str) -> Note:
+        """Return `text` with `code`, a few words joined by `-`."""
+        note = super().__new__(cls, text)
+        note.code = code
+        return note
 
 
 class Fact(NamedTuple):
@@ -62,16 +73,6 @@ class Fact(NamedTuple):
     value: str | int | tuple[str, ...]
     source: str  #: where it was read: a path, `command line`, or `--set`
     reason: str = ""  #: how it follows from the source; for `unknown`, what went wrong
-
-
-class Range(NamedTuple):
-    """Physical addresses `[start, end)`, in bytes."""
-
-    start: int
-    end: int
-
-    def __str__(self) -> str:
-        return f"0x{self.start:x}-0x{self.end - 1:x}"
 
 
 class Blocks(NamedTuple):
@@ -107,7 +108,7 @@ class Snapshot(NamedTuple):
     cmdline_safe: tuple[Range, ...]  #: `safemem.safe=`
     guard: Range | None = None  #: boot memory reserved in this boot by our guard
     overrides: tuple[str, ...] = ()  #: what the command line asks for: `off`, `dry-run`, `policy=NAME`
-    notes: tuple[str, ...] = ()  #: what could not be read, and why
+    notes: tuple[Note, ...] = ()  #: what could not be read, and why
     witness: str = ""  #: how a guard that is not in force shows that the handover was accepted; no proof
 
 
@@ -138,7 +139,7 @@ class Rule(NamedTuple):
     on_shortfall: str = "continue"
     exposed_max: str = ""  #: a size or a share; "" makes any refusal a shortfall
     boot_memory: str = "leave"  #: or `offline`: take what is online outside the safe region off again
-    floor: str = ""  #: size that `boot_memory = "offline"` leaves available; "" lets `apply` work it out
+    floor: str = ""  #: size that `boot_memory = "offline"` leaves available; "" lets `quarantine` work it out
     accept_data_exposure: bool = False
     if_onlined: str = "report"  #: or `offline`: what `watch` does with a held block that somebody onlined
     final: bool = False  #: `release` needs to be forced
@@ -202,128 +203,52 @@ class Step(NamedTuple):
     last: int = -1
     zone: str = ""
     why: str = ""
+    late: bool = False  #: was online before the decision, and should not be
 
     @property
     def size(self) -> int:
+        """Bytes."""
         return self.end - self.start
+
+
+class PolicyId(NamedTuple):
+    """Which policy decided, and what of it beside the rule still counts afterwards. Fields are named as in `Policy`."""
+
+    name: str
+    digest: str
+    memory: tuple[Override, ...] = ()  #: with it, the action and the region anybody can tell what is held later
+    keep_crashkernel: str = ""
+
+
+class Plan(NamedTuple):
+    """What is to be done to memory."""
+
+    steps: tuple[Step, ...]
+    arrivals: str = ""  #: zone for blocks that are plugged in later; "" keeps them offline
+    floor: str = ""  #: size that taking memory offline leaves available; "" lets `quarantine` work it out
 
 
 class Decision(NamedTuple):
     """The outcome and everything that led to it."""
 
-    action: str
-    rule: str
-    message: str
-    zone: str  #: zone for onlining: `movable`, `kernel` or `auto`
-    enter: str
-    on_shortfall: str
-    policy: str
-    digest: str
+    rule: Rule  #: that decided, as the policy has it
+    policy: PolicyId
+    message: str  #: the rule's, or which handover it was
+    zone: str  #: for onlining: `movable`, `kernel` or `auto`
     facts: dict[str, Fact]  #: with the derived ones
     region: tuple[Range, ...]
     region_source: str
     misses: tuple[Miss, ...]
     steps: tuple[Step, ...]
-    warnings: tuple[str, ...]
-    arrivals: str = ""  #: zone for blocks that are plugged in later; "" keeps them offline
-    exposed_max: str = ""
-    floor: str = ""
-    keep_crashkernel: str = ""
-    if_onlined: str = "report"
-    final: bool = False
-    exceptions: tuple[Override, ...] = ()  #: with them, and what is above, anybody can tell what is held later
+    warnings: tuple[Note, ...]
+    arrivals: str = ""  #: as in `Plan`
 
+    @property
+    def action(self) -> str:
+        """One of ACTIONS."""
+        return self.rule.action
 
-def size_text(size: int) -> str:
-    """Return `size` bytes with the largest binary unit that keeps it whole, or one decimal."""
-    for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if size >= unit:
-            return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
-    return f"{size} B"
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes that a whole number of KiB, MiB, GiB or TiB is, such as `256MiB`.
-
-    Raises:
-        ValueError: anything else.
-    """
-    number, unit = text[:-3], text[-3:]
-    if unit not in _UNITS or not (number.isascii() and number.isdecimal() and len(number) < 10):
-        raise ValueError(f"`{text}` is not a size, such as 256MiB or 2GiB")
-    return int(number) * _UNITS[unit]
-
-
-def parse_limit(text: str, whole: int) -> int:
-    """Return the bytes of a size, or of a share of `whole` such as `1%` or `0.5%`.
-
-    Raises:
-        ValueError: neither.
-    """
-    if not text.endswith("%"):
-        return parse_size(text)
-    percent, dot, tenth = text[:-1].partition(".")
-    digits = percent + tenth
-    if not (
-        digits.isascii()
-        and digits.isdecimal()
-        and percent
-        and len(tenth) == len(dot)
-        and int(digits) <= 10 ** (2 + len(dot))
-    ):
-        raise ValueError(f"`{text}` is not a share, such as 1% or 0.5%")
-    return whole * int(digits) // (1000 if dot else 100)
-
-
-_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-
-
-def parse_range(text: str) -> Range:
-    """Return the range that `START-END` names, END included.
-
-    Raises:
-        ValueError: not two numbers, backwards, or past 2**64; the message says which.
-    """
-    start_text, dash, end_text = text.strip().partition("-")
-    try:
-        start, last = int(start_text, 0), int(end_text, 0)
-    except ValueError:
-        dash = ""
-        start = last = 0
-    if not dash:
-        raise ValueError(f"`{text}` is not a range START-END, such as 0x100000000-0x1ffffffff")
-    if start < 0 or last >= 1 << 64:
-        raise ValueError(f"range `{text}` does not fit into 64 bits")
-    if last < start:
-        raise ValueError(f"range `{text}` is backwards: its end lies before its start")
-    return Range(start, last + 1)
-
-
-def merge_ranges(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
-    """Return the same addresses as ascending ranges that neither touch nor overlap."""
-    merged: list[Range] = []
-    for item in sorted(r for r in ranges if r.end > r.start):
-        if merged and item.start <= merged[-1].end:
-            merged[-1] = Range(merged[-1].start, max(merged[-1].end, item.end))
-        else:
-            merged.append(item)
-    return tuple(merged)
-
-
-def without(ranges: tuple[Range, ...], holes: tuple[Range, ...]) -> tuple[Range, ...]:
-    """Return what of the ascending `ranges` lies in none of `holes`; the pieces of two ranges stay apart."""
-    found: list[Range] = []
-    taken, place = merge_ranges(holes), 0
-    for area in ranges:
-        at = area.start
-        while place < len(taken) and taken[place].end <= at:
-            place += 1
-        index = place
-        while index < len(taken) and taken[index].start < area.end:
-            if at < taken[index].start:
-                found.append(Range(at, taken[index].start))
-            at = taken[index].end
-            index += 1
-        if at < area.end:
-            found.append(Range(at, area.end))
-    return tuple(found)
+    @property
+    def plan(self) -> Plan:
+        """What `apply` carries out."""
+        return Plan(self.steps, self.arrivals, self.rule.floor)

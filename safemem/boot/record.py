@@ -2,63 +2,75 @@
 """Snapshots and decisions as JSON values: what `capture` writes, what a boot leaves in /run/safemem.
 
 Both files carry the same snapshot, so `simulate --state` takes either. Schema 1; addresses are
-text ranges with both ends included, sizes are bytes.
+text ranges with both ends included, sizes are bytes. Sentences for people stand in one list and
+their codes in another beside it, in the same order.
 """
 
 from __future__ import annotations
 
-import os
-
-from safemem.boot import plainjson
-from safemem.boot.model import UNKNOWN, Decision, Fact, Range, Snapshot, size_text
+from safemem.boot import files, plainjson
+from safemem.boot.model import Decision, Note, Snapshot
+from safemem.boot.ranges import Range
+from safemem.boot.tuples import NamedTuple
 
 SCHEMA = 1
 RECORD = "run/safemem/decision.json"
-ARRIVALS = "run/safemem/arrivals"
+#: The same for shells and udev (`env_text`).
+ENV = "run/safemem/decision.env"
 PROGRESS = "run/safemem/progress"
 #: Blocks that were taken offline in this boot and for how many seconds they had been in use, one pair a line.
 TAKEN = "run/safemem/quarantined"
 
 
+class Done(NamedTuple):
+    """What came of a decision. Sizes in bytes."""
+
+    complete: bool = False
+    bytes_onlined: int = 0
+    bytes_wanted: int = 0
+    bytes_quarantined: int = 0
+    masked: tuple[str, ...] = ()  #: udev rules files and units that were hidden
+    problems: tuple[Note, ...] = ()
+    shortfall: str = ""  #: in which way less was reached than was decided
+    dry_run: bool = False  #: nothing was done, as the command line asked; everything else is as it is by default
+
+
+def plain(value: object) -> object:
+    """Return `value` as JSON has it: a range as text, other named tuples as tables, tuples as lists."""
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, Range):
+        return str(value)
+    if isinstance(value, tuple):
+        table = getattr(value, "_asdict", None)
+        return {key: plain(item) for key, item in table().items()} if table else [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    raise TypeError(f"{type(value).__name__} has no form in a record")
+
+
 def snapshot_to_json(snapshot: Snapshot) -> dict[str, object]:
     """Return `snapshot` as plain JSON values."""
     return {
-        "facts": {
-            name: {"value": list(fact.value) if isinstance(fact.value, tuple) else fact.value,
-                   "source": fact.source, "reason": fact.reason}
-            for name, fact in snapshot.facts.items()
-        },
-        "block_size": snapshot.block_size,
-        "blocks": [{"first": b.first, "last": b.last, "state": b.state, "node": b.node, "driver": b.driver} for b in snapshot.blocks],
-        "scratch": [str(area) for area in snapshot.scratch],
-        "cmdline": snapshot.cmdline,
-        "cmdline_safe": [str(area) for area in snapshot.cmdline_safe],
-        "guard": str(snapshot.guard) if snapshot.guard else None,
-        "overrides": list(snapshot.overrides),
-        "notes": list(snapshot.notes),
+        **{key: plain(value) for key, value in snapshot._asdict().items()},
+        "note_codes": codes(snapshot.notes),
         "witness": snapshot.witness or None,
-    }  # fmt: skip
+    }
 
 
 def decision_to_json(decision: Decision) -> dict[str, object]:
-    """Return `decision` as plain JSON values."""
+    """Return `decision` as plain JSON values; every word of the rule is there, one that says nothing as null."""
+    rule, policy = decision.rule._asdict(), decision.policy._asdict()
     return {
-        "action": decision.action,
-        "rule": decision.rule,
+        **{word: None if value == "" else value for word, value in rule.items() if word not in ("name", "when")},
+        "rule": decision.rule.name,
         "message": decision.message,
         "zone": decision.zone,
-        "enter": decision.enter or None,
-        "on_shortfall": decision.on_shortfall,
-        "exposed_max": decision.exposed_max or None,
-        "floor": decision.floor or None,
-        "keep_crashkernel": decision.keep_crashkernel or None,
-        "policy": {"name": decision.policy, "digest": decision.digest},
-        "facts": {
-            name: {"value": list(fact.value) if isinstance(fact.value, tuple) else fact.value,
-                   "source": fact.source, "reason": fact.reason}
-            for name, fact in decision.facts.items()
-        },
-        "safe_region": {"source": decision.region_source, "ranges": [str(area) for area in decision.region]},
+        "policy": {"name": policy.pop("name"), "digest": policy.pop("digest")},
+        "exceptions": plain(policy.pop("memory")),
+        **{word: None if value == "" else plain(value) for word, value in policy.items()},
+        "facts": plain(decision.facts),
+        "safe_region": {"source": decision.region_source, "ranges": plain(decision.region)},
         "not_matched": [
             {"rule": miss.rule, "fact": miss.fact, "wanted": miss.wanted, "value": miss.fact_value, "source": miss.source}
             for miss in decision.misses
@@ -66,15 +78,18 @@ def decision_to_json(decision: Decision) -> dict[str, object]:
         "plan": [
             {"op": step.op, "range": str(Range(step.start, step.end)), "bytes": step.size,
              "blocks": [step.first, step.last] if step.first >= 0 else None,
-             "zone": step.zone or None, "why": step.why or None}
+             "zone": step.zone or None, "why": step.why or None, "late": step.late}
             for step in decision.steps
         ],
         "arrivals": decision.arrivals or None,
-        "if_onlined": decision.if_onlined,
-        "final": decision.final,
-        "exceptions": [{**item._asdict(), "range": str(item.range) if item.range else None} for item in decision.exceptions],
         "warnings": list(decision.warnings),
+        "warning_codes": codes(decision.warnings),
     }  # fmt: skip
+
+
+def codes(notes: tuple[Note, ...]) -> list[str]:
+    """Return the code of each sentence."""
+    return [note.code for note in notes]
 
 
 def capture_to_json(snapshot: Snapshot) -> dict[str, object]:
@@ -85,79 +100,58 @@ def capture_to_json(snapshot: Snapshot) -> dict[str, object]:
 def record_text(
     snapshot: Snapshot,
     decision: Decision,
-    result: dict[str, object] | None,
+    done: Done | None,
     account: list[dict[str, object]] | None = None,
     totals: dict[str, int] | None = None,
 ) -> str:
-    """Return the decision record; `result` and what became of memory are None until the plan has been carried out."""
-    return (
-        plainjson.dumps(
-            {
-                "schema": SCHEMA,
-                "kind": "decision",
-                "decision": decision_to_json(decision),
-                "result": result,
-                **({} if account is None else {"account": account, "totals": totals}),
-                "snapshot": snapshot_to_json(snapshot),
-            }
-        )
-        + "\n"
-    )
+    """Return the decision record; `done` and what became of memory are None until the plan has been carried out."""
+    document = {
+        "schema": SCHEMA,
+        "kind": "decision",
+        "decision": decision_to_json(decision),
+        "result": None if done is None else _done_to_json(done),
+        **({} if account is None else {"account": account, "totals": totals}),
+        "snapshot": snapshot_to_json(snapshot),
+    }
+    return plainjson.dumps(document) + "\n"
 
 
-def arrivals_text(decision: Decision, word: str) -> str:
-    """Return what udev/60-safemem.rules imports: what becomes of blocks that arrive later, and why."""
-    why = f"{decision.action} by rule {decision.rule}, policy {decision.policy}"
-    plain = "".join(" " if char in "\"'\\$" else char for char in why)
-    return f"SAFEMEM_ARRIVALS={word}\nSAFEMEM_WHY={plain}\n"
+def _done_to_json(done: Done) -> dict[str, object]:
+    if done.dry_run:
+        return {"dry_run": True}
+    table = {key: plain(value) for key, value in done._asdict().items() if key != "dry_run"}
+    return {**table, "problem_codes": codes(done.problems), "shortfall": done.shortfall or None}
+
+
+def env_text(arrivals: str, why: str, *, enter: str, finished: bool, dry_run: bool = False) -> str:
+    """Return what shells and udev read of a decision, as `KEY=value` lines; udev/60-safemem.rules imports them.
+
+    Args:
+        arrivals: what becomes of blocks that arrive later: `hold`, or the word for their `state`; "" says nothing.
+        why: by which rule of which policy.
+        enter: the rule's.
+        finished: the boot program has come to its end: only then may the boot go on.
+        dry_run: nothing of the decision is in force.
+    """
+    values = {
+        "SAFEMEM_ARRIVALS": arrivals,
+        "SAFEMEM_WHY": "".join(" " if char in "\"'\\$" else char for char in why),
+        "SAFEMEM_ENTER": enter,
+        "SAFEMEM_DRY_RUN": "yes" if dry_run else "no",
+        "SAFEMEM_FINISHED": "yes" if finished else "no",  # last: a file that is cut off does not say it
+    }
+    return "".join(f"{key}={value}\n" for key, value in values.items())
+
+
+def why_text(action: str, rule: str, policy: str) -> str:
+    """Return what decided, in few words."""
+    return f"{action} by rule {rule}, policy {policy}"
 
 
 def read_taken(root: str) -> dict[int, int]:
     """Return what earlier runs in this boot took offline: it is offline now, and was touched. Raises ValueError, OSError."""
     try:
-        with open(os.path.join(root, TAKEN), encoding="utf-8") as file:
-            return {int(number): int(seconds) for number, seconds in map(str.split, file)}
+        text = files.read(root, TAKEN).decode()
     except FileNotFoundError:
         return {}
-
-
-def write(root: str, text: str, name: str = RECORD) -> None:
-    """Put a file below `root` in place at once, mode 0644: the record, if no other is named. Raises OSError."""
-    path = os.path.join(root, name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    draft = f"{path}.new"
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    with open(fd, "w", encoding="utf-8") as out:
-        os.fchmod(fd, 0o644)  # whatever the umask of the initramfs
-        out.write(text)
-    os.rename(draft, path)
-
-
-class Progress:
-    """Counts in a file, so that the wrapper's watchdog can tell slow work from a hang."""
-
-    def __init__(self, root: str) -> None:
-        self.path, self.count = os.path.join(root, PROGRESS), 0
-
-    def step(self) -> None:
-        """Count one more. Raises OSError."""
-        self.count += 1
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            os.write(fd, b"%d\n" % self.count)
-        finally:
-            os.close(fd)
-
-
-def summary(decision: Decision) -> list[str]:
-    """Return the decision in a few lines for the console, one line a range, the outcome first."""
-    lines = [f"{decision.action}: {decision.message} (rule `{decision.rule}`, policy `{decision.policy}`)"]
-    handover = decision.facts.get("handover", Fact(UNKNOWN, ""))
-    lines.append(f"handover is {handover.value}: {handover.reason or handover.source}")
-    for step in decision.steps:
-        if step.op == "keep":
-            continue
-        zone = f" in zone {step.zone}" if step.zone else ""
-        why = f": {step.why}" if step.why else ""
-        lines.append(f"{step.op} {Range(step.start, step.end)} ({size_text(step.size)}){zone}{why}")
-    return lines + list(decision.warnings)
+    return {int(number): int(seconds) for number, seconds in map(str.split, text.splitlines())}

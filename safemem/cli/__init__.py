@@ -7,7 +7,6 @@ import click
 
 from safemem.cli.doctor import doctor_command
 from safemem.cli.initramfs import compile_policy, initramfs
-from safemem.cli.install import check_image, install, remove
 from safemem.cli.outgoing import handover_args, layout_command
 from safemem.cli.policy import check, diff, schema, test_cases
 from safemem.cli.release import release
@@ -39,5 +38,3 @@ for command in (
     initramfs,
 ):
     main.add_command(command)
-for command in (install, check_image, remove):
-    initramfs.add_command(command)

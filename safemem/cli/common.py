@@ -11,7 +11,7 @@ import click
 
 from safemem.boot.model import Policy
 from safemem.host import standing
-from safemem.policy import language
+from safemem.policy import load
 
 ROOT = click.option("--root", metavar="DIR", default="/", help="Look at the /sys, /proc and /run below DIR.")
 
@@ -32,11 +32,11 @@ def load_policy(path: str) -> Policy:
     return load_authored(path).policy
 
 
-def load_authored(path: str) -> language.Authored:
+def load_authored(path: str) -> load.Authored:
     """Return the policy at `path` with the places of its rules. Raises InputError."""
     try:
-        return language.load(Path(path))
-    except language.PolicyError as error:
+        return load.authored(Path(path))
+    except load.PolicyError as error:
         raise InputError(str(error)) from None
     except OSError as error:
         raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None

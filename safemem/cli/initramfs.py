@@ -1,18 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""`safemem compile` and `safemem initramfs`."""
+"""`safemem compile`, and `safemem initramfs`: an archive for any initrd, and the initramfs that the distribution makes."""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from safemem.boot import compiled
-from safemem.boot.model import Policy, size_text
+from safemem.boot.ranges import size_text
 from safemem.cli.common import InputError, load_policy, write_whole
-from safemem.initramfs import build
-from safemem.initramfs import check as inside_image
-from safemem.policy import installed
+from safemem.cli.policies import named_policies, operators_policy
+from safemem.initramfs import build, check, install, items, on_failure
+from safemem.initramfs.makers import MAKERS
+from safemem.policy import compiler
+
+_POLICY = click.option(
+    "--policy", "policy_file", metavar="POLICY", help="Instead of /etc/safemem/policy.toml, or the shipped default."
+)
+_KERNEL = click.option("--kernel", metavar="RELEASE", help="Default: the one that runs, or the only one installed.")
+_ROOT = click.option("--root", metavar="DIR", default="/", type=click.Path(exists=True, file_okay=False), help="The system below DIR.")  # fmt: skip
 
 
 @click.command("compile", short_help="Write the form that the boot path reads.")
@@ -20,7 +30,7 @@ from safemem.policy import installed
 @click.option("--output", "-o", metavar="FILE", required=True, help="File to write.")
 def compile_policy(policy_file: str, output: str) -> None:
     """Check POLICY and write the form that the boot path reads."""
-    data = compiled.dump(load_policy(policy_file))
+    data = compiler.dump(load_policy(policy_file))
     write_whole(output, data)
     click.echo(f"{output}: {len(data)} bytes, digest {compiled.load(data, output).digest}")
 
@@ -48,17 +58,12 @@ def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) ->
     """
     chosen = load_policy(policy_file)
     try:
-        more = build.policies({Path(path).stem: load_policy(path) for path in also})
-        more |= inside_image.unit_files(chosen.on_failure) if systemd else {}
-        cost = build.build(compiled.dump(chosen), Path(output), more=more)
-    except build.BuildError as error:
+        more = build.policies({Path(path).stem: compiler.dump(load_policy(path)) for path in also})
+        more |= on_failure.unit_files(chosen.on_failure) if systemd else {}
+        cost = build.build(compiler.dump(chosen), Path(output), more=more)
+    except items.BuildError as error:
         raise InputError(str(error)) from None
     click.echo(cost_text(output, cost))
-
-
-_POLICY = click.option(
-    "--policy", "policy_file", metavar="POLICY", help="Instead of /etc/safemem/policy.toml, or the shipped default."
-)
 
 
 @initramfs.command()
@@ -66,11 +71,11 @@ _POLICY = click.option(
 @_POLICY
 def tree(folder: str, policy_file: str | None) -> None:
     """Put the files into DIR, which becomes an initramfs; called by the hooks of initramfs-tools and dracut."""
-    data = compiled.dump(operators_policy(policy_file))
-    named = named_policies() if policy_file is None else {}
+    data = compiler.dump(operators_policy(policy_file))
+    named = {} if policy_file else {name: compiler.dump(policy) for name, policy in named_policies().items()}
     try:
-        build.put({**build.files(data), **build.plain(build.policies(named))}, Path(folder))
-    except build.BuildError as error:
+        items.put({**build.files(data), **items.plain(build.policies(named))}, Path(folder))
+    except items.BuildError as error:
         raise InputError(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{folder}: {(error.strerror or 'cannot be written').lower()}") from None
@@ -83,28 +88,11 @@ def units(folder: str, policy_file: str | None) -> None:
     """Put the units for an initramfs with systemd into DIR; called by the module of dracut."""
     failure = operators_policy(policy_file).on_failure
     try:
-        build.put(build.plain(inside_image.units(failure)), Path(folder))
-    except build.BuildError as error:
+        items.put(items.plain(on_failure.units(failure)), Path(folder))
+    except items.BuildError as error:
         raise InputError(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{folder}: {(error.strerror or 'cannot be written').lower()}") from None
-
-
-def operators_policy(given: str | None, root: str = "/") -> Policy:
-    """Return the policy that was named, or the operator's. Raises InputError, also if others than root can write it."""
-    try:
-        path = installed.trusted(Path(given)) if given else installed.find(root)
-    except installed.Untrusted as error:
-        raise InputError(str(error)) from None
-    return load_policy(str(path))
-
-
-def named_policies(root: str = "/") -> dict[str, Policy]:
-    """Return the policies that the command line may name, by name. Raises InputError."""
-    try:
-        return {path.stem: load_policy(str(path)) for path in installed.others(root)}
-    except installed.Untrusted as error:
-        raise InputError(str(error)) from None
 
 
 def cost_text(output: str, cost: build.Cost) -> str:
@@ -112,3 +100,108 @@ def cost_text(output: str, cost: build.Cost) -> str:
     packed = "unknown, zstd is not installed" if cost.compressed is None else size_text(cost.compressed)
     biggest = "".join(f"\n  {size_text(size):>9}  {name}" for name, size in cost.biggest)
     return f"{output}: {cost.files} files, {size_text(cost.raw)} raw, {packed} with zstd -19{biggest}"
+
+
+def _maker(command: Callable[..., None]) -> Callable[..., None]:
+    for name, text in (("auto", "Whichever is installed; the default."), *((maker.name, "") for maker in MAKERS)):
+        command = click.option(f"--{name}", "maker", flag_value=name, help=text)(command)
+    return command
+
+
+@initramfs.command("install", short_help="Have the distribution make its initramfs with safemem in it.")
+@_maker
+@_KERNEL
+@_ROOT
+def install_image(maker: str | None, kernel: str | None, root: str) -> None:
+    """Put the hook into place where no package has, and make the image by the distribution's own command.
+
+    The image in place is replaced in one step, once the new one is known to hold the policy of
+    /etc/safemem and to start it before everything else. If anything is wrong it stays as it is.
+
+    Exit code: 0 done, 1 nothing has changed, 3 the policy is invalid.
+    """
+    _need_root()
+    wanted = _wanted(root)
+    try:
+        chosen = install.choose(root, maker or "auto")
+        image = install.install(root, chosen, install.release(root, kernel), wanted)
+    except install.Failed as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{image}: made by {chosen.name}, with the policy of digest {wanted.digest[:12]}")
+
+
+@initramfs.command(short_help="Have the distribution make its initramfs without safemem.")
+@_maker
+@_KERNEL
+@_ROOT
+def remove(maker: str | None, kernel: str | None, root: str) -> None:
+    """Take the hook that `install` has put into place away, and make the image without it.
+
+    Exit code: 0 done, 1 nothing has changed.
+    """
+    _need_root()
+    try:
+        chosen = install.choose(root, maker or "auto")
+        image = install.remove(root, chosen, install.release(root, kernel))
+    except install.Failed as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{image}: made by {chosen.name}, without safemem")
+
+
+@initramfs.command("check", short_help="Say whether safemem is in an initramfs, and with which policy.")
+@click.argument("image", required=False, metavar="[IMAGE]")
+@_KERNEL
+@_ROOT
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.pass_context
+def check_image(context: click.Context, image: str | None, kernel: str | None, root: str, form: str) -> None:
+    """Look into an initrd or a unified kernel image; default: the one of the kernel that runs.
+
+    Exit code: 0 safemem is in it, comes first and has the policy of /etc/safemem; 1 it has not; 3 that
+    policy is invalid; 6 there is no image, or it cannot be read.
+    """
+    try:
+        path = Path(image) if image else check.find(root, kernel or os.uname().release)
+        if path is None:
+            raise OSError(0, f"there is no image for kernel {kernel or os.uname().release}", root)
+        found = check.inside(path.read_bytes())
+    except (OSError, ValueError) as error:
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{path}: {error}"
+        click.echo(f"safemem: {why}", err=True)
+        context.exit(6)
+    wanted = _wanted(root)
+    good = found is not None and not found.fault and not check.differs(found, wanted)
+    if form == "json":
+        click.echo(
+            json.dumps(
+                {
+                    "schema": 1, "kind": "initramfs", "image": str(path), "good": good,
+                    "inside": found._asdict() if found else None, "operator": wanted._asdict(),
+                },
+                indent=1,
+            )
+        )  # fmt: skip
+    else:
+        click.echo("\n".join(_text(str(path), found, wanted)))
+    context.exit(0 if good else 1)
+
+
+def _text(path: str, found: check.Inside | None, wanted: check.Wanted) -> list[str]:
+    if found is None:
+        return [f"{path}: safemem is not in it: `safemem initramfs install`"]
+    lines = [f"{path}: policy `{found.policy}`, digest {found.digest[:12]}"]
+    lines.append(f"started   {found.fault or f'by {found.start}, before everything else'}")
+    lines += [f"named     {name}, digest {digest[:12]}" for name, digest in found.named.items()]
+    other = check.differs(found, wanted)
+    lines.append(f"policy    {other or 'as in /etc/safemem'}")
+    return lines + (["help      `safemem initramfs install` makes the image anew"] if other or found.fault else [])
+
+
+def _wanted(root: str) -> check.Wanted:
+    named = {name: policy.digest for name, policy in named_policies(root).items()}
+    return check.Wanted(operators_policy(None, root).digest, named)
+
+
+def _need_root() -> None:
+    if os.geteuid():
+        raise click.ClickException("only root can make an initramfs")

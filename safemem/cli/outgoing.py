@@ -8,7 +8,8 @@ import json
 import click
 
 from safemem.boot import handover_args as handover
-from safemem.boot.model import size_text
+from safemem.boot.guard import CannotSay
+from safemem.boot.ranges import size_text
 from safemem.cli.common import ROOT
 from safemem.outgoing import layout, nextkernel
 
@@ -34,7 +35,7 @@ def handover_args(root: str, kernel: str, initrd: str, whole: bool, explain: boo
     try:
         advice = handover.advise(root, kernel, initrd, nextkernel.has_kho(kernel) if kernel else None)
         command = handover.kexec_command(advice, kernel, initrd) if kernel and (whole or form == "json") else None
-    except handover.CannotSay as error:
+    except CannotSay as error:
         raise click.ClickException(str(error)) from None
     for note in advice.notes:
         click.echo(f"safemem: {note}", err=True)
@@ -44,7 +45,7 @@ def handover_args(root: str, kernel: str, initrd: str, whole: bool, explain: boo
             "kexec_command": command, "notes": list(advice.notes),
             "bytes": {"memory": advice.memory, "guarded": advice.guarded, "scratch": advice.safe, "open": advice.open},
             "open": [
-                {"range": str(area), "bytes": area.end - area.start, "why": why} for area, why in advice.left
+                {"range": str(area), "bytes": area.size, "why": why} for area, why in advice.left
             ],
         }  # fmt: skip
         click.echo(json.dumps(document, indent=1))
@@ -57,7 +58,7 @@ def handover_args(root: str, kernel: str, initrd: str, whole: bool, explain: boo
                 err=True,
             )
         for area, why in advice.left:
-            click.echo(f"  open     {size_text(area.end - area.start):>10}  {area}: {why}", err=True)
+            click.echo(f"  open     {size_text(area.size):>10}  {area}: {why}", err=True)
 
 
 @click.command("layout", short_help="Print what to append to the boot loader's command line.")
@@ -73,7 +74,7 @@ def layout_command(root: str, form: str) -> None:
     """
     try:
         found = layout.advise(root)
-    except handover.CannotSay as error:
+    except CannotSay as error:
         raise click.ClickException(str(error)) from None
     if form == "json":
         document = {

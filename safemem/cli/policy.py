@@ -11,9 +11,9 @@ from pathlib import Path
 
 import click
 
-from safemem.boot.model import Policy, Range, Rule
 from safemem.cli.common import InputError, load_authored, load_policy, write_whole
-from safemem.policy import analysis, cases, language
+from safemem.policy import cases, compare, invariants, load, reference
+from safemem.policy.space import Outcomes, Space, TooLarge
 from safemem.render import findings
 
 _DIFF_EXIT = {"equal": 0, "stricter": 4, "different": 4, "looser": 5, "both": 5}
@@ -48,18 +48,18 @@ def _check(path: str) -> findings.Checked:
     authored = load_authored(path)
     started = time.monotonic()
     try:
-        space = analysis.Space(authored.policy)
+        space = Space(authored.policy)
         hidden = not sys.stderr.isatty() or space.size < 200_000
         bar = click.progressbar(
             length=space.size, label=f"{path}: {space.size:,} states", file=sys.stderr, hidden=hidden
         )
         with bar:
-            outcomes = analysis.Outcomes(space, authored.policy, lambda done: bar.update(done - bar.pos))
-    except analysis.TooLarge as error:
+            outcomes = Outcomes(space, authored.policy, lambda done: bar.update(done - bar.pos))
+    except TooLarge as error:
         raise InputError(f"{path}:1:1: {error}") from None
     found = [
         findings.Located(path, *authored.place(finding.rule, finding.key), finding)
-        for finding in analysis.check(authored.policy, outcomes)
+        for finding in invariants.check(authored.policy, outcomes)
     ]
     found.sort(key=lambda item: (item.line, item.column))
     return findings.Checked(path, authored.policy.name, len(outcomes.of), time.monotonic() - started, tuple(found))
@@ -77,52 +77,14 @@ def diff(context: click.Context, old_file: str, new_file: str, form: str) -> Non
     """
     old, new = load_policy(old_file), load_policy(new_file)
     try:
-        changes, states = analysis.compare(old, new)
-    except analysis.TooLarge as error:
+        changes, states = compare.compare(old, new)
+    except TooLarge as error:
         raise InputError(f"{new_file}:1:1: {error}") from None
-    changes = _beside_rules(old, new) + changes
     if form == "json":
         click.echo(findings.diff_json(changes, states))
     else:
         click.echo(findings.diff_text(changes, states, old_file, new_file))
     context.exit(_DIFF_EXIT[findings.verdict(changes)])
-
-
-def _beside_rules(old: Policy, new: Policy) -> list[analysis.Change]:
-    """Return what differs outside the rules: the safe region, what the command line may do, on_failure."""
-    found = []
-
-    def change(direction: str, name: str, before: str, after: str, action: str = "online-safe") -> None:
-        rules = [Rule(name, action, message=text) for text in (before, after)]
-        found.append(analysis.Change(direction, rules[0], rules[1], 0, {}, {}))
-
-    if old.sources != new.sources:
-        # A list of ranges inside the other is the one case that can be told without a machine.
-        areas = [tuple(s for s in p.sources if isinstance(s, Range)) for p in (old, new)]
-        plain = all(len(a) == len(p.sources) for a, p in zip(areas, (old, new), strict=True))
-        inside = plain and all(any(o.start <= n.start and n.end <= o.end for o in areas[0]) for n in areas[1])
-        change("stricter" if inside else "looser", "safe_region",
-               *(f"sources {', '.join(map(str, p.sources))}" for p in (old, new)))  # fmt: skip
-    if old.allow_cmdline_override != new.allow_cmdline_override:
-        change("looser" if new.allow_cmdline_override else "stricter", "allow_cmdline_override",
-               *(f"the command line may {'' if p.allow_cmdline_override else 'not '}loosen the outcome" for p in (old, new)))  # fmt: skip
-    if old.memory != new.memory:
-        change("other", "memory", *(f"{len(p.memory)} [[memory]] tables" for p in (old, new)))
-    if old.open_luo != new.open_luo:
-        change("other", "open_luo", *(f"/dev/liveupdate is {'' if p.open_luo else 'not '}opened" for p in (old, new)))
-    if old.trust_guard != new.trust_guard:
-        change("looser" if new.trust_guard else "stricter", "trust_guard",
-               *(f"a guard that is not in force is {'' if p.trust_guard else 'not '}taken for an accepted handover" for p in (old, new)))  # fmt: skip
-    if old.keep_crashkernel != new.keep_crashkernel:
-        change("other", "keep_crashkernel",
-               *(f"kdump keeps {p.keep_crashkernel or 'nothing'} of a guard" for p in (old, new)))  # fmt: skip
-    if old.on_failure != new.on_failure:
-        before, after = (
-            Rule("on_failure", p.on_failure.action, message=f"{p.on_failure.message}, after {p.on_failure.deadline} s")
-            for p in (old, new)
-        )
-        found.append(analysis.Change("other" if before.action != after.action else "reason", before, after, 0, {}, {}))
-    return found
 
 
 @click.command("test", short_help="Run *.cases.toml against their policies.")
@@ -144,7 +106,7 @@ def test_cases(
     for path in case_files:
         try:
             results.append(cases.run(Path(path)))
-        except (language.PolicyError, analysis.TooLarge) as error:
+        except (load.PolicyError, TooLarge) as error:
             raise InputError(str(error)) from None
         except OSError as error:
             raise InputError(f"{error.filename or path}: {(error.strerror or 'cannot be read').lower()}") from None
@@ -158,19 +120,19 @@ def test_cases(
             click.echo(
                 f"safemem: {result.file}: {result.coverage:.0%} are covered, {threshold} % are asked for", err=True
             )
-    failed = any(verdict.trouble for result in results for verdict in result.verdicts)
+    failed = any(verdict.fault for result in results for verdict in result.verdicts)
     context.exit(1 if failed or low else 0)
 
 
 def _print_result(result: cases.Result, coverage: bool) -> None:
     base = os.path.join(os.path.dirname(result.file), "")
     for verdict in result.verdicts:
-        if verdict.trouble:
+        if verdict.fault:
             mark = click.style("FAIL", fg="red", bold=True)
-            click.echo(f"{result.file}:{verdict.case.line}: {mark} {verdict.case.name}: {verdict.trouble}")
+            click.echo(f"{result.file}:{verdict.case.line}: {mark} {verdict.case.name}: {verdict.fault}")
             if verdict.example:
                 click.echo(f"    in state: {findings.state_text(verdict.example)}")
-    held = sum(not verdict.trouble for verdict in result.verdicts)
+    held = sum(not verdict.fault for verdict in result.verdicts)
     click.echo(f"{result.file}: {held} of {len(result.verdicts)} cases hold")
     if coverage:
         named = [name for name, seen in result.rules.items() if not seen]
@@ -186,7 +148,7 @@ def _junit(results: list[cases.Result], threshold: int | None) -> str:
     for result in results:
         for verdict in result.verdicts:
             items.append(
-                findings.Case(result.file, verdict.case.name, verdict.trouble, findings.state_text(verdict.example))
+                findings.Case(result.file, verdict.case.name, verdict.fault, findings.state_text(verdict.example))
             )
         if threshold is not None:
             short = result.coverage * 100 < threshold
@@ -198,10 +160,10 @@ def _junit(results: list[cases.Result], threshold: int | None) -> str:
 
 @click.command(short_help="Write the JSON Schema or the reference.")
 @click.option("--output", "-o", metavar="FILE", help="File to write; without it, standard output.")
-@click.option("--reference", is_flag=True, help="Write the reference page (Markdown) instead.")
-def schema(output: str | None, reference: bool) -> None:
+@click.option("--reference", "page", is_flag=True, help="Write the reference page (Markdown) instead.")
+def schema(output: str | None, page: bool) -> None:
     """Write the JSON Schema of policy files, for editors that check TOML by one."""
-    text = language.reference() if reference else json.dumps(language.schema(), indent=1) + "\n"
+    text = reference.markdown() if page else json.dumps(reference.schema(), indent=1) + "\n"
     if output is None:
         click.echo(text, nl=False)
     else:

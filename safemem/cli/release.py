@@ -10,7 +10,8 @@ import time
 import click
 
 from safemem.boot import apply
-from safemem.boot.model import ZONES, parse_range, size_text
+from safemem.boot.model import ZONES
+from safemem.boot.ranges import parse_range, size_text
 from safemem.cli.common import ROOT, InputError, read_standing
 from safemem.host import release as releasing
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from safemem.boot import account, record
-from safemem.boot.model import Range, size_text
+from safemem.boot.ranges import Range, size_text
 from safemem.cli.common import ROOT, write_whole
 from safemem.host import history, incidents, journal, metrics, standing, suspects
 from safemem.host import previous as evidence
@@ -93,7 +93,7 @@ def _json(found: standing.Standing) -> dict[str, object]:
 
 
 def _sizes(areas: tuple[Range, ...]) -> list[dict[str, object]]:
-    return [{"range": str(area), "bytes": area.end - area.start} for area in areas]
+    return [{"range": str(area), "bytes": area.size} for area in areas]
 
 
 def _unfinished_before(root: str) -> list[str]:
@@ -117,21 +117,21 @@ def _text(found: standing.Standing, before: list[str]) -> list[str]:
         lines.append(f"cmdline   safemem.safe={','.join(map(str, found.then.cmdline_safe))}")
     for area in found.held:
         lines.append(
-            f"held      {area}  {size_text(area.end - area.start)}  blocks {area.start // size}-{area.end // size - 1}: never used in this boot"
+            f"held      {area}  {size_text(area.size)}  blocks {area.start // size}-{area.end // size - 1}: never used in this boot"
         )
     for area in found.used:
         lines.append(
-            f"offline   {area}  {size_text(area.end - area.start)}: was online in this boot, so what was in it may be lost"
+            f"offline   {area}  {size_text(area.size)}: was online in this boot, so what was in it may be lost"
         )
     if found.guard:
         guard = found.guard
-        lines.append(f"guarded   {guard}  {size_text(guard.end - guard.start)}: never used in this boot")
+        lines.append(f"guarded   {guard}  {size_text(guard.size)}: never used in this boot")
     lines += [_share(item) for item in found.account if item["kind"] in _TOUCHED.get(decision["action"], ())]
     if found.totals:
         lines.append(f"memory    {account.totals_text(found.totals)}")
     lines += _applied(found.result)
     lines += [f"warning   {text}" for text in decision["warnings"]]
-    lines += [f"arrived   {area}  {size_text(area.end - area.start)}, {state}" for area, state in found.arrived]
+    lines += [f"arrived   {area}  {size_text(area.size)}, {state}" for area, state in found.arrived]
     lines += [f"changed   {area} was held and is online now: somebody else did that" for area in found.loose]
     lines += _watched(found)
     if decision.get("enter") == "maintenance":

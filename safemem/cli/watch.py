@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from safemem.cli.common import ROOT, InputError, load_policy, read_standing
-from safemem.cli.initramfs import named_policies, operators_policy
+from safemem.cli.policies import named_policies, operators_policy
 from safemem.host import standing
 from safemem.policy import installed
 

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem.boot import apply, probe
-from safemem.boot.model import UNKNOWN, Range, Snapshot, size_text
+from safemem.boot import crashkernel, paths, probe
+from safemem.boot.cmdline import argument
+from safemem.boot.hold import UNITS_RUN
+from safemem.boot.model import UNKNOWN, Snapshot
+from safemem.boot.ranges import Range, size_text
 from safemem.host import standing, suspects
 from safemem.initramfs import check as initramfs
-from safemem.policy import installed, language
+from safemem.policy import installed, load
 from safemem.realroot import hold as realroot
 from safemem.realroot import udevrules
 
@@ -105,7 +108,7 @@ def _decision(machine: Machine) -> Iterator[Finding]:
 def _default_onlining(machine: Machine) -> Iterator[Finding]:
     if not machine.snapshot.block_size:
         yield Finding(
-            "no-blocks", "note", "this kernel shows no memory blocks, so there is nothing to hold", probe.MEMORY, ""
+            "no-blocks", "note", "this kernel shows no memory blocks, so there is nothing to hold", paths.MEMORY, ""
         )
         return
     holds = machine.standing is None or not machine.standing.decision.get("arrivals")
@@ -113,9 +116,9 @@ def _default_onlining(machine: Machine) -> Iterator[Finding]:
     if holds and value != "offline":
         yield Finding(
             "kernel-onlines", "severe", "the kernel onlines memory that is plugged in, before udev hears of it",
-            f"{probe.AUTO_ONLINE} reads `{value}`", "boot with memhp_default_state=offline, and let safemem run in the initramfs",
+            f"{paths.AUTO_ONLINE} reads `{value}`", "boot with memhp_default_state=offline, and let safemem run in the initramfs",
         )  # fmt: skip
-    if probe.argument(machine.snapshot.cmdline, "memhp_default_state") != "offline":
+    if argument(machine.snapshot.cmdline, "memhp_default_state") != "offline":
         yield Finding(
             "no-memhp-argument", "warning", "a DIMM that is there at boot is onlined by the kernel before any program runs",
             "memhp_default_state=offline is not on the command line", "add memhp_default_state=offline to the kernel's command line",
@@ -180,7 +183,7 @@ def _handover(machine: Machine) -> Iterator[Finding]:
             "luo-missing", "warning", "liveupdate= asks for LUO, and there is no /dev/liveupdate", f"{luo.source}: {luo.reason}",
             "boot with kho=on, and a kernel with CONFIG_LIVEUPDATE",
         )  # fmt: skip
-    asked = {name: probe.argument(machine.snapshot.cmdline, name) for name in ("kho", "liveupdate")}
+    asked = {name: argument(machine.snapshot.cmdline, name) for name in ("kho", "liveupdate")}
     if asked["kho"] in ("0", "off", "n") and asked["liveupdate"] in ("1", "on", "y"):
         yield Finding(
             "luo-without-kho",
@@ -196,7 +199,7 @@ def _zones(machine: Machine) -> Iterator[Finding]:
         return
     for run in machine.snapshot.blocks:
         if run.state == "online" and run.driver in ("virtio-mem", "kmem"):
-            zone = machine.text(f"{probe.MEMORY}/memory{run.first}/valid_zones").split()
+            zone = machine.text(f"{paths.MEMORY}/memory{run.first}/valid_zones").split()
             if zone and zone[0] != "Movable":
                 size = machine.snapshot.block_size
                 yield Finding(
@@ -212,7 +215,7 @@ def _cost(machine: Machine) -> Iterator[Finding]:
     total = int(lines.get("MemTotal", "0 kB").split()[0]) << 10
     on_memory = machine.text("sys/module/memory_hotplug/parameters/memmap_on_memory").lower() in ("y", "1", "force")
     # After a lost handover the map comes out of what is left: the safe region, with a guard little more.
-    scratch = sum(area.end - area.start for area in probe.scratch_now(machine.root))
+    scratch = sum(area.size for area in probe.scratch_now(machine.root))
     if held and not on_memory:
         for what, size, part in (("of memory in use", total, 8), ("of safe region", scratch, 2)):
             if size and held // 64 > size // part:
@@ -256,18 +259,18 @@ def _guard(machine: Machine) -> Iterator[Finding]:
             "sys/kernel/kexec_crash_loaded",
             "stop kdump's unit on hosts that use a guard",
         )
-    limit = machine.text(probe.LOAD_LIMIT)
-    if limit and not probe.crash_kernel_forbidden(machine.root):
+    limit = machine.text(paths.LOAD_LIMIT)
+    if limit and not crashkernel.forbidden(machine.root):
         yield Finding(
             "crash-kernel-allowed", "severe", "a crash kernel may be loaded, and would be written into the guard",
-            f"{probe.LOAD_LIMIT} is not 0", "sysctl -w kernel.kexec_load_limit_panic=0",
+            f"{paths.LOAD_LIMIT} is not 0", "sysctl -w kernel.kexec_load_limit_panic=0",
         )  # fmt: skip
-    for unit in () if limit else apply.KDUMP:
+    for unit in () if limit else crashkernel.KDUMP:
         there = any((Path(machine.root) / folder / unit).exists() for folder in _UNITS)
         if there and not _masked(machine, unit):
             yield Finding(
                 "crash-kernel-allowed", "severe", f"{unit} loads a crash kernel, which would be written into the guard",
-                f"there is no {probe.LOAD_LIMIT} (Linux 6.3), and the unit is not masked", f"systemctl mask {unit}",
+                f"there is no {paths.LOAD_LIMIT} (Linux 6.3), and the unit is not masked", f"systemctl mask {unit}",
             )  # fmt: skip
 
 
@@ -276,7 +279,7 @@ _UNITS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 
 def _masked(machine: Machine, unit: str) -> bool:
     """Return whether a unit is a link to /dev/null in one of the places that systemd looks into first."""
-    links = (os.path.join(machine.root, folder, unit) for folder in ("etc/systemd/system", apply.UNITS_RUN))
+    links = (os.path.join(machine.root, folder, unit) for folder in ("etc/systemd/system", UNITS_RUN))
     return any(os.path.islink(link) and os.readlink(link) == "/dev/null" for link in links)
 
 
@@ -312,8 +315,8 @@ def _initrd(machine: Machine) -> Iterator[Finding]:
     if not os.path.lexists(own):
         return
     try:
-        digest = language.load(installed.find(machine.root)).policy.digest
-    except (installed.Untrusted, language.PolicyError, OSError) as error:
+        digest = load.read(installed.find(machine.root)).digest
+    except (installed.Untrusted, load.PolicyError, OSError) as error:
         yield Finding(
             "policy-refused", "severe", "the policy of this machine cannot be built into the next initrd", str(error).splitlines()[0],
             f"mend /{installed.POLICY}, then {rebuild}",

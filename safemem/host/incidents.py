@@ -7,8 +7,8 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from safemem.boot import record
-from safemem.boot.model import Range, merge_ranges, parse_range, without
+from safemem.boot import files
+from safemem.boot.ranges import Range, merge_ranges, parse_range, without
 from safemem.host.suspects import Suspect
 
 COUNTS = "run/safemem/watch.json"
@@ -51,7 +51,7 @@ class Counts(NamedTuple):
         """Return the counts with one more incident."""
         return self._replace(
             incidents=self.incidents + 1,
-            onlined=self.onlined + sum(area.end - area.start for area in fresh),
+            onlined=self.onlined + sum(area.size for area in fresh),
             touched=merge_ranges((*self.touched, *fresh)),
             last=(*self.last, Incident(time, fresh, 0, suspects))[-LAST:],
         )
@@ -82,7 +82,7 @@ def read(root: str) -> Counts | None:
 
 def write(root: str, counts: Counts) -> None:
     """Put the counts where `read` finds them, whole or not at all. Raises OSError."""
-    record.write(root, json.dumps({"schema": SCHEMA, "kind": "watch", **to_json(counts)}) + "\n", COUNTS)
+    files.replace(root, COUNTS, json.dumps({"schema": SCHEMA, "kind": "watch", **to_json(counts)}) + "\n")
 
 
 def to_json(counts: Counts) -> dict[str, object]:

@@ -25,9 +25,9 @@ def text(found: Standing | None) -> str:
         if item["kind"] in memory:
             memory[item["kind"]] += item["bytes"]
     # What may have changed since is counted now.
-    memory["held"] = sum(area.end - area.start for area in found.held)
-    memory["quarantined"] += sum(area.end - area.start for area in found.used)
-    memory["guarded"] = found.guard.end - found.guard.start if found.guard else 0
+    memory["held"] = sum(area.size for area in found.held)
+    memory["quarantined"] += sum(area.size for area in found.used)
+    memory["guarded"] = found.guard.size if found.guard else 0
     lines += _metric("safemem_decision_info", "What was decided in this boot.", {_labels(info): 1})
     lines += _metric(
         "safemem_decision_in_force",
@@ -42,7 +42,7 @@ def text(found: Standing | None) -> str:
     lines += _metric(
         "safemem_onlined_by_others_bytes",
         "Held memory that is online although nobody released it, now.",
-        {"": sum(area.end - area.start for area in found.loose)},
+        {"": sum(area.size for area in found.loose)},
     )
     lines += _metric(
         "safemem_releases", "Times that memory was released by hand in this boot.", {"": len(found.releases)}

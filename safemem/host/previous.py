@@ -25,15 +25,16 @@ _MOST = 1 << 20
 _LINE = re.compile(r"^(?:<\d+>)?(?:\[ *\d+\.\d+\](?:\[[^]]*\])? )?safemem: (.*)$", re.MULTILINE)
 #: Part 1 is the end of the log (Documentation/ABI/testing/pstore).
 _PART = re.compile(r"\A\S+#\d+ Part(\d+)\n")
-#: `apply.end` and the wrapper end a boot with such a line; the summary of a decision names its rule after it.
-_END = re.compile(r"(panic|reboot|halt): (?!.*\(rule `.*`, policy `.*`\)$)(.*)")
+#: What ends a boot says so in this form (`safemem.boot.console.end`, boot.sh), and in the next line why.
+_END = re.compile(r"end action=(panic|reboot|halt) code=(\S+)")
 
 
 class Ending(NamedTuple):
     """The last words of a boot that safemem ended."""
 
     action: str
-    reason: str
+    code: str  #: `decided`, `shortfall`, or what failed
+    reason: str  #: as it was said; "" if that is lost
     lines: tuple[str, ...]  #: everything that safemem said there
     file: str
     time: float  #: seconds since 1970; of the crash, or of the archiving soon after it
@@ -91,10 +92,12 @@ def last_words(root: str, after: float = 0) -> Ending | None:
         group = [text for time, _, text in files if newest - _TOGETHER <= time <= newest]
         group.sort(key=lambda text: -int(found[1]) if (found := _PART.match(text)) else 0)
         said = tuple(dict.fromkeys(line for text in group for line in _LINE.findall(text)))
-        for line in reversed(said):
-            end = _END.fullmatch(line)
+        for place in reversed(range(len(said))):
+            end = _END.fullmatch(said[place])
             if end:
-                return Ending(end[1], end[2], said, path, newest)
+                sentence = "".join(said[place + 1 : place + 2])
+                reason = sentence.removeprefix(f"{end[1]}: ") if sentence.startswith(f"{end[1]}: ") else ""
+                return Ending(end[1], end[2], reason, said, path, newest)
     return None
 
 

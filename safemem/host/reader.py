@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 
-from safemem.boot.model import DRIVERS, FACTS, UNKNOWN, Blocks, Fact, Range, Snapshot, parse_range
+from safemem.boot.model import DRIVERS, FACTS, UNKNOWN, Blocks, Fact, Note, Snapshot
+from safemem.boot.ranges import Range, parse_range
 from safemem.boot.record import SCHEMA, capture_to_json
 
 _STATES = ("online", "offline", "going-offline", UNKNOWN)
@@ -128,9 +129,18 @@ def _snapshot(place: _Place) -> Snapshot:
         cmdline_safe=tuple(item.area() for item in place.item("cmdline_safe").items()),
         guard=None if guard.value is None else guard.area(),
         overrides=tuple(item.text() for item in place.item("overrides").items()),
-        notes=tuple(item.text() for item in place.item("notes").items()),
+        notes=_notes(place, "notes", "note_codes"),
         witness=place.item("witness").text() if _given(place, "witness") else "",
     )
+
+
+def _notes(place: _Place, texts: str, codes: str) -> tuple[Note, ...]:
+    """Return sentences with their codes; a record of version 0.1 has none."""
+    found = [item.text() for item in place.item(texts).items()]
+    known = [item.text() for item in place.item(codes).items()] if _given(place, codes) else [""] * len(found)
+    if len(known) != len(found):
+        raise Invalid(f"{place.where}: {len(found)} {texts}, but {len(known)} {codes}")
+    return tuple(Note(code, text) for code, text in zip(known, found, strict=True))
 
 
 def _given(place: _Place, key: str) -> bool:

@@ -5,11 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from safemem.boot import apply, engine, record
-from safemem.boot.apply import GUARD_PIECE, ONLINE_WORD, PROGRESS_EVERY
-from safemem.boot.model import Decision, Range, Step, merge_ranges, size_text
+from safemem.boot import apply, files, record
+from safemem.boot.apply import PROGRESS_EVERY
+from safemem.boot.console import NOTICE, WARNING, say
+from safemem.boot.crashkernel import PIECE
+from safemem.boot.hold import ONLINE_WORD, unmask
+from safemem.boot.model import Plan, Step
+from safemem.boot.plan import release_guard
+from safemem.boot.ranges import Range, merge_ranges, size_text
 from safemem.host import history
 from safemem.host.standing import RELEASES, Standing
 from safemem.realroot import hold as realroot
@@ -29,23 +35,23 @@ class NotPossible(Exception):
 class Release(NamedTuple):
     """What `release` is about to do."""
 
-    decision: Decision
+    plan: Plan
     ranges: tuple[Range, ...]  #: empty: everything
 
     @property
     def ticks(self) -> int:
         """How often there will be a sign of progress."""
         return sum(
-            -(-step.size // GUARD_PIECE)
+            -(-step.size // PIECE)
             if step.op == "release-guard"
             else step.last // PROGRESS_EVERY - (step.first - 1) // PROGRESS_EVERY
-            for step in self.decision.steps
+            for step in self.plan.steps
         )
 
     @property
     def guard(self) -> int:
         """The bytes of the guard that are given back."""
-        return sum(step.size for step in self.decision.steps if step.op == "release-guard")
+        return sum(step.size for step in self.plan.steps if step.op == "release-guard")
 
 
 def plan(standing: Standing, ranges: tuple[Range, ...], zone: str) -> Release:
@@ -69,12 +75,7 @@ def plan(standing: Standing, ranges: tuple[Range, ...], zone: str) -> Release:
         raise NotPossible(
             f"nothing is held wholly inside {', '.join(map(str, ranges))}; `safemem status` lists what is"
         )
-    old = standing.decision
-    decision = Decision(
-        "online-all", "release", "released by hand", zone, "", "continue", old["policy"]["name"], old["policy"]["digest"],
-        {}, (), "", (), tuple(steps), (), arrivals="" if ranges else zone,
-    )  # fmt: skip
-    return Release(decision, ranges)
+    return Release(Plan(tuple(steps), "" if ranges else zone), ranges)
 
 
 def _tail(guard: Range | None, areas: tuple[Range, ...], keep: str) -> list[Step]:
@@ -87,10 +88,10 @@ def _tail(guard: Range | None, areas: tuple[Range, ...], keep: str) -> list[Step
     start = max(guard.start, -(-touching[-1].start // _GRAIN) * _GRAIN)
     if len(touching) > 1 or touching[-1].end < guard.end or start >= guard.end:
         raise NotPossible(
-            f"the guard {guard} ({size_text(guard.end - guard.start)}) can only be given back from its end, in whole MiB:"
+            f"the guard {guard} ({size_text(guard.size)}) can only be given back from its end, in whole MiB:"
             f" name a range START-0x{guard.end - 1:x}, with a START from 0x{guard.start:x} up"
         )
-    return list(engine.release_guard(Range(start, guard.end), keep))
+    return list(release_guard(Range(start, guard.end), keep))
 
 
 def carry_out(
@@ -99,7 +100,7 @@ def carry_out(
     what: Release,
     reason: str,
     now: float,
-    progress: apply.Progress,
+    progress: Callable[[], None],
     forced: bool = False,
 ) -> tuple[apply.Result, list[str]]:
     """Carry `what` out and leave a record of it; return what came of it, and why the record may not last.
@@ -107,7 +108,7 @@ def carry_out(
     Blocks that are online already are no error: a second run resumes. If it is interrupted
     (KeyboardInterrupt), the record says so before that goes on.
     """
-    decision = what.decision
+    plan, old = what.plan, standing.decision
     spans = [str(area) for area in what.ranges] or [str(_ALL)]
     entry: dict[str, Any] = {
         "time": int(now), "reason": reason, "ranges": spans, "state": "begun", "forced": forced,
@@ -116,24 +117,28 @@ def carry_out(
     # power cut leaves word of it.
     _note(root, [*standing.releases, entry])
     problems: list[str] = []
-    apply.say(root, 5, f"releasing {', '.join(spans)}: {reason}")
+    say(root, NOTICE, f"releasing {', '.join(spans)}: {reason}")
     try:
-        if decision.arrivals:
-            record.write(root, record.arrivals_text(decision, ONLINE_WORD[decision.arrivals]), record.ARRIVALS)
-            apply.unmask(root, (standing.result or {}).get("masked", []))
+        if plan.arrivals:
+            why = record.why_text("online-all", "release", old["policy"]["name"])
+            text = record.env_text(
+                ONLINE_WORD[plan.arrivals], why, enter=old.get("enter") or "", finished=True, dry_run=standing.dry_run
+            )
+            files.replace(root, record.ENV, text)
+            unmask(root, tuple((standing.result or {}).get("masked", [])))
             for text in realroot.release(root):
-                apply.say(root, 4, text)
-        result = apply.carry_out(decision, root, progress)
+                say(root, WARNING, text)
+        result = apply.carry_out(plan, root, progress)
         entry["state"] = "done" if result.complete else "partly"
         if standing.forbidden and what.guard and standing.decision.get("keep_crashkernel"):
             problems = [*problems, _NO_KDUMP]
     except BaseException:
         entry["state"] = "partly"
-        apply.say(root, 4, f"the release of {', '.join(spans)} was interrupted")
+        say(root, WARNING, f"the release of {', '.join(spans)} was interrupted")
         raise
     finally:
         problems = [*problems, *_note(root, [*standing.releases, entry])]
-    apply.say(root, 5, f"released {', '.join(spans)}{'' if result.complete else ' in part'}: {reason}")
+    say(root, NOTICE, f"released {', '.join(spans)}{'' if result.complete else ' in part'}: {reason}")
     return result, problems
 
 
@@ -144,7 +149,7 @@ def _note(root: str, releases: list[dict[str, Any]]) -> list[str]:
         OSError: this boot cannot see them.
     """
     text = json.dumps(releases) + "\n"
-    record.write(root, text, RELEASES)
+    files.replace(root, RELEASES, text)
     try:
         history.write(root, os.path.basename(RELEASES), text)
         history.keep(root)  # without its decision, nobody could tell what was released

@@ -7,9 +7,10 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from safemem.boot import engine, probe, record
+from safemem.boot import crashkernel, plan, probe, record
 from safemem.boot.account import KINDS
-from safemem.boot.model import Blocks, Override, Range, Snapshot, merge_ranges, parse_range, without
+from safemem.boot.model import Blocks, Override, Snapshot
+from safemem.boot.ranges import Range, merge_ranges, parse_range, without
 from safemem.host import incidents, reader
 
 RELEASES = "run/safemem/releases.json"
@@ -92,7 +93,7 @@ class Standing(NamedTuple):
         if self.dry_run:
             return ()
         decision = self.decision
-        held = engine.held(decision["action"], self.now, _region(decision), _exceptions(decision))
+        held = plan.held(decision["action"], self.now, _region(decision), _exceptions(decision))
         online = merge_ranges(_spans(self.now, "online"))
         mine = without(online, (*_spans(self.then, "online"), *self._blocks(self.released)))
         return without(mine, without(mine, held))
@@ -156,7 +157,7 @@ def read(root: str) -> Standing:
         problem = str(error)
     return Standing(
         document["decision"], document["result"], then, probe.read_snapshot(root), _releases(root), document["account"], watched, problem,
-        probe.crash_kernel_forbidden(root),
+        crashkernel.forbidden(root),
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ import pyudev
 import structlog
 
 from safemem.boot import apply, engine
-from safemem.boot.model import Decision, Policy, Range, Snapshot, Step, size_text, without
+from safemem.boot.model import Decision, Policy, Snapshot, Step
+from safemem.boot.ranges import Range, size_text, without
 from safemem.host import incidents, standing, suspects
 from safemem.host.incidents import Counts
 
@@ -55,9 +56,9 @@ def look(root: str, policy: Policy, seen: Counts) -> Batch:
     # Boot memory is the boot program's to take off, once; what is held now was never in use until somebody onlined it.
     size = found.now.block_size
     steps = [step for step in decision.steps if step.op == "online"]
-    if decision.if_onlined == "offline":
+    if decision.rule.if_onlined == "offline":
         steps += [Step("offline", *area, area.start // size, area.end // size - 1) for area in loose]
-    result = apply.carry_out(decision._replace(steps=tuple(steps)), root)
+    result = apply.carry_out(decision.plan._replace(steps=tuple(steps)), root)
     if result.quarantined:
         *before, last = after.last
         after = after._replace(
@@ -167,7 +168,7 @@ def _tell(log: Any, batch: Batch, events: int) -> None:
         log.info(
             "applied",
             events=events,
-            rule=batch.decision.rule,
+            rule=batch.decision.rule.name,
             onlined=size_text(batch.onlined),
             taken_offline=size_text(batch.reverted),
         )
@@ -176,7 +177,7 @@ def _tell(log: Any, batch: Batch, events: int) -> None:
     if batch.fresh:  # once for each time that it happens
         log.error(
             "held memory was onlined", ranges=[str(area) for area in batch.fresh],
-            size=size_text(sum(area.end - area.start for area in batch.fresh)), taken_offline=size_text(batch.reverted),
-            if_onlined=batch.decision.if_onlined, who=suspects.text(batch.counts.last[-1].suspects),
+            size=size_text(sum(area.size for area in batch.fresh)), taken_offline=size_text(batch.reverted),
+            if_onlined=batch.decision.rule.if_onlined, who=suspects.text(batch.counts.last[-1].suspects),
             advice="what was in it may be lost; if somebody is to be stopped, `safemem doctor` has remedies",
         )  # fmt: skip

@@ -1,32 +1,27 @@
 # SPDX-License-Identifier: MIT
-"""Have the distribution's own command make an initramfs, and put it where the old one is only once it is known to be good."""
+"""The programs that make a distribution's initramfs. Another one is a row here, its function, and a folder in files/."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from safemem.initramfs import check
-from safemem.initramfs.build import BuildError, shipped
+from safemem.initramfs.items import PREFIX
 
-#: What hooks are run with when a package or a kernel is updated; nothing of a shell's own counts.
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: In a private mount namespace, so nothing is left behind, whatever happens.
-_ENTER = 'for at in proc sys dev; do mount --rbind "/$at" "$0/$at" || exit; done; exec chroot "$0" "$@"'
-
-
-class Failed(Exception):
-    """Nothing has changed; the message says why."""
+#: The line of /init in initramfs-tools that starts everything else, and ours, which the hook puts before it.
+INIT_TOP = "run_scripts /scripts/init-top"
+GATE = f". /{PREFIX}/gate.sh"
+_HOOKS = ("var/lib/dracut/hooks/cmdline/", "usr/lib/dracut/hooks/cmdline/", "lib/dracut/hooks/cmdline/")
+_FIRST = "00-gate.sh"
 
 
-class Wanted(NamedTuple):
-    """The operator's policies."""
+class Start(NamedTuple):
+    """One way in which an initramfs starts the boot program."""
 
-    digest: str
-    named: dict[str, str]  #: name -> digest of those that the kernel command line may choose
+    name: str
+    reads: tuple[str, ...]  #: what of the image tells; a path that ends in `/` stands for everything below it
+    #: From these files: why something comes before the boot program, "" if nothing does, None if it is not started so.
+    fault: Callable[[Mapping[str, bytes]], str | None]
 
 
 class Maker(NamedTuple):
@@ -34,198 +29,56 @@ class Maker(NamedTuple):
 
     name: str
     program: str
+    command: tuple[str, ...]  #: what makes `{image}` for the kernel `{release}`
+    after: str  #: folder of programs that run once a new image is in place, where the command does not do that; or ""
     hook: str  #: where ours is put
     packaged: str  #: what is there if the distribution's package has put it
     source: str  #: as shipped
     mark: str  #: beside a hook that is not the package's, where the place alone does not say so
-
-    def command(self, image: str, release: str) -> list[str]:
-        """Return what makes `image` for one kernel release."""
-        if self.name == "dracut":
-            return ["dracut", "--force", image, release]
-        return ["mkinitramfs", "-o", image, release]
+    start: Start
 
 
+def _in_init(found: Mapping[str, bytes]) -> str | None:
+    """The gate is a line of /init, before the one that runs init-top."""
+    lines = [line.strip() for line in found.get("init", b"").decode("utf-8", "replace").splitlines()]
+    if GATE not in lines:
+        return None
+    first = INIT_TOP in lines and lines.index(GATE) < lines.index(INIT_TOP)
+    return "" if first else f"/init does not run {PREFIX}/gate.sh before init-top"
+
+
+def _in_hooks(found: Mapping[str, bytes]) -> str | None:
+    """The gate is the first hook of the first stage; with systemd in the initramfs the units start the boot program."""
+    hooks = sorted(path.rpartition("/")[2] for path in found if path.startswith(_HOOKS) and path.endswith(".sh"))
+    if _FIRST not in hooks:
+        return None
+    return "" if hooks[0] == _FIRST else f"the hook {hooks[0]} runs before it"
+
+
+_DRACUT = "usr/lib/dracut/modules.d/50safemem/module-setup.sh"
 MAKERS = (
-    Maker("initramfs-tools", "usr/sbin/mkinitramfs", "etc/initramfs-tools/hooks/safemem",
-          "usr/share/initramfs-tools/hooks/safemem", "initramfs-tools/safemem", ""),
-    # dracut looks for modules in one place only.
-    Maker("dracut", "usr/bin/dracut", "usr/lib/dracut/modules.d/50safemem/module-setup.sh",
-          "usr/lib/dracut/modules.d/50safemem/module-setup.sh", "dracut/module-setup.sh", "installed-by-hand"),
-)  # fmt: skip
-
-
-def choose(root: str, name: str) -> Maker:
-    """Return the maker called `name`, or for `auto` the only one that is installed. Raises Failed."""
-    found = [maker for maker in MAKERS if (Path(root) / maker.program).exists() and name in ("auto", maker.name)]
-    if not found:
-        wanted = [maker.program for maker in MAKERS if name in ("auto", maker.name)]
-        raise Failed(
-            f"{name}: {' and '.join(wanted)} are not in {root}"
-            if len(wanted) > 1
-            else f"{name}: no {wanted[0]} in {root}"
-        )
-    if len(found) > 1:
-        raise Failed("both dracut and initramfs-tools are installed: say which makes this machine's images")
-    return found[0]
-
-
-def release(root: str, given: str | None) -> str:
-    """Return the kernel release that was given, that is running, or that is the only one below `root`. Raises Failed."""
-    modules = Path(root) / "lib/modules"
-    there = sorted(path.name for path in modules.iterdir()) if modules.is_dir() else []
-    wanted = given or os.uname().release
-    if wanted in there:
-        return wanted
-    if given is None and len(there) == 1:
-        return there[0]
-    known = ", ".join(there) or "none"
-    raise Failed(
-        f"kernel {wanted} is not in {modules}" + (f": name one of {known}" if given is None else f": there is {known}")
-    )
-
-
-def packaged(root: str, maker: Maker) -> bool:
-    """Return whether the distribution's package has brought the hook."""
-    path = Path(root) / maker.packaged
-    return path.exists() and not (maker.mark and (path.parent / maker.mark).exists())
-
-
-def install(root: str, maker: Maker, kernel: str, wanted: Wanted) -> Path:
-    """Put the hook into place where no package has, and have the image made; return where it is.
-
-    Raises:
-        Failed: the image could not be made, or is not what it should be; the old one and the hooks are as they were.
-    """
-    if shutil.which("safemem", path=os.pathsep.join(root.rstrip("/") + place for place in PATH.split(":"))) is None:
-        raise Failed(f"the hook calls `safemem`, which is not in {PATH} of {root}: put a link to it there")
-    hook = Path(root) / maker.hook
-    fresh = not packaged(root, maker)
-    before = hook.read_bytes() if fresh and hook.exists() else None
-    try:
-        if fresh:
-            _put(hook, shipped(maker.source), maker.mark)
-        return _rebuild(root, maker, kernel, wanted)
-    except BaseException as error:
-        if fresh and before is None:
-            _take(hook, maker.mark)
-        elif before is not None:
-            _put(hook, before, maker.mark)
-        if isinstance(error, (OSError, BuildError)):
-            raise Failed(str(error)) from None
-        raise
-
-
-def remove(root: str, maker: Maker, kernel: str) -> Path:
-    """Take the hook away and have the image made without it; return where it is.
-
-    Raises:
-        Failed: the hook is a package's, or the image could not be made; the old one and the hook are as they were.
-    """
-    hook = Path(root) / maker.hook
-    if packaged(root, maker):
-        raise Failed(f"/{maker.packaged} is the package's: remove the package, and the image is made without it")
-    before = hook.read_bytes() if hook.exists() else None
-    try:
-        _take(hook, maker.mark)
-        return _rebuild(root, maker, kernel, None)
-    except BaseException as error:
-        if before is not None:
-            _put(hook, before, maker.mark)
-        if isinstance(error, OSError):
-            raise Failed(str(error)) from None
-        raise
-
-
-def _put(hook: Path, data: bytes, mark: str) -> None:
-    hook.parent.mkdir(parents=True, exist_ok=True)
-    if mark:
-        (hook.parent / mark).write_text(
-            "put here by `safemem initramfs install`; `safemem initramfs remove` takes it away\n"
-        )
-    hook.write_bytes(data)
-    hook.chmod(0o755)
-
-
-def _take(hook: Path, mark: str) -> None:
-    hook.unlink(missing_ok=True)
-    if mark:
-        (hook.parent / mark).unlink(missing_ok=True)
-        if hook.parent.is_dir():
-            hook.parent.rmdir()
-
-
-def _rebuild(root: str, maker: Maker, kernel: str, wanted: Wanted | None) -> Path:
-    """Make the image beside the old one, look into it, and only then put it in the old one's place."""
-    target = check.find(root, kernel)
-    if target is None:
-        # Where the distribution has none yet: Debian's name or dracut's own.
-        debian = (Path(root) / "etc/debian_version").exists()
-        target = Path(root) / "boot" / (f"initrd.img-{kernel}" if debian else f"initramfs-{kernel}.img")
-    draft = target.with_name(f".{target.name}.safemem")
-    draft.unlink(missing_ok=True)
-    keeps = f"{target} stays as it was" if target.exists() else "no image was there, and none is now"
-    try:
-        words = maker.command("/" + os.path.relpath(draft, root), kernel)
-        result = _run(root, words)
-        # dracut ends with 0 as well when it has decided that no image is wanted.
-        if result.returncode or not draft.exists():
-            lines = (result.stdout + result.stderr).strip().splitlines()[-5:]
-            said = "".join(f"\n  {line}" for line in lines)
-            raise Failed(f"`{' '.join(words)}` has made no image (exit status {result.returncode}); {keeps}{said}")
-        fault = _fault(draft, wanted)
-        if fault:
-            raise Failed(f"the image that {maker.name} has made is not used: {fault}; {keeps}")
-        if target.exists():
-            draft.chmod(target.stat().st_mode & 0o777)
-        _settle(draft)
-        draft.rename(target)
-        _settle(target.parent)
-    finally:
-        draft.unlink(missing_ok=True)
-    if maker.name == "initramfs-tools" and (Path(root) / "etc/initramfs/post-update.d").is_dir():
+    Maker(
+        name="initramfs-tools",
+        program="usr/sbin/mkinitramfs",
+        command=("mkinitramfs", "-o", "{image}", "{release}"),
         # As update-initramfs does: boot loaders copy the image from there.
-        image = "/" + os.path.relpath(target, root)
-        after = _run(root, ["run-parts", f"--arg={kernel}", f"--arg={image}", "/etc/initramfs/post-update.d"])
-        if after.returncode:
-            raise Failed(f"{target} is new and good, but /etc/initramfs/post-update.d failed: {after.stderr.strip()}")
-    return target
-
-
-def _fault(image: Path, wanted: Wanted | None) -> str:
-    """Return what is wrong with an image that should have these policies, or no safemem at all."""
-    try:
-        found = check.inside(image.read_bytes())
-    except ValueError as error:
-        return f"it cannot be read: {error}"
-    if wanted is None:
-        return "safemem is still in it: another hook puts it there" if found else ""
-    if found is None:
-        return "safemem is not in it: has the configuration left the hook out?"
-    return found.fault or differs(found, wanted)
-
-
-def differs(found: check.Inside, wanted: Wanted) -> str:
-    """Return in which policy an image differs from the operator's, or ""."""
-    if found.digest != wanted.digest:
-        return f"its policy has digest {found.digest[:12]}, not {wanted.digest[:12]}"
-    for name in sorted({*found.named, *wanted.named}):
-        if found.named.get(name) != wanted.named.get(name):
-            return f"its policy for safemem.policy={name} is not the operator's"
-    return ""
-
-
-def _run(root: str, words: list[str]) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": PATH, "LC_ALL": "C.UTF-8"}
-    if os.path.realpath(root) != "/":
-        words = ["unshare", "--mount", "sh", "-c", _ENTER, root, *words]
-    return subprocess.run(words, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-
-
-def _settle(path: Path) -> None:
-    """Have the disk keep a file or the names in a folder: a power failure must not leave half of an image."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        after="etc/initramfs/post-update.d",
+        hook="etc/initramfs-tools/hooks/safemem",
+        packaged="usr/share/initramfs-tools/hooks/safemem",
+        source="initramfs-tools/safemem",
+        mark="",
+        start=Start("initramfs-tools", ("init",), _in_init),
+    ),
+    Maker(
+        name="dracut",
+        program="usr/bin/dracut",
+        command=("dracut", "--force", "{image}", "{release}"),
+        after="",
+        # dracut looks for modules in one place only.
+        hook=_DRACUT,
+        packaged=_DRACUT,
+        source="dracut/module-setup.sh",
+        mark="installed-by-hand",
+        start=Start("dracut", _HOOKS, _in_hooks),
+    ),
+)

@@ -14,6 +14,8 @@ import subprocess
 import zlib
 from collections.abc import Iterable, Iterator
 
+from safemem.boot.model import Refused
+
 _GZIP, _BZIP2, _XZ, _LZMA, _LZO = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x5d\0\0", b"\x89LZ"
 _ZSTD, _LZ4, _LZ4_LEGACY = b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18"
 #: A legacy lz4 block never unpacks to more than 8 MiB; what is larger is the next archive's beginning.
@@ -21,8 +23,10 @@ _LZ4_BLOCK = (8 << 20) + (8 << 20) // 255 + 16
 _FILE, _SYMLINK = 0o100000, 0o120000
 
 
-class Unreadable(ValueError):
+class Unreadable(Refused, ValueError):
     """The image cannot be read to its end; the message says where and why."""
+
+    kind = "unknown"
 
 
 def find(data: bytes, wanted: Iterable[str]) -> dict[str, bytes]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from safemem.boot import handover_args, probe
-from safemem.boot.handover_args import LOW, LOW_ROOM, CannotSay, Ground
-from safemem.boot.model import Range
+from safemem.boot import handover_args, paths, probe
+from safemem.boot.guard import LOW, LOW_ROOM, CannotSay, Ground, best_guard, read_ground
+from safemem.boot.ranges import Range
 
 MIB = 1 << 20
 #: Scratch areas come in whole blocks of 4 MiB (CMA_MIN_ALIGNMENT_BYTES on x86); larger steps read better.
@@ -44,7 +44,7 @@ def advise(root: str = "/") -> Layout:
         CannotSay: its memory cannot be read, or is so little that no layout leaves anything to guard.
     """
     snapshot = probe.read_snapshot(root)
-    ground = handover_args.read_ground(root, snapshot.cmdline, ())
+    ground = read_ground(root, snapshot.cmdline, ())
     low, rest, guard, least = best(ground)
     now, reason = None, ""
     try:
@@ -54,7 +54,8 @@ def advise(root: str = "/") -> Layout:
     release = str(snapshot.facts["kernel"].value)
     found = re.match(r"(\d+)\.(\d+)", release)
     # Renamed in 7.4, as announced; the kernel that reads this boot loader's line is taken to be like this one.
-    name = "kho_bootmem" if found and (int(found[1]), int(found[2])) >= (7, 4) else "kho_scratch"
+    new, old = paths.SCRATCH_ARGUMENT
+    name = new if found and (int(found[1]), int(found[2])) >= (7, 4) else old
     notes = []
     if snapshot.facts["kho"].value != "on":
         notes.append(
@@ -62,10 +63,10 @@ def advise(root: str = "/") -> Layout:
         )
     return Layout(
         f"{name}={low // MIB}M,{rest // MIB}M,0M",
-        sum(area.end - area.start for area in ground.ram),
+        sum(area.size for area in ground.ram),
         now,
         reason,
-        guard.end - guard.start,
+        guard.size,
         least,
         len(ground.nodes),
         next((run.node for run in snapshot.blocks if run.first <= guard.start // snapshot.block_size <= run.last), -1),
@@ -79,7 +80,7 @@ def best(ground: Ground) -> tuple[int, int, Range, int]:
     Raises:
         CannotSay: none leaves one.
     """
-    memory = sum(area.end - area.start for area in ground.ram)
+    memory = sum(area.size for area in ground.ram)
     # An accepting kernel has nothing else until it has taken the preserved memory over. Its own default is twice
     # what this one took early, too.
     need = -(-(2 * (memory // 64 + ground.kernel + ground.initrd) + _MISCELLANY) // _STEP) * _STEP
@@ -89,7 +90,7 @@ def best(ground: Ground) -> tuple[int, int, Range, int]:
         guard = _guard(ground, _areas(ground, low, need - low, False))
         if guard:
             least = _guard(ground, _areas(ground, low, need - low, True))
-            found.append((guard.end - guard.start, low, guard, least.end - least.start if least else 0))
+            found.append((guard.size, low, guard, least.size if least else 0))
     if not found:
         raise CannotSay(f"no layout of {need // MIB} MiB of scratch leaves anything to guard")
     _, low, guard, smallest = max(found)
@@ -98,7 +99,7 @@ def best(ground: Ground) -> tuple[int, int, Range, int]:
 
 def _guard(ground: Ground, areas: tuple[Range, ...] | None) -> Range | None:
     try:
-        return None if areas is None else handover_args.best_guard(ground._replace(scratch=areas))
+        return None if areas is None else best_guard(ground._replace(scratch=areas))
     except CannotSay:
         return None
 
@@ -109,7 +110,7 @@ def _areas(ground: Ground, low: int, rest: int, in_the_way: bool) -> tuple[Range
     memblock takes from the top. KASLR puts this kernel's image anywhere: at the worst `in_the_way`, where the area
     just does not fit above it, and goes below.
     """
-    memory = sum(area.end - area.start for area in ground.ram)
+    memory = sum(area.size for area in ground.ram)
     beyond = ground.ram[-1].end > LOW
     early = _SLACK + ground.kernel + (memory // 64 if not beyond else 0)
     found = []

@@ -8,8 +8,9 @@ from itertools import groupby
 
 import click
 
-from safemem.boot import engine, record
-from safemem.boot.model import FINAL, UNKNOWN, Decision, Policy, Range, Snapshot, Step, size_text
+from safemem.boot import conditions, record
+from safemem.boot.model import FINAL, UNKNOWN, Decision, Policy, Snapshot, Step
+from safemem.boot.ranges import Range, size_text
 
 #: Exit code for each action (docs and design fix them): 0 onlines, 4 holds back, 5 ends the boot.
 EXIT = {"online-all": 0, "online-safe": 4, "panic": 5, "reboot": 5, "halt": 5}
@@ -55,14 +56,20 @@ def action_text(action: str) -> str:
 def decision_text(decision: Decision, snapshot: Snapshot, *, where: str, width: int = 64) -> str:
     """Return the outcome, then why, then the plan, then what is not protected or not known."""
     lines = [f"{action_text(decision.action)}  {decision.message}", ""]
-    lines += [f"policy  {decision.policy}  {decision.digest[:12]}", f"state   {where}", f"rule    {decision.rule}"]
-    if decision.enter:
-        lines.append(f"enter   {decision.enter}")
+    lines += [
+        f"policy  {decision.policy.name}  {decision.policy.digest[:12]}",
+        f"state   {where}",
+        f"rule    {decision.rule.name}",
+    ]
+    if decision.rule.enter:
+        lines.append(f"enter   {decision.rule.enter}")
     lines += ["", "why"]
     for miss in decision.misses:
         lines.append(f"  not `{miss.rule}`: {miss.fact} is {miss.fact_value}, it wants {miss.wanted}")
     lines.append(
-        f"  so `{decision.rule}` decides" if decision.misses else f"  `{decision.rule}` is the first rule, and matches"
+        f"  so `{decision.rule.name}` decides"
+        if decision.misses
+        else f"  `{decision.rule.name}` is the first rule, and matches"
     )
     for name in ("handover", "luo", "guard", "safe_region"):
         fact = decision.facts[name]
@@ -92,16 +99,16 @@ def trace_text(policy: Policy, decision: Decision) -> str:
     """Return every rule up to the one that decides, with each of its conditions, what it met and where that was read."""
     lines = ["trace"]
     for rule in (*policy.rules, policy.otherwise):
-        decides = rule.name == decision.rule
+        decides = rule == decision.rule
         lines.append(f"  rule `{rule.name}`: {'decides' if decides else 'does not match'}")
         for condition in rule.when:
             fact = decision.facts[condition.fact]
-            held = engine.matches(condition, fact)
+            held = conditions.matches(condition, fact)
             sign = click.style("holds", fg="green") if held else click.style("fails", fg="red")
             because = f": {fact.reason}" if fact.reason else ""
             lines.append(
-                f"    {sign}  {condition.fact} wants {engine.wanted_text(condition)};"
-                f" it is {engine.fact_text(fact.value)}  ({fact.source}{because})"
+                f"    {sign}  {condition.fact} wants {conditions.wanted_text(condition)};"
+                f" it is {conditions.fact_text(fact.value)}  ({fact.source}{because})"
             )
         if not rule.when:
             lines.append("    asks for nothing")
@@ -159,8 +166,8 @@ def matrix_text(rows: list[tuple[dict[str, str], Decision]], facts: list[str]) -
             "any" if len(column) == totals[name] > 1 else ", ".join(sorted(column, key=order[name].index))
             for name, column in zip(facts, columns, strict=True)
         ]
-        enter = f" + {decision.enter}" if decision.enter else ""
-        table.append([*words, decision.action + enter, decision.rule])
+        enter = f" + {decision.rule.enter}" if decision.rule.enter else ""
+        table.append([*words, decision.action + enter, decision.rule.name])
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in table]
     for index, (_, decision) in enumerate(groups, start=1):
@@ -171,7 +178,7 @@ def matrix_text(rows: list[tuple[dict[str, str], Decision]], facts: list[str]) -
 def matrix_json(rows: list[tuple[dict[str, str], Decision]]) -> str:
     """Return every state of the matrix with its outcome, schema 1."""
     states = [
-        {"facts": state, "action": d.action, "rule": d.rule, "enter": d.enter or None, "message": d.message}
+        {"facts": state, "action": d.action, "rule": d.rule.name, "enter": d.rule.enter or None, "message": d.message}
         for state, d in rows
     ]
     return json.dumps({"schema": record.SCHEMA, "kind": "matrix", "states": states}, indent=1)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import NamedTuple
 from urllib.parse import quote
@@ -11,9 +12,13 @@ from xml.etree import ElementTree
 
 import click
 
-from safemem.boot.engine import fact_text
+from safemem.boot.conditions import fact_text
 from safemem.boot.model import Rule
-from safemem.policy.analysis import CODES, Change, Finding, Value
+from safemem.policy.compare import EFFECT, Beside, Change
+from safemem.policy.compiler import plain
+from safemem.policy.invariants import CODES, Finding
+from safemem.policy.space import Value
+from safemem.render.text import plural
 
 SCHEMA = 1
 _COLOUR = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -41,10 +46,10 @@ class Checked(NamedTuple):
 
 def state_text(state: dict[str, Value]) -> str:
     """Return a state as the options that make `simulate` show it."""
-    return " ".join(f"--set {name}={_plain(value)}" for name, value in state.items())
+    return " ".join(f"--set {name}={_value(value)}" for name, value in state.items())
 
 
-def _plain(value: Value) -> str:
+def _value(value: Value) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
@@ -61,8 +66,8 @@ def check_text(results: list[Checked]) -> str:
             if finding.advice:
                 lines.append(f"    help: {finding.advice}")
         errors, warnings = (count(result, level) for level in ("error", "warning"))
-        good = "all invariants hold" if not errors else f"{errors} error{'s' * (errors != 1)}"
-        more = f", {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
+        good = "all invariants hold" if not errors else plural(errors, "error")
+        more = f", {plural(warnings, 'warning')}" if warnings else ""
         lines.append(f"{result.file}: {good}{more} ({result.states:,} states in {result.seconds:.2f} s)")
     return "\n".join(lines)
 
@@ -117,7 +122,7 @@ def check_sarif(results: list[Checked]) -> str:
                     }
                 }
             ],
-            "properties": {"example": {name: _plain(value) for name, value in item.finding.example.items()}},
+            "properties": {"example": {name: _value(value) for name, value in item.finding.example.items()}},
         }
         for item in found
     ]
@@ -126,11 +131,11 @@ def check_sarif(results: list[Checked]) -> str:
 
 
 class Case(NamedTuple):
-    """One line of a JUnit report; `trouble` is empty for what passed."""
+    """One line of a JUnit report; `fault` is empty for what passed."""
 
     suite: str
     name: str
-    trouble: str = ""
+    fault: str = ""
     detail: str = ""
 
 
@@ -151,14 +156,14 @@ def junit(name: str, cases: list[Case]) -> str:
     top = ElementTree.Element("testsuites", name=name)
     for suite in dict.fromkeys(case.suite for case in cases):
         mine = [case for case in cases if case.suite == suite]
-        failed = sum(bool(case.trouble) for case in mine)
+        failed = sum(bool(case.fault) for case in mine)
         node = ElementTree.SubElement(
             top, "testsuite", name=suite, tests=str(len(mine)), failures=str(failed), errors="0"
         )
         for case in mine:
             item = ElementTree.SubElement(node, "testcase", classname=suite, name=case.name)
-            if case.trouble:
-                ElementTree.SubElement(item, "failure", message=case.trouble).text = case.detail
+            if case.fault:
+                ElementTree.SubElement(item, "failure", message=case.fault).text = case.detail
     ElementTree.indent(top)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(top, encoding="unicode")
 
@@ -207,32 +212,48 @@ def diff_text(changes: list[Change], states: int, old: str, new: str) -> str:
     return "\n".join([*lines, f"{new} against {old}: {click.style(result, bold=True)}: {VERDICTS[result]}"])
 
 
-def _outcome_text(rule: Rule) -> str:
-    words = [rule.action]
-    words += [f"zone {rule.zone}"] if rule.zone else []
-    words += [f"enter {rule.enter}"] if rule.enter else []
-    words += ["boot memory offline"] if rule.boot_memory == "offline" else []
-    words += [f"keep {rule.floor} available"] if rule.floor else []
-    beyond = f" beyond {rule.exposed_max} exposed" if rule.exposed_max else ""
-    words += [f"on_shortfall {rule.on_shortfall}{beyond}"] if rule.on_shortfall != "continue" else []
-    words += ["onlined by hand: offline again"] if rule.if_onlined == "offline" else []
-    words += ["final"] if rule.final else []
-    said = f" ({rule.message})" if rule.message else ""
-    return f"{', '.join(words)} by `{rule.name}`{said}"
+def _outcome_text(side: Rule | Beside) -> str:
+    words = ", ".join([side.action, *(_words(side) if isinstance(side, Rule) else ())])
+    said = f" ({side.message})" if side.message else ""
+    return f"{words} by `{side.name}`{said}"
+
+
+def _words(rule: Rule) -> list[str]:
+    """Return what a rule does beside its action, as far as that is not the default."""
+    words = []
+    for word in (*_READS, *(word for word in EFFECT if word not in ("action", *_READS))):
+        value = getattr(rule, word)
+        if value != Rule._field_defaults[word]:
+            words.append(_READS[word](rule) if word in _READS else word if value is True else f"{word} {value}")
+    return [text for text in words if text]
+
+
+#: The words that come first, and those that read better otherwise than as a key and its value.
+_READS: dict[str, Callable[[Rule], str]] = {
+    "zone": lambda rule: f"zone {rule.zone}",
+    "enter": lambda rule: f"enter {rule.enter}",
+    "boot_memory": lambda rule: f"boot memory {rule.boot_memory}",
+    "floor": lambda rule: f"keep {rule.floor} available",
+    "on_shortfall": lambda rule: (
+        f"on_shortfall {rule.on_shortfall}{rule.exposed_max and f' beyond {rule.exposed_max} exposed'}"
+    ),
+    "exposed_max": lambda rule: "",  # said with `on_shortfall`, without which it has no effect
+    "if_onlined": lambda rule: "onlined by hand: offline again",
+}
+
+
+def _side(side: Rule | Beside) -> dict[str, object]:
+    """Return one side of a difference; text that is empty is null."""
+    words = {word: plain(getattr(side, word, Rule._field_defaults.get(word))) for word in EFFECT}
+    texts = {"rule": side.name, **words, "message": side.message}
+    return {key: None if value == "" else value for key, value in texts.items()}
 
 
 def diff_json(changes: list[Change], states: int) -> str:
     """Return the differences as JSON, schema 1."""
-
-    def side(rule: Rule) -> dict[str, object]:
-        return {"rule": rule.name, "action": rule.action, "zone": rule.zone or None, "enter": rule.enter or None,
-                "on_shortfall": rule.on_shortfall, "exposed_max": rule.exposed_max or None,
-                "boot_memory": rule.boot_memory, "floor": rule.floor or None,
-                "if_onlined": rule.if_onlined, "final": rule.final, "message": rule.message or None}  # fmt: skip
-
     items = [
-        {"direction": change.direction, "states": change.states, "where": change.where, "old": side(change.before),
-         "new": side(change.after), "example": change.example}
+        {"direction": change.direction, "states": change.states, "where": change.where, "old": _side(change.before),
+         "new": _side(change.after), "example": change.example}
         for change in changes
     ]  # fmt: skip
     return json.dumps(

@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from safemem.boot import compiled, engine, probe
+from safemem.boot import engine, probe
 from safemem.initramfs import build
-from safemem.policy import language
+from safemem.policy import compiler, load
 from tests.vm import harness
 from tests.vm.harness import boot, shell
 from tests.vm.kit import guest, policy_text
@@ -83,7 +83,7 @@ def onlining() -> None:
 def size() -> None:
     """What the archive adds to an initrd."""
     with tempfile.TemporaryDirectory() as folder:
-        data = compiled.dump(language.read(harness.REPOSITORY / "policies/live-update-host.toml"))
+        data = compiler.dump(load.read(harness.REPOSITORY / "policies/live-update-host.toml"))
         cost = build.build(data, Path(folder) / "archive")
     packed = cost.compressed or 0
     line(
@@ -114,7 +114,7 @@ def many_blocks(count: int = 32768) -> None:
                 (block / name).write_text(f"{text}\n")
             (base / f"sys/devices/system/node/node0/memory{number}").symlink_to(block)
             (block / "node0").symlink_to(base / "sys/devices/system/node/node0")
-        loaded = language.read(harness.REPOSITORY / "policies/live-update-host.toml")
+        loaded = load.read(harness.REPOSITORY / "policies/live-update-host.toml")
         ours, theirs = [], []
         for _ in range(5):
             start = time.monotonic()

@@ -48,7 +48,7 @@ ExecStart=/bin/sh /verdict
 
 
 @contextmanager
-def _building(path: Path) -> Iterator[Path | None]:
+def building(path: Path) -> Iterator[Path | None]:
     """Give a draft for the file `path` to whoever comes first, and None to the others once it is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f"{path.name}.lock").open("w") as lock:
@@ -61,7 +61,7 @@ def _building(path: Path) -> Iterator[Path | None]:
             (Path(scratch) / "draft").rename(path)
 
 
-def _mirror() -> list[str]:
+def mirror() -> list[str]:
     """Return the mirror of Debian that this machine's apt uses; nothing leaves the choice to mmdebstrap."""
     words = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Label: Debian", "Created-By: Packages"]
     found = subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()
@@ -85,10 +85,10 @@ def root(suite: str, packages: tuple[str, ...] = ()) -> Path:
     ]  # fmt: skip
     key = hashlib.sha256("\0".join([*words, "root-mode 0755"]).encode()).hexdigest()[:16]
     image = harness.CACHE / "debian" / f"{suite}-{key}.squashfs"
-    with _building(image) as draft:
+    with building(image) as draft:
         if draft:
             tar = draft.with_name("root.tar")
-            _run("mmdebstrap", "--quiet", *words[:-1], suite, str(tar), *_mirror())
+            _run("mmdebstrap", "--quiet", *words[:-1], suite, str(tar), *mirror())
             # Not compressed: the guest's processor is emulated, the disk is not.
             _run(
                 "mksquashfs",

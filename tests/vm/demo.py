@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from safemem.policy.language import PolicyError
+from safemem.policy.load import PolicyError
 from tests.vm import harness
 from tests.vm.kit import lost
 

@@ -15,13 +15,12 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from safemem.boot import compiled
-from safemem.boot.model import Range, Snapshot, parse_range, size_text
+from safemem.boot.model import Snapshot
+from safemem.boot.ranges import Range, parse_range, size_text
 from safemem.cli import main
 from safemem.host import reader
 from safemem.initramfs import build
-from safemem.initramfs.cpio import Archive
-from safemem.policy import language
+from safemem.policy import compiler, load
 from tests.vm import harness
 from tests.vm.harness import Guest, Result
 
@@ -86,14 +85,8 @@ def archive(text: str) -> bytes:
     """Return safemem's archive with the policy `text` in it."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vm.toml").write_text(text)
-        items = build.files(compiled.dump(language.read(Path(folder) / "vm.toml")))
-    # Not `build.build`, which compresses the archive to say how large it is: that takes as long as a guest's boot.
-    out = io.BytesIO()
-    cpio = Archive(out)
-    for path, item in items.items():
-        cpio.file(path, item.data, item.mode)
-    cpio.close()
-    return out.getvalue()
+        # Not `build.build`, which compresses the archive to say how large it is: that takes as long as a guest's boot.
+        return build.archive(build.files(compiler.dump(load.read(Path(folder) / "vm.toml"))))
 
 
 def guest(

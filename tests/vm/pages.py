@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem.boot.model import parse_range
+from safemem.boot.ranges import parse_range
 from safemem.outgoing import layout
 from tests.vm import harness, kit
 from tests.vm.distro import version

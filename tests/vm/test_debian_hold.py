@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from packages import tree
+from packages.deb import PACKAGES
 from tests.vm import debian, harness
 from tests.vm.harness import boot, shell
 from tests.vm.kit import ALL_ONLINE, HELD, SITE, VENDOR, decided, policy_text
@@ -40,12 +42,10 @@ hold.release("/")
 def installed() -> dict[str, bytes]:
     """Return safemem's files in a real root, and rules that online memory in every folder."""
     base = harness.REPOSITORY
-    package = {
-        f"usr/lib/python3/dist-packages/{path.relative_to(base)}": path.read_bytes()
-        for path in (base / "safemem").rglob("*.py")
-    }
+    package = {f"{PACKAGES}/{path.relative_to(base)}": path.read_bytes() for path in (base / "safemem").rglob("*.py")}
     return {
         **package,
+        **{path: text.encode() for path, text in tree.programs(PACKAGES, PACKAGES).items()},
         "usr/lib/udev/rules.d/60-safemem.rules": (base / "udev/60-safemem.rules").read_bytes(),
         "usr/lib/systemd/system/safemem-hold.service": (base / "systemd/safemem-hold.service").read_bytes(),
         "etc/systemd/system/sysinit.target.d/safemem.conf": b"[Unit]\nWants=safemem-hold.service\n",

@@ -17,9 +17,10 @@ from click.testing import CliRunner
 
 from safemem.boot.model import Failure
 from safemem.cli import main
-from safemem.initramfs.build import PREFIX
-from safemem.initramfs.check import inside, unit_files
+from safemem.initramfs.check import inside
 from safemem.initramfs.cpio import Archive
+from safemem.initramfs.items import PREFIX
+from safemem.initramfs.on_failure import unit_files
 from tests.vm import distro, harness
 from tests.vm.harness import boot
 from tests.vm.kit import ALL_ONLINE, HELD, RAMOOPS, decided, policy_text

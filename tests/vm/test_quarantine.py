@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from safemem.boot.model import Range, parse_range
+from safemem.boot.ranges import Range, parse_range
 from tests.vm import harness
 from tests.vm.harness import boot, shell
 from tests.vm.kit import BLOCK, HELD, guest, kinds, lost, policy_text, simulated

@@ -13,6 +13,7 @@ set -u
 # variable: nothing that runs before us may redirect us.
 ROOT=''
 ON_FAILURE='panic'
+KEYS='c b'
 MESSAGE='safemem could not decide'
 DEADLINE='10'
 # end of the values
@@ -25,15 +26,14 @@ say() {
     printf 'safemem: %s\n' "$1" >&2 2>/dev/null || :
 }
 
-# end ACTION REASON: does not return.
+# end ACTION CODE REASON: does not return. The first line is for programs, the second for people.
 end() {
     trap '' TERM INT HUP
-    say "$1: $2"
-    case $1 in
-        panic) keys='c b' ;;
-        reboot) keys='b c' ;;
-        *) keys='' ;;
-    esac
+    say "end action=$1 code=$2"
+    say "$1: $3"
+    # The one other action that this script is told to take is halt, which has no keys.
+    keys=''
+    [ "$1" != "$ON_FAILURE" ] || keys=$KEYS
     for key in $keys; do
         printf '%s' "$key" 2>/dev/null >"$ROOT/proc/sysrq-trigger" || :
         say "writing \`$key\` to /proc/sysrq-trigger did not end this boot"
@@ -71,6 +71,14 @@ mounts() {
     done
 }
 
+# finished: whether the program has said so as the last thing that it did.
+finished() {
+    while read -r line; do
+        [ "$line" != SAFEMEM_FINISHED=yes ] || return 0
+    done 2>/dev/null <"$STATE/decision.env"
+    return 1
+}
+
 # Kills process $1 when it has made no progress for DEADLINE seconds. The program counts in a
 # file, so that onlining terabytes may take its time and a hang may not.
 watchdog() {
@@ -94,8 +102,8 @@ if [ "${1:-}" = capture ]; then
     exit
 fi
 
-trap 'end "$ON_FAILURE" "$MESSAGE (the wrapper was told to stop)"' TERM INT HUP
-rm -f "$STATE/decision.json" "$STATE/progress" 2>/dev/null
+trap 'end "$ON_FAILURE" told-to-stop "$MESSAGE (the wrapper was told to stop)"' TERM INT HUP
+rm -f "$STATE/decision.json" "$STATE/decision.env" "$STATE/progress" 2>/dev/null
 program "$@" &
 child=$!
 watchdog "$child" </dev/null >/dev/null &
@@ -107,14 +115,10 @@ kill -9 "$dog" 2>/dev/null
 case $status in
     0)
         # Only a decision that was carried out counts; exit status 0 alone proves nothing.
-        line=''
-        read -r line 2>/dev/null <"$STATE/decision.json" || :
-        case $line in
-            *'"result":{'*) exit 0 ;;
-        esac
-        end "$ON_FAILURE" "$MESSAGE (the program ended without a decision)"
+        ! finished || exit 0
+        end "$ON_FAILURE" no-decision "$MESSAGE (the program ended without a decision)"
         ;;
-    5) end halt 'as the policy decided' ;;
-    126 | 127) end "$ON_FAILURE" "$MESSAGE (the interpreter cannot be started)" ;;
-    *) end "$ON_FAILURE" "$MESSAGE (the program ended with status $status)" ;;
+    5) end halt decided 'as the policy decided' ;;
+    126 | 127) end "$ON_FAILURE" no-interpreter "$MESSAGE (the interpreter cannot be started)" ;;
+    *) end "$ON_FAILURE" failed "$MESSAGE (the program ended with status $status)" ;;
 esac

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from safemem.host import logs, standing, watch
-from safemem.policy import language
+from safemem.policy import load
 
 MEMORY = Path("/sys/devices/system/memory")
 LOOP = """
@@ -59,7 +59,7 @@ def start(path: str, log: str) -> int:
         return child
     os.dup2(out, 2)
     logs.configure()
-    watch.run("/", language.load(Path(path)).policy, standing.read("/"))
+    watch.run("/", load.read(Path(path)), standing.read("/"))
     os._exit(0)
 
 

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""The kernel's command line, split and read as the kernel does it (lib/cmdline.c, kernel/params.c)."""
+
+from __future__ import annotations
+
+
+def split(cmdline: str) -> tuple[list[str], list[str], bool]:
+    """Return the kernel's words, the words for init from `--` on, and whether a quotation mark is not closed.
+
+    Words are as they are written, quotation marks included; what a mark that is not closed holds is one word.
+    """
+    words, word, quoted = [], "", False
+    for char in cmdline:
+        if char.isspace() and not quoted:
+            words += [word] if word else []
+            word = ""
+            continue
+        quoted ^= char == '"'
+        word += char
+    if word.strip():
+        words.append(word.strip())
+    end = next((place for place, word in enumerate(words) if word.replace('"', "") == "--"), len(words))
+    return words[:end], words[end:], quoted
+
+
+def arguments(cmdline: str) -> list[tuple[str, str]]:
+    """Return the kernel's arguments in order, as name and value without quotation marks."""
+    words = (word.replace('"', "") for word in split(cmdline)[0])
+    return [(key, value) for key, _, value in (word.partition("=") for word in words if word)]
+
+
+def argument(cmdline: str, name: str) -> str | None:
+    """Return the value of the last argument `name`, or None if it is not there."""
+    return dict(arguments(cmdline)).get(name)
+
+
+def boolean(value: str | None) -> bool | None:
+    """Return what `kstrtobool` makes of a value; None for nothing or nonsense, which the kernel ignores."""
+    if value is None:
+        return None
+    head = value[:2].lower()
+    if head[:1] in ("y", "t", "1") or head == "on":
+        return True
+    if head[:1] in ("n", "f", "0") or head == "of":
+        return False
+    return None
+
+
+def memparse(text: str) -> int:
+    """Return what the kernel's memparse makes of a number with a unit such as 576M. Raises ValueError."""
+    shift = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
+    return int(text[:-1] if shift else text, 0) << shift

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""What is said while it happens: lines in the kernel log, signs of progress, and the end of a boot."""
+
+from __future__ import annotations
+
+import time
+
+from safemem.boot import files, paths, record
+from safemem.boot.model import UNKNOWN, Decision, Fact
+from safemem.boot.ranges import Range, size_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Progress = Callable[[], None]
+
+#: Priorities of syslog(2).
+EMERGENCY, ALERT, WARNING, NOTICE = 0, 1, 4, 5
+#: What ends a boot: the keys of sysrq in the order in which they are tried. Halt needs a program, which the wrapper has.
+KEYS = {"panic": "cb", "reboot": "bc", "halt": ""}
+#: Seconds after which a long run says how far it is, again and again.
+SAY_EVERY = 5.0
+
+
+def say(root: str, priority: int, text: str) -> None:
+    """Write one line to the kernel log; if that fails, there is nobody left to tell."""
+    try:
+        files.put(root, paths.KMSG, f"<{priority}>safemem: {text}\n", append=True)
+    except OSError:
+        pass
+
+
+def end(root: str, action: str, code: str, reason: str) -> None:
+    """Say why, then panic or reboot. Returns only if every means failed, or for `halt`, which the wrapper does.
+
+    The first line is for programs (`safemem.host.previous` finds it in pstore), the second for people. sysrq-trigger
+    takes root's word whatever kernel.sysrq says (Documentation/admin-guide/sysrq.rst).
+    """
+    say(root, EMERGENCY, f"end action={action} code={code}")
+    say(root, EMERGENCY, f"{action}: {reason}")
+    for key in KEYS[action]:
+        files.attempt(root, paths.SYSRQ, key)
+        say(root, EMERGENCY, f"writing `{key}` to {paths.SYSRQ} did not end this boot")
+
+
+def summary(decision: Decision) -> list[str]:
+    """Return the decision in a few lines for the console, one line a range, the outcome first."""
+    lines = [f"{decision.action}: {decision.message} (rule `{decision.rule.name}`, policy `{decision.policy.name}`)"]
+    handover = decision.facts.get("handover", Fact(UNKNOWN, ""))
+    lines.append(f"handover is {handover.value}: {handover.reason or handover.source}")
+    for step in decision.steps:
+        if step.op == "keep":
+            continue
+        zone = f" in zone {step.zone}" if step.zone else ""
+        why = f": {step.why}" if step.why else ""
+        lines.append(f"{step.op} {Range(step.start, step.end)} ({size_text(step.size)}){zone}{why}")
+    return lines + list(decision.warnings)
+
+
+class Counter:
+    """Counts in a file, so that the wrapper's watchdog can tell slow work from a hang."""
+
+    def __init__(self, root: str) -> None:
+        """Begin at 0; nothing is written yet."""
+        self._root, self._count = root, 0
+
+    def step(self) -> None:
+        """Count one more. Raises OSError."""
+        self._count += 1
+        files.create(self._root, record.PROGRESS, b"%d\n" % self._count)
+
+
+class Meter:
+    """Counts bytes of work for the watchdog, and says on the console every few seconds how far it is."""
+
+    def __init__(self, root: str, what: str, whole: int, progress: Progress) -> None:
+        """Begin at 0 of `whole` bytes; `what` is what is being done."""
+        self._root, self._what, self._whole, self._progress = root, what, whole, progress
+        self._done, self._next = 0, time.monotonic() + SAY_EVERY
+
+    def step(self, size: int, more: str = "") -> None:
+        """Count `size` bytes more; `more` is said after the figures."""
+        self._progress()
+        self._done += size
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + SAY_EVERY
+            say(self._root, NOTICE, f"{self._what}: {size_text(self._done)} of {size_text(self._whole)}{more}")

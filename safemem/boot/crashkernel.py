@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""The range that `crashkernel=` reserves: ours as a guard, or kdump's; asked for, in force, given back, kept from kdump."""
+
+from __future__ import annotations
+
+from safemem.boot import files, paths
+from safemem.boot.cmdline import memparse
+from safemem.boot.memory import iomem
+from safemem.boot.model import UNKNOWN, Fact, Note, Step
+from safemem.boot.ranges import Range, parse_range
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: On the kernel command line: the range of `crashkernel=` is ours, `START-END`.
+ARGUMENT = "safemem.guard"
+#: What loads a crash kernel at boot: Fedora, RHEL and SUSE; SUSE's early one; Debian and Ubuntu.
+KDUMP = ("kdump.service", "kdump-early.service", "kdump-tools.service")
+#: Bytes given back by one write, and by the time of one sign of progress. The kernel frees a range page by page: in one
+#: write, a guard of terabytes would look like a hang.
+PIECE = 256 << 20
+
+
+def reserved_bytes(root: str) -> int:
+    """Return the bytes reserved for a crash kernel or a guard; 0 if that cannot be read."""
+    text = files.text(root, paths.CRASH_SIZE) or ""
+    return int(text) if text.isdecimal() else 0
+
+
+def forbidden(root: str) -> bool:
+    """Return whether no crash kernel can be loaded in the rest of this boot: the limit can only be lowered."""
+    return files.text(root, paths.LOAD_LIMIT) == "0"
+
+
+def forbid(root: str) -> tuple[list[Note], list[str]]:
+    """Forbid loading a crash kernel, which would be written into the guard, until the next boot.
+
+    `kernel.kexec_load_limit_panic` (Linux 6.3) can only be lowered, and a kernel refuses even the 0 that it has
+    already (kernel/kexec_core.c). An older kernel leaves kdump's units to be masked.
+
+    Returns what could not be done, and the names that are to be masked instead.
+    """
+    failed = files.attempt(root, paths.LOAD_LIMIT, "0")
+    if not failed or forbidden(root):
+        return [], []
+    if files.exists(root, paths.LOAD_LIMIT) is False:
+        return [], list(KDUMP)
+    text = f"{paths.LOAD_LIMIT} could not be set to 0, so a crash kernel could be loaded into the guard: {failed}"
+    return [Note("crash-kernel-allowed", text)], list(KDUMP)
+
+
+def guard(root: str, arguments: dict[str, str] | None) -> tuple[Fact, Range | None]:
+    """Return the state of our guard and the memory it reserves now.
+
+    Only `safemem.guard=` makes a crash kernel reservation ours; without it the reservation is
+    kdump's and none of our business. `arguments` are the kernel's by name, None if they cannot be read.
+    """
+    if arguments is None:
+        return Fact(UNKNOWN, paths.CMDLINE, "the command line cannot be read"), None
+    text = arguments.get(ARGUMENT)
+    if text is None:
+        return Fact("none", "command line", f"no {ARGUMENT}="), None
+    try:
+        asked = parse_range(text)
+    except ValueError as error:
+        return Fact("void", "command line", f"{ARGUMENT}=: {error}"), None
+    if files.word(root, paths.CRASH_SIZE) == "0":
+        return Fact("void", paths.CRASH_SIZE, f"{asked} was asked for and is not reserved"), None
+    known = iomem(root)
+    found = known.named("Crash kernel")
+    for area in found:
+        # Given back from the end, a guard keeps its start.
+        if area.start == asked.start and area.end <= asked.end:
+            return Fact("held", paths.IOMEM, f"{area} is reserved"), area
+    if known.fault:
+        return Fact(UNKNOWN, paths.IOMEM, known.fault), None
+    if not found:
+        return Fact("void", paths.IOMEM, f"{asked} was asked for and is not reserved"), None
+    return Fact("void", paths.IOMEM, f"{asked} was asked for, but {found[0]} is reserved and is not ours"), None
+
+
+def left(root: str, guard: Range | None) -> Range | None:
+    """Return what is left of `guard` now: it is given back from its end."""
+    size = reserved_bytes(root) if guard else 0
+    return guard._replace(end=guard.start + size) if guard and size else None
+
+
+def witness(root: str, arguments: dict[str, str], kho: Fact, offered: Fact) -> str:
+    """Return how a guard that is not in force shows that the handover was accepted, or nothing if it does not.
+
+    While an accepted handover is set up, the early allocator is in scratch areas only, and a `crashkernel=` outside
+    fails (seen on 7.2 and 7.3). The same happens with `kho=off`; so KHO has to be on for certain.
+    """
+    text, asked = arguments.get(ARGUMENT), arguments.get("crashkernel")
+    if not text or not asked or kho.value != "on" or offered.value != "yes":
+        return ""
+    if files.text(root, paths.CRASH_SIZE) != "0":  # something else is reserved, or this kernel never reserves
+        return ""
+    size, at, start = asked.partition("@")
+    try:
+        area = parse_range(text)
+        if not at or Range(memparse(start), memparse(start) + memparse(size)) != area:
+            return ""
+    except ValueError:
+        return ""
+    return f"a handover was offered, and the guard {area} was asked for and could not be reserved"
+
+
+def give_back(root: str, step: Step, progress: Callable[[int], None]) -> list[Note]:
+    """Give the step's range, which is the guard or its tail, back from its end; return what went wrong.
+
+    `kexec_crash_size` holds bytes and can only shrink. `progress` gets the bytes of each piece.
+    """
+    failed = None
+    text = files.word(root, paths.CRASH_SIZE)
+    size = int(text) if text.isdecimal() else step.size
+    target = max(0, size - step.size)
+    while size > target and not failed:
+        piece = min(PIECE, size - target)
+        size -= piece
+        failed = files.attempt(root, paths.CRASH_SIZE, str(size))
+        progress(piece)
+    now = files.word(root, paths.CRASH_SIZE)
+    if now == str(target):
+        return []
+    why = failed or f"{paths.CRASH_SIZE} reads `{now}`"
+    return [Note("guard-kept", f"the guard {Range(step.start, step.end)} could not be given back: {why}")]

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: MIT
+"""Opening files: the only module of the boot half that does, so that faults can be injected in one place.
+
+Every path is relative to a `root`, so that a test is a folder and nothing is patched. Functions raise
+OSError unless they say otherwise; none tries again.
+
+`posix` is what `os` is made of, and built into the interpreter: importing `os` itself takes a seventh of the
+boot program's time, most of it for collections that nothing here needs.
+"""
+
+from __future__ import annotations
+
+import posix
+
+#: Bytes; no file read here is larger. A longer one is cut, which its parser then refuses.
+LIMIT = 1 << 20
+# O_NONBLOCK: a FIFO in place of a file must not hang the boot.
+_READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK
+# O_TRUNC is what a shell's `>` does: the kernel's own files ignore it, a plain file keeps no old end.
+_WRITE = posix.O_WRONLY | posix.O_TRUNC | posix.O_CLOEXEC
+_TYPE, _FOLDER = 0o170000, 0o040000
+#: Of a file that somebody else may hold immutable: FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IMMUTABLE_FL (include/uapi/linux/fs.h).
+_GETFLAGS, _SETFLAGS, _IMMUTABLE = 0x80086601, 0x40086602, 0x10
+
+
+def reason(error: OSError, otherwise: str = "cannot be read") -> str:
+    """Return why a call failed, as part of a sentence."""
+    return (error.strerror or otherwise).lower()
+
+
+def path(root: str, name: str) -> str:
+    """Return where `name` is below `root`."""
+    return name if name.startswith("/") or not root else f"{root.rstrip('/')}/{name}"
+
+
+# ---- reading
+
+
+def read(root: str, name: str, limit: int = LIMIT) -> bytes:
+    """Return the file's first `limit` bytes."""
+    fd = posix.open(path(root, name), _READ)
+    try:
+        parts = []
+        while limit and (part := posix.read(fd, limit)):
+            parts.append(part)
+            limit -= len(part)
+        return b"".join(parts)
+    finally:
+        posix.close(fd)
+
+
+def text(root: str, name: str) -> str | None:
+    """Return the file's text without the end of its last line; None if it cannot be read."""
+    try:
+        return read(root, name).decode("utf-8", "replace").rstrip("\n\0")
+    except OSError:
+        return None
+
+
+def word(root: str, name: str) -> str:
+    """Return the file's text without blanks around it; "" if it cannot be read."""
+    return (text(root, name) or "").strip()
+
+
+def size(root: str, name: str) -> int:
+    """Return the file's bytes."""
+    return posix.stat(path(root, name)).st_size
+
+
+def names(root: str, name: str) -> list[str]:
+    """Return what is in a folder, in no order."""
+    return posix.listdir(path(root, name))
+
+
+def exists(root: str, name: str) -> bool | None:
+    """Return whether there is such a file, folder or link; None if that cannot be told."""
+    try:
+        posix.lstat(path(root, name))
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+
+
+def is_folder(root: str, name: str) -> bool:
+    """Return whether there is such a folder; what cannot be told is none."""
+    try:
+        return posix.stat(path(root, name)).st_mode & _TYPE == _FOLDER
+    except (OSError, ValueError):
+        return False
+
+
+def link_target(root: str, name: str) -> str | None:
+    """Return what a symbolic link holds; None if there is no link."""
+    try:
+        return posix.readlink(path(root, name))
+    except OSError:
+        return None
+
+
+class Folder:
+    """An open folder: of tens of thousands of files in it, each costs one open and no walk from the root."""
+
+    def __init__(self, root: str, name: str) -> None:
+        """Open it. Raises OSError."""
+        self._fd = posix.open(path(root, name), posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+
+    def __enter__(self) -> Folder:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        posix.close(self._fd)
+
+    def names(self) -> list[str]:
+        """Return what is in it, in no order."""
+        return posix.listdir(self._fd)
+
+    def read(self, name: str, size: int) -> bytes:
+        """Return what one read of at most `size` bytes gives: a file of the kernel's, with one value."""
+        fd = posix.open(name, _READ, dir_fd=self._fd)
+        try:
+            return posix.read(fd, size)
+        finally:
+            posix.close(fd)
+
+    def word(self, name: str) -> str:
+        """Return the text of a short file without blanks around it; "" if it cannot be read."""
+        try:
+            return self.read(name, 4096).decode("utf-8", "replace").strip()
+        except OSError:
+            return ""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write to a file that is there."""
+        fd = posix.open(name, _WRITE | posix.O_NONBLOCK, dir_fd=self._fd)
+        try:
+            posix.write(fd, data)
+        finally:
+            posix.close(fd)
+
+
+# ---- writing
+
+
+def put(root: str, name: str, data: str, *, append: bool = False, wait: bool = False) -> None:
+    """Write `data` to a file that is there, such as one of the kernel's.
+
+    `append` is for logs, which keep what they have. `wait` lets the call take its time; only a signal ends it then.
+    """
+    flags = (_WRITE & ~posix.O_TRUNC) | posix.O_APPEND if append else _WRITE
+    fd = posix.open(path(root, name), flags | (0 if wait else posix.O_NONBLOCK))
+    try:
+        posix.write(fd, data.encode())
+    finally:
+        posix.close(fd)
+
+
+def attempt(root: str, name: str, data: str) -> str | None:
+    """Write as `put` does; return why that failed, or None."""
+    try:
+        put(root, name, data)
+    except OSError as error:
+        return reason(error, "cannot be written")
+    return None
+
+
+def create(root: str, name: str, data: bytes, *, mode: int = 0o644, truncate: bool = True) -> None:
+    """Write `data` to a file, which is made with `mode` if it is not there, in place."""
+    fd = posix.open(path(root, name), (_WRITE if truncate else _WRITE & ~posix.O_TRUNC) | posix.O_CREAT, mode)
+    try:
+        posix.write(fd, data)
+    finally:
+        posix.close(fd)
+
+
+def replace(root: str, name: str, data: str) -> None:
+    """Put a file in place whole, mode 0644, with the folders above it."""
+    place = path(root, name)
+    _folders(place)
+    draft = f"{place}.new"
+    fd = posix.open(draft, _WRITE | posix.O_CREAT, 0o644)
+    try:
+        posix.fchmod(fd, 0o644)  # whatever the umask of the initramfs
+        left = data.encode()
+        while left:
+            left = left[posix.write(fd, left) :]
+    finally:
+        posix.close(fd)
+    posix.rename(draft, place)
+
+
+def _folders(place: str) -> None:
+    """Make the folders above `place` that are not there."""
+    above = place.rpartition("/")[0]
+    if not above or exists("", above):
+        return
+    _folders(above)
+    try:
+        posix.mkdir(above)
+    except FileExistsError:
+        pass  # somebody else was faster
+
+
+def link(root: str, name: str, target: str) -> None:
+    """Make `name` a symbolic link to `target`, with the folders above it; one that is there already stays.
+
+    Raises:
+        OSError: also if something else is there.
+    """
+    place = path(root, name)
+    _folders(place)
+    try:
+        posix.symlink(target, place)
+    except FileExistsError:
+        if posix.readlink(place) != target:  # a plain file is OSError here
+            raise
+
+
+def remove(root: str, name: str) -> None:
+    """Remove a file or link."""
+    posix.unlink(path(root, name))
+
+
+def make_mutable(root: str, name: str) -> None:
+    """Take the immutable flag off a file, as efivarfs sets it on every variable that it does not know (efivarfs.rst)."""
+    import fcntl  # only where there are EFI variables
+
+    fd = posix.open(path(root, name), posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        flags = int.from_bytes(fcntl.ioctl(fd, _GETFLAGS, bytes(8))[:4], "little")
+        fcntl.ioctl(fd, _SETFLAGS, (flags & ~_IMMUTABLE).to_bytes(8, "little"))
+    finally:
+        posix.close(fd)
+
+
+def open_and_close(root: str, name: str) -> None:
+    """Open a device for reading and writing, and close it at once."""
+    posix.close(posix.open(path(root, name), posix.O_RDWR | posix.O_CLOEXEC))

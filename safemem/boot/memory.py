@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""What memory there is and in which state: blocks, NUMA nodes, /proc/iomem and firmware's map.
+
+One reader of each, for the boot program, for the guard that the next kernel gets, and for the desk.
+"""
+
+from __future__ import annotations
+
+from safemem.boot import files, paths
+from safemem.boot.files import reason
+from safemem.boot.model import UNKNOWN, Blocks, Note, Snapshot
+from safemem.boot.ranges import Range, cut, joined, merge_ranges, size_text, whole_blocks
+from safemem.boot.tuples import NamedTuple
+
+#: Offsets in the x86 zero page (Documentation/arch/x86/zero-page.rst): entries, table; 20 bytes each.
+_E820_COUNT, _E820_TABLE, _E820_RAM, _RAMDISK_SIZE = 0x1E8, 0x2D0, 1, 0x21C
+_STATES = {b"online\n": "online", b"offline\n": "offline", b"going-offline\n": "going-offline"}
+
+
+class Resource(NamedTuple):
+    """One line of /proc/iomem."""
+
+    area: Range
+    name: str
+    depth: int  #: 0 at the outside
+
+
+class Iomem(NamedTuple):
+    """/proc/iomem, in its order."""
+
+    resources: tuple[Resource, ...]
+    fault: str = ""  #: why it is not all of what there is; then nothing may be concluded from what is missing
+
+    def named(self, name: str) -> list[Range]:
+        """Return where resources whose names begin so lie."""
+        return [item.area for item in self.resources if item.name.startswith(name)]
+
+
+def iomem(root: str) -> Iomem:
+    """Return what lies where in physical memory, as far as that can be read."""
+    try:
+        text = files.read(root, paths.IOMEM).decode("utf-8", "replace")
+    except OSError as error:
+        return Iomem((), reason(error))
+    found, fault = [], ""
+    for line in filter(str.strip, text.splitlines()):
+        span, _, name = line.partition(" : ")
+        start, _, last = span.strip().partition("-")
+        try:
+            area = Range(int(start, 16), int(last, 16) + 1)
+        except ValueError:
+            fault = fault or f"line `{line.strip()}` cannot be understood"
+            continue
+        found.append(Resource(area, name.strip(), (len(line) - len(line.lstrip(" "))) // 2))
+    # Whoever may not see addresses sees zeros.
+    seen = tuple(item for item in found if item.area.end > 1)
+    if len(seen) < len(found):
+        fault = "it shows addresses to root only"
+    return Iomem(seen, fault or ("" if seen else "it is empty"))
+
+
+def firmware_memory(root: str) -> tuple[Range, ...]:
+    """Return the memory that firmware gave at boot, from the x86 zero page: what was hot-added is not in it.
+
+    Raises:
+        OSError: it cannot be read, as on everything that is not x86.
+        ValueError: it holds no memory map.
+    """
+    data = files.read(root, paths.BOOT_PARAMS)
+    found = []
+    for index in range(data[_E820_COUNT] if len(data) == 4096 else 0):
+        at = _E820_TABLE + 20 * index
+        start, size, kind = (
+            int.from_bytes(data[at + low : at + high], "little") for low, high in ((0, 8), (8, 16), (16, 20))
+        )
+        if kind == _E820_RAM and size:
+            found.append(Range(start, start + size))
+    if not found:
+        raise ValueError(f"{paths.BOOT_PARAMS} holds no memory map")
+    return merge_ranges(tuple(found))
+
+
+def initrd_size(root: str) -> int:
+    """Return the bytes of the initrd as it was loaded, from the x86 zero page; 0 if that cannot be read."""
+    try:
+        data = files.read(root, paths.BOOT_PARAMS)
+    except OSError:
+        return 0
+    return int.from_bytes(data[_RAMDISK_SIZE : _RAMDISK_SIZE + 4], "little")
+
+
+def nodes(root: str) -> dict[int, frozenset[int]]:
+    """Return the numbers of each NUMA node's blocks; a block that several nodes share is no node's.
+
+    Raises:
+        OSError: they cannot be read, as on a machine without NUMA.
+    """
+    lists: dict[int, set[int]] = {}
+    for name in files.names(root, paths.NODES):
+        if name[:4] == "node" and name[4:].isdecimal():
+            # One listing a node, not one a block.
+            lists[int(name[4:])] = set(_numbers(files.names(root, f"{paths.NODES}/{name}")))
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for blocks in lists.values():
+        shared |= blocks & seen
+        seen |= blocks
+    return {node: frozenset(blocks - shared) for node, blocks in lists.items()}
+
+
+def blocks(root: str) -> tuple[int, tuple[Blocks, ...], tuple[Note, ...]]:
+    """Return the size of a block in bytes, all blocks as runs, and what could not be read of them.
+
+    The size is 0 where the machine shows no blocks.
+    """
+    notes: list[Note] = []
+    try:
+        size = int(files.read(root, paths.BLOCK_SIZE), 16)
+        if size <= 0:
+            raise ValueError
+        with files.Folder(root, paths.MEMORY) as folder:
+            runs = _runs(folder, _node_of(root), notes)
+    except OSError as error:
+        return 0, (), (_unreadable(f"{paths.MEMORY}: {reason(error)}"),)
+    except ValueError:
+        return 0, (), (_unreadable(f"{paths.BLOCK_SIZE} is not a size"),)
+    added_by = _drivers(root)
+    return size, tuple(piece for run in runs for piece in _by_driver(run, size, added_by)), tuple(notes)
+
+
+def _unreadable(why: str) -> Note:
+    return Note("blocks-unreadable", f"memory blocks cannot be read: {why}")
+
+
+def states(root: str) -> tuple[Blocks, ...]:
+    """Return the blocks as they are now, with their states only: what has changed since they were read whole."""
+    try:
+        with files.Folder(root, paths.MEMORY) as folder:
+            return _runs(folder, {}, [])
+    except OSError:
+        return ()
+
+
+def _numbers(names: list[str]) -> list[int]:
+    """Return the numbers of the memory blocks among the names in a folder."""
+    return sorted([int(name[6:]) for name in names if name[:6] == "memory" and name[6:].isdecimal()])
+
+
+def _node_of(root: str) -> dict[int, int]:
+    try:
+        return {block: node for node, numbers in nodes(root).items() for block in numbers}
+    except OSError:
+        return {}  # nodes are for display and exceptions; a machine without NUMA has none
+
+
+def _runs(folder: files.Folder, node_of: dict[int, int], notes: list[Note]) -> tuple[Blocks, ...]:
+    found = []
+    for number in _numbers(folder.names()):
+        try:
+            state = _STATES.get(folder.read(f"memory{number}/state", 64), UNKNOWN)
+        except FileNotFoundError:
+            notes.append(Note("block-gone", f"block {number} disappeared while it was read"))
+            continue
+        except OSError as error:
+            notes.append(Note("block-unreadable", f"state of block {number} cannot be read: {reason(error)}"))
+            state = UNKNOWN
+        found.append((number, number + 1, (state, node_of.get(number, -1))))
+    return tuple(Blocks(first, end - 1, state, node) for first, end, (state, node) in joined(found))
+
+
+def _drivers(root: str) -> list[tuple[Range, str]]:
+    """Return who added which memory, from the names in /proc/iomem, ascending.
+
+    A driver of its own writes `System RAM (virtio_mem)` or `System RAM (kmem)`; what firmware and
+    ACPI add is plain `System RAM`.
+    """
+    known = {"": "dimm", "(virtio_mem)": "virtio-mem", "(kmem)": "kmem"}
+    return sorted(
+        (item.area, known.get(item.name[10:].strip(), UNKNOWN))
+        for item in iomem(root).resources
+        if item.name.startswith("System RAM")
+    )
+
+
+def _by_driver(run: Blocks, size: int, added_by: list[tuple[Range, str]]) -> list[Blocks]:
+    """Return `run` cut by who added its blocks; a block that two added, or nobody known, is nobody's."""
+    pieces = cut(run.first, run.last + 1, [whole_blocks(area, size) for area, _ in added_by])
+    return [
+        run._replace(first=first, last=end - 1, driver=added_by[index][1] if index >= 0 else run.driver)
+        for first, end, index in pieces
+    ]
+
+
+def onlined_early(root: str, snapshot: Snapshot) -> tuple[Note, ...]:
+    """Return, in a boot that has not decided yet, which hot-added memory the kernel has onlined already.
+
+    INVARIANT: a block of which firmware's map knows one byte is boot memory.
+    """
+    online = [run for run in snapshot.blocks if run.state == "online"]
+    if not online:
+        return ()
+    try:
+        ram = firmware_memory(root)
+    except (OSError, ValueError) as error:
+        if snapshot.facts["auto_online"].value == "offline":
+            return ()
+        why = reason(error) if isinstance(error, OSError) else str(error)
+        text = f"whether hot-added memory was online before safemem ran cannot be told: {paths.BOOT_PARAMS}: {why}"
+        return (Note("onlined-early-unknown", text),)
+    size, late = snapshot.block_size, []
+    for run in online:
+        for number in range(run.first, run.last + 1):
+            area = Range(number * size, (number + 1) * size)
+            if not any(area.start < part.end and part.start < area.end for part in ram):
+                late.append(area)
+    return tuple(
+        Note(
+            "onlined-early",
+            f"{area} ({size_text(area.size)}) was hot-added and online before safemem ran: boot with memhp_default_state=offline",
+        )
+        for area in merge_ranges(tuple(late))
+    )

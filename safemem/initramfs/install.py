@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""Have the distribution's own command make an initramfs, and put it where the old one is only once it is known to be good."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from safemem.boot.model import Refused
+from safemem.initramfs import check
+from safemem.initramfs.check import Wanted
+from safemem.initramfs.items import BuildError, shipped
+from safemem.initramfs.makers import MAKERS, Maker
+
+#: What hooks are run with when a package or a kernel is updated; nothing of a shell's own counts.
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: In a private mount namespace, so nothing is left behind, whatever happens.
+_ENTER = 'for at in proc sys dev; do mount --rbind "/$at" "$0/$at" || exit; done; exec chroot "$0" "$@"'
+
+
+class Failed(Refused):
+    """Nothing has changed; the message says why."""
+
+
+def choose(root: str, name: str) -> Maker:
+    """Return the maker called `name`, or for `auto` the only one that is installed. Raises Failed."""
+    found = [maker for maker in MAKERS if (Path(root) / maker.program).exists() and name in ("auto", maker.name)]
+    if not found:
+        wanted = [maker.program for maker in MAKERS if name in ("auto", maker.name)]
+        raise Failed(
+            f"{name}: {' and '.join(wanted)} are not in {root}"
+            if len(wanted) > 1
+            else f"{name}: no {wanted[0]} in {root}"
+        )
+    if len(found) > 1:
+        both = "both " if len(found) == 2 else ""
+        names = " and ".join(sorted(maker.name for maker in found))
+        raise Failed(f"{both}{names} are installed: say which makes this machine's images")
+    return found[0]
+
+
+def release(root: str, given: str | None) -> str:
+    """Return the kernel release that was given, that is running, or that is the only one below `root`. Raises Failed."""
+    modules = Path(root) / "lib/modules"
+    there = sorted(path.name for path in modules.iterdir()) if modules.is_dir() else []
+    wanted = given or os.uname().release
+    if wanted in there:
+        return wanted
+    if given is None and len(there) == 1:
+        return there[0]
+    known = ", ".join(there) or "none"
+    raise Failed(
+        f"kernel {wanted} is not in {modules}" + (f": name one of {known}" if given is None else f": there is {known}")
+    )
+
+
+def packaged(root: str, maker: Maker) -> bool:
+    """Return whether the distribution's package has brought the hook."""
+    path = Path(root) / maker.packaged
+    return path.exists() and not (maker.mark and (path.parent / maker.mark).exists())
+
+
+def install(root: str, maker: Maker, kernel: str, wanted: Wanted) -> Path:
+    """Put the hook into place where no package has, and have the image made; return where it is.
+
+    Raises:
+        Failed: the image could not be made, or is not what it should be; the old one and the hooks are as they were.
+    """
+    if shutil.which("safemem", path=os.pathsep.join(root.rstrip("/") + place for place in PATH.split(":"))) is None:
+        raise Failed(f"the hook calls `safemem`, which is not in {PATH} of {root}: put a link to it there")
+    hook = Path(root) / maker.hook
+    fresh = not packaged(root, maker)
+    before = hook.read_bytes() if fresh and hook.exists() else None
+    try:
+        if fresh:
+            _put(hook, shipped(maker.source), maker.mark)
+        return _rebuild(root, maker, kernel, wanted)
+    except BaseException as error:
+        if fresh and before is None:
+            _take(hook, maker.mark)
+        elif before is not None:
+            _put(hook, before, maker.mark)
+        if isinstance(error, (OSError, BuildError)):
+            raise Failed(str(error)) from None
+        raise
+
+
+def remove(root: str, maker: Maker, kernel: str) -> Path:
+    """Take the hook away and have the image made without it; return where it is.
+
+    Raises:
+        Failed: the hook is a package's, or the image could not be made; the old one and the hook are as they were.
+    """
+    hook = Path(root) / maker.hook
+    if packaged(root, maker):
+        raise Failed(f"/{maker.packaged} is the package's: remove the package, and the image is made without it")
+    before = hook.read_bytes() if hook.exists() else None
+    try:
+        _take(hook, maker.mark)
+        return _rebuild(root, maker, kernel, None)
+    except BaseException as error:
+        if before is not None:
+            _put(hook, before, maker.mark)
+        if isinstance(error, OSError):
+            raise Failed(str(error)) from None
+        raise
+
+
+def _put(hook: Path, data: bytes, mark: str) -> None:
+    hook.parent.mkdir(parents=True, exist_ok=True)
+    if mark:
+        (hook.parent / mark).write_text(
+            "put here by `safemem initramfs install`; `safemem initramfs remove` takes it away\n"
+        )
+    hook.write_bytes(data)
+    hook.chmod(0o755)
+
+
+def _take(hook: Path, mark: str) -> None:
+    hook.unlink(missing_ok=True)
+    if mark:
+        (hook.parent / mark).unlink(missing_ok=True)
+        if hook.parent.is_dir():
+            hook.parent.rmdir()
+
+
+def _rebuild(root: str, maker: Maker, kernel: str, wanted: Wanted | None) -> Path:
+    """Make the image beside the old one, look into it, and only then put it in the old one's place."""
+    target = check.find(root, kernel)
+    if target is None:
+        # Where the distribution has none yet: Debian's name or dracut's own.
+        debian = (Path(root) / "etc/debian_version").exists()
+        target = Path(root) / "boot" / (f"initrd.img-{kernel}" if debian else f"initramfs-{kernel}.img")
+    draft = target.with_name(f".{target.name}.safemem")
+    draft.unlink(missing_ok=True)
+    keeps = f"{target} stays as it was" if target.exists() else "no image was there, and none is now"
+    try:
+        image = "/" + os.path.relpath(draft, root)
+        words = [word.format(image=image, release=kernel) for word in maker.command]
+        result = _run(root, words)
+        # dracut ends with 0 as well when it has decided that no image is wanted.
+        if result.returncode or not draft.exists():
+            lines = (result.stdout + result.stderr).strip().splitlines()[-5:]
+            said = "".join(f"\n  {line}" for line in lines)
+            raise Failed(f"`{' '.join(words)}` has made no image (exit status {result.returncode}); {keeps}{said}")
+        fault = _fault(draft, wanted)
+        if fault:
+            raise Failed(f"the image that {maker.name} has made is not used: {fault}; {keeps}")
+        if target.exists():
+            draft.chmod(target.stat().st_mode & 0o777)
+        _settle(draft)
+        draft.rename(target)
+        _settle(target.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+    if maker.after and (Path(root) / maker.after).is_dir():
+        image = "/" + os.path.relpath(target, root)
+        after = _run(root, ["run-parts", f"--arg={kernel}", f"--arg={image}", f"/{maker.after}"])
+        if after.returncode:
+            raise Failed(f"{target} is new and good, but /{maker.after} failed: {after.stderr.strip()}")
+    return target
+
+
+def _fault(image: Path, wanted: Wanted | None) -> str:
+    """Return what is wrong with an image that should have these policies, or no safemem at all."""
+    try:
+        found = check.inside(image.read_bytes())
+    except ValueError as error:
+        return f"it cannot be read: {error}"
+    if wanted is None:
+        return "safemem is still in it: another hook puts it there" if found else ""
+    if found is None:
+        return "safemem is not in it: has the configuration left the hook out?"
+    return found.fault or check.differs(found, wanted)
+
+
+def _run(root: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": PATH, "LC_ALL": "C.UTF-8"}
+    if os.path.realpath(root) != "/":
+        words = ["unshare", "--mount", "sh", "-c", _ENTER, root, *words]
+    return subprocess.run(words, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+
+
+def _settle(path: Path) -> None:
+    """Have the disk keep a file or the names in a folder: a power failure must not leave half of an image."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""The files of an initramfs, by path: what they are, where ours come from, and how they get into a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from safemem.boot.model import Refused
+
+#: Where everything of ours is in an initramfs, and below it what `safemem.policy=NAME` may name.
+PREFIX = "usr/lib/safemem"
+POLICIES = f"{PREFIX}/policies"
+#: The folder of the Python package that this is.
+PACKAGE = Path(__file__).resolve().parent.parent
+_FILES = Path(__file__).resolve().parent / "files"
+
+
+class BuildError(Refused):
+    """The files of an initramfs cannot be made, or do not work; the message says why."""
+
+    kind = "invalid"
+
+
+class Item(NamedTuple):
+    """One file of an initramfs."""
+
+    data: bytes
+    mode: int
+
+
+def plain(items: Mapping[str, bytes]) -> dict[str, Item]:
+    """Return files that anybody may read and nobody runs."""
+    return {path: Item(data, 0o644) for path, data in items.items()}
+
+
+def put(items: Mapping[str, Item], folder: Path) -> None:
+    """Write the files below `folder`, such as the tree that a distribution makes its initramfs of. Raises OSError."""
+    for path, item in items.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(item.data)
+        (folder / path).chmod(item.mode)
+
+
+def shipped(name: str) -> bytes:
+    """Return one of the files in safemem/initramfs/files."""
+    return (_FILES / name).read_bytes()
+
+
+def beside(name: str) -> bytes:
+    """Return a file that is installed in the package, or lies beside it in a checkout. Raises BuildError."""
+    for folder in (PACKAGE, PACKAGE.parent):
+        if (folder / name).is_file():
+            return (folder / name).read_bytes()
+    raise BuildError(f"{name} is neither in {PACKAGE} nor beside it: the installation is not complete")

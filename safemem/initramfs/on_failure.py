@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""What each `on_failure` is where nobody can ask the boot program: in shell, and in units of systemd.
+
+The keys of sysrq are the program's own (`safemem.boot.console`). An action that is added to the policy language is a
+row there and one here.
+"""
+
+from __future__ import annotations
+
+import re
+
+from safemem.boot.console import KEYS
+from safemem.boot.model import Failure
+from safemem.initramfs.items import BuildError, shipped
+
+UNIT = "safemem-decide.service"
+_PANIC = "safemem-panic.service"
+#: Units of an initramfs that may load a driver or let one act: none starts unless ours has succeeded.
+GUARDED = ("systemd-udevd.service", "systemd-udev-trigger.service", "systemd-modules-load.service", "sysinit.target")
+#: A wrapper that hangs itself is told to stop after this; onlining terabytes takes minutes.
+_TIMEOUT = "1h"
+
+
+#: What the unit says for each action, for when even the wrapper cannot be started.
+UNIT_LINES = {
+    "panic": f"OnFailure={_PANIC}",
+    "reboot": "FailureAction=reboot-immediate",
+    # systemd 252 does not know halt and keeps the line before.
+    "halt": "FailureAction=poweroff-immediate\nFailureAction=halt-immediate",
+}
+
+
+def gate(failure: Failure) -> bytes:
+    """Return what an init that is a shell script sources; it knows `on_failure` too, for a wrapper that is not there."""
+    script = with_value(shipped("gate.sh"), "gate.sh", "ACTION", failure.action)
+    return with_value(script, "gate.sh", "KEYS", " ".join(KEYS[failure.action]))
+
+
+def wrapper(failure: Failure, root: str = "") -> bytes:
+    """Return the wrapper for one `on_failure`; `root` is for fake roots."""
+    script = shipped("boot.sh")
+    for name, value in (
+        ("ROOT", root),
+        ("ON_FAILURE", failure.action),
+        ("KEYS", " ".join(KEYS[failure.action])),
+        ("MESSAGE", failure.message or "safemem could not decide"),
+        ("DEADLINE", str(failure.deadline)),
+    ):
+        script = with_value(script, "boot.sh", name, value)
+    return script
+
+
+def with_value(script: bytes, where: str, name: str, value: str) -> bytes:
+    """Return a shell script with `value` on its one line NAME='…', whatever is in it.
+
+    Raises:
+        BuildError: there is no such line, or more than one; `where` names the script.
+    """
+    quoted = "'" + value.replace("'", "'\\''") + "'"
+    # A value of ours is one line, and so is what it stands for.
+    text, found = re.subn(f"^( *{name}=)'.*'$", lambda line: f"{line[1]}{quoted}", script.decode(), flags=re.M)
+    if found != 1:
+        raise BuildError(f"{where} has no line {name}='…' to replace, or more than one")
+    return text.encode()
+
+
+def units(failure: Failure) -> dict[str, bytes]:
+    """Return the units for an initramfs with systemd, by path below its folder of units."""
+    text = shipped(UNIT).decode()
+    for mark, value in (("@ON_FAILURE@", UNIT_LINES[failure.action]), ("@TIMEOUT@", _TIMEOUT)):
+        if text.count(mark) != 1:
+            raise BuildError(f"{UNIT} has no {mark} to replace, or more than one")
+        text = text.replace(mark, value)
+    found = {UNIT: text.encode(), _PANIC: shipped(_PANIC)}
+    for unit in GUARDED:
+        found[f"{unit}.d/50-safemem.conf"] = (
+            f"# SPDX-License-Identifier: MIT\n[Unit]\nRequires={UNIT}\nAfter={UNIT}\n".encode()
+        )
+    return found
+
+
+def unit_files(failure: Failure) -> dict[str, bytes]:
+    """Return the units as files of an initrd. Theirs is the folder that every systemd looks into."""
+    return {f"usr/lib/systemd/system/{path}": data for path, data in units(failure).items()}
