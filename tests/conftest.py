@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -45,6 +48,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return scope(nodeid)
 
     return Shared(config, log)
+
+
+@pytest.fixture(scope="session")
+def deb(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return what builds the package for a release of Debian: once a run, whichever worker is first."""
+    from tests.kit import build_deb
+    from tests.vm.debian import building
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "deb"
+
+    def built(release: str) -> Path:
+        with building(folder / release) as draft:
+            if draft:
+                draft.mkdir()
+                build_deb(release, draft)
+        return next((folder / release).glob("*.deb"))
+
+    return built
 
 
 class Cost(NamedTuple):

@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from packages import tree
-from tests.kit import RELEASES, build_deb, contents
+from tests.kit import RELEASES, contents
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Programs with which each package is made and opened.
@@ -22,9 +23,9 @@ RPM = pytest.mark.needs("rpm", "rpmbuild")
 
 
 @pytest.fixture(scope="module", params=RELEASES)
-def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(request: pytest.FixtureRequest, deb: Callable[[str], Path]) -> Path:
     """Return the package for one release."""
-    return build_deb(request.param, tmp_path_factory.mktemp("deb"))
+    return deb(request.param)
 
 
 @DEB

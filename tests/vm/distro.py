@@ -6,13 +6,12 @@ A guest boots either straight into that initramfs (cold), or into one of ours th
 
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.kit import build_deb
 from tests.vm import debian, harness
 from tests.vm.harness import Guest
 
@@ -64,6 +63,13 @@ class Tree:
         (units / "verdict.service").write_text(_UNIT)
         (units / "sysinit.target.wants").mkdir(exist_ok=True)
         (units / "sysinit.target.wants/verdict.service").symlink_to("../verdict.service")
+
+    def copy(self, folder: Path) -> Tree:
+        """Return another tree like this one, in a folder that is not there yet."""
+        subprocess.run(["cp", "-a", "--reflink=auto", self.path, folder], check=True)
+        other = copy.copy(self)
+        other.path = folder
+        return other
 
     @property
     def initrd(self) -> Path:
@@ -136,13 +142,6 @@ def disk(path: Path, tree: Path, mib: int = 1024) -> Path:
         ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "system", "-d", tree, path], check=True, capture_output=True
     )
     return path
-
-
-def package(suite: str, folder: Path) -> Path:
-    """Return the package for `suite`, built once."""
-    with suppress(StopIteration):
-        return next(folder.glob("*deb12*.deb" if suite == "bookworm" else "*deb13*.deb"))
-    return build_deb(suite, folder)
 
 
 def guest(

@@ -9,7 +9,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,20 +28,20 @@ from tests.vm.kit import ALL_ONLINE, HELD, RAMOOPS, decided, policy_text
 
 pytestmark = pytest.mark.vm
 
-#: tests/conftest.py goes by these names.
-MAKERS = [pytest.param(suite, maker, id=f"{suite}-{maker}") for suite, maker in distro.MAKERS]
+#: Tests of one tree go to one worker (tests/conftest.py): the tree and its systems are made once.
+MAKERS = [pytest.param(suite, maker, id=f"@{suite}-{maker}") for suite, maker in distro.MAKERS]
 VERSIONS = {"bookworm": "252", "trixie": "257"}
 
 
 class Make:
     """Makes a system for a suite, a maker of the initramfs and a policy, each once."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, package: Callable[[str], Path]) -> None:
+        self._folder, self.package = folder, package
         self._known: dict[tuple[object, ...], distro.System] = {}
         self._trees: dict[tuple[str, str], distro.Tree] = {}
 
-    def tree(self, suite: str, maker: str) -> distro.Tree:
+    def _tree(self, suite: str, maker: str) -> distro.Tree:
         """Return the tree, with the package installed. One at a time is kept: they are large."""
         if (suite, maker) not in self._trees:
             for old in self._trees.values():
@@ -51,9 +52,14 @@ class Make:
             self._trees[suite, maker] = tree
         return self._trees[suite, maker]
 
-    def package(self, suite: str) -> Path:
-        """Return the package."""
-        return distro.package(suite, self._folder)
+    @contextmanager
+    def copy(self, suite: str, maker: str) -> Iterator[distro.Tree]:
+        """Return a copy of the tree that a test may change: others are not to see it, whatever comes first."""
+        tree = self._tree(suite, maker).copy(self.place() / "tree")
+        try:
+            yield tree
+        finally:
+            shutil.rmtree(tree.path)
 
     def place(self) -> Path:
         """Return an empty folder, another one each time."""
@@ -63,42 +69,43 @@ class Make:
         """Return the system."""
         key = (suite, maker, policy, *sorted(more.items()))
         if key not in self._known:
-            self._known[key] = self.tree(suite, maker).system(self.place(), policy_text(policy, **more))
+            self._known[key] = self._tree(suite, maker).system(self.place(), policy_text(policy, **more))
         return self._known[key]
 
 
 @pytest.fixture(scope="module")
-def make() -> Iterator[Make]:
+def make(deb: Callable[[str], Path]) -> Iterator[Make]:
     """Return what makes systems."""
     if os.geteuid():
         pytest.fail("these tests call chroot: run them as root")
     with tempfile.TemporaryDirectory(prefix="safemem-distro-", dir="/var/tmp") as name:
-        yield Make(Path(name))
+        yield Make(Path(name), deb)
 
 
 @pytest.mark.parametrize(("suite", "maker"), MAKERS)
 def test_image(make: Make, suite: str, maker: str) -> None:
     """The image is what check wants; one that cannot be made leaves it alone; install and remove do without the package."""
-    make(suite, maker)
-    tree = make.tree(suite, maker)
-    assert "before everything else" in tree.run(f"safemem initramfs check --kernel {tree.release}")
-    good = tree.initrd.read_bytes()
-
-    # The distribution's own command, with a policy that anybody can write.
-    tree.run("chmod 666 /etc/safemem/policy.toml")
-    with pytest.raises(AssertionError, match="refused, because the file"):
+    with make.copy(suite, maker) as tree:
+        tree.put({"etc/safemem/policy.toml": policy_text().encode()})
         tree.make_initrd()
-    assert tree.initrd.read_bytes() == good and not list(tree.path.glob("boot/*.new"))
-    tree.run("chmod 644 /etc/safemem/policy.toml")
+        assert "before everything else" in tree.run(f"safemem initramfs check --kernel {tree.release}")
+        good = tree.initrd.read_bytes()
 
-    # Without the package's hook, and from outside: the tree is another system.
-    packaged = "/usr/share/initramfs-tools/hooks/safemem" if maker == "initramfs-tools" else "/usr/lib/dracut/modules.d/50safemem"  # fmt: skip
-    tree.run(f"mv {packaged} /aside")
-    from_outside(tree, "install")
-    tree.run(f"safemem initramfs check --kernel {tree.release}")
-    from_outside(tree, "remove")
-    tree.run(f"safemem initramfs check --kernel {tree.release}", code=1)
-    tree.run(f"mv /aside {packaged}")
+        # The distribution's own command, with a policy that anybody can write.
+        tree.run("chmod 666 /etc/safemem/policy.toml")
+        with pytest.raises(AssertionError, match="refused, because the file"):
+            tree.make_initrd()
+        assert tree.initrd.read_bytes() == good and not list(tree.path.glob("boot/*.new"))
+        tree.run("chmod 644 /etc/safemem/policy.toml")
+
+        # Without the package's hook, and from outside: the tree is another system.
+        packaged = "/usr/share/initramfs-tools/hooks/safemem" if maker == "initramfs-tools" else "/usr/lib/dracut/modules.d/50safemem"  # fmt: skip
+        tree.run(f"mv {packaged} /aside")
+        from_outside(tree, "install")
+        tree.run(f"safemem initramfs check --kernel {tree.release}")
+        from_outside(tree, "remove")
+        tree.run(f"safemem initramfs check --kernel {tree.release}", code=1)
+        tree.run(f"mv /aside {packaged}")
 
 
 def from_outside(tree: distro.Tree, verb: str) -> None:
@@ -137,15 +144,6 @@ def checked(result: harness.Result, suite: str, maker: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("suite", "maker"), MAKERS)
-def test_cold(make: Make, suite: str, maker: str) -> None:
-    """No handover: all memory is online at the login target."""
-    report = checked(boot(distro.guest(f"distro-{suite}-{maker}-cold", make(suite, maker))), suite, maker)
-
-    assert report["dimm"].split() == [ALL_ONLINE]
-    assert report["status"] == "0", report["status_text"]
-
-
-@pytest.mark.parametrize(("suite", "maker"), MAKERS)
 def test_accepted(make: Make, suite: str, maker: str) -> None:
     """All memory is online, and nobody has touched the device of the live update: it opens."""
     result = boot(distro.guest(f"distro-{suite}-{maker}-accepted", make(suite, maker), handover_from="current"))
@@ -172,13 +170,9 @@ def test_rejected(make: Make, suite: str, maker: str) -> None:
 @pytest.mark.parametrize(("suite", "maker"), MAKERS[1:2])
 def test_rejected_without_systemd(make: Make, suite: str, maker: str) -> None:
     """An initramfs of shell scripts, where hooks are sourced: ours still comes before udev, and the hold survives."""
-    tree = make.tree(suite, maker)
-    plain = tree.path / "etc/dracut.conf.d/plain.conf"
-    plain.write_text('omit_dracutmodules+=" systemd systemd-initrd dracut-systemd "\n')
-    try:
-        system = tree.system(make.place(), policy_text("online-safe"))
-    finally:
-        plain.unlink()
+    with make.copy(suite, maker) as tree:
+        plain = b'omit_dracutmodules+=" systemd systemd-initrd dracut-systemd "\n'
+        system = tree.system(make.place(), policy_text("online-safe"), {"etc/dracut.conf.d/plain.conf": plain})
     found = inside(system.initrd.read_bytes())
     assert found and (found.start, found.fault) == ("dracut", "")
 
@@ -194,13 +188,11 @@ def test_rejected_without_systemd(make: Make, suite: str, maker: str) -> None:
 @pytest.mark.parametrize(("suite", "maker"), MAKERS[:1])
 def test_command_line(make: Make, suite: str, maker: str) -> None:
     """A stricter policy of those that were built in decides; loosening is refused; status shows each argument."""
-    tree = make.tree(suite, maker)
-    (tree.path / "etc/safemem/policies").mkdir()
-    (tree.path / "etc/safemem/policies/strict.toml").write_text(
-        policy_text().replace('"none", "accepted"', '"accepted"')
-    )
+    strict = policy_text().replace('"none", "accepted"', '"accepted"').encode()
+    with make.copy(suite, maker) as tree:
+        system = tree.system(make.place(), policy_text(), {"etc/safemem/policies/strict.toml": strict})
     asked = "safemem=off safemem.dry_run safemem.policy=strict safemem.safe=0x100000000-0x107ffffff"
-    result = boot(distro.guest("distro-command-line", make(suite, maker, extra=" "), cmdline=asked))
+    result = boot(distro.guest("distro-command-line", system, cmdline=asked))
     report = checked(result, suite, maker)
 
     assert report["dimm"].split() == ["online*1", "offline*7"]
@@ -215,14 +207,33 @@ def test_command_line(make: Make, suite: str, maker: str) -> None:
 
 
 @pytest.mark.parametrize(("suite", "maker"), MAKERS)
-def test_rejected_panic(make: Make, suite: str, maker: str) -> None:
-    """The kernel panics before udev is started, and no shell of the initramfs comes up."""
-    result = boot(distro.guest(f"distro-{suite}-{maker}-panic", make(suite, maker, "panic"), handover_from="old-kho"))
+def test_rejected_panic(make: Make, suite: str, maker: str, tmp_path: Path) -> None:
+    """The kernel panics before udev is started, and no shell of the initramfs comes up; the next boot, a cold one, knows why.
 
-    assert result.fate == "panic", result.serial[-3000:]
-    assert "sysrq triggered crash" in result.serial
-    assert "Starting systemd-udevd" not in result.serial
-    assert "(initramfs)" not in result.serial and "mergency" not in result.serial
+    The reason outlives the reset in pstore, and `status --previous` finds it where systemd has put it.
+    """
+    name = f"distro-{suite}-{maker}-panic"
+    again = distro.guest(name, make(suite, maker, "panic"), cmdline=RAMOOPS, memory=tmp_path)
+    first_boot = boot(distro.guest(
+        f"{name}-1", make(suite, maker, "panic"), handover_from="old-kho", cmdline=RAMOOPS, memory=tmp_path
+    ))  # fmt: skip
+    assert first_boot.fate == "panic", first_boot.serial[-3000:]
+    assert "sysrq triggered crash" in first_boot.serial
+    assert "Starting systemd-udevd" not in first_boot.serial
+    assert "(initramfs)" not in first_boot.serial and "mergency" not in first_boot.serial
+
+    report = checked(boot(again._replace(name=f"{name}-2")), suite, maker)
+    assert report["previous"] == "5", report["previous_text"]
+    lines = report["previous_text"].splitlines()
+    assert lines[0] == "panic  handover lost, says the test"
+    assert any("/var/lib/systemd/pstore" in line for line in lines if line.startswith("found")), lines
+    online(report)
+
+
+def online(report: dict[str, str]) -> None:
+    """Check what a cold boot reported: without a handover, all memory is online at the login target."""
+    assert report["dimm"].split() == [ALL_ONLINE]
+    assert report["status"] == "0", report["status_text"]
 
 
 def broken(system: distro.System, files: dict[str, tuple[bytes, int]]) -> distro.System:
@@ -251,7 +262,7 @@ _FAILURES: dict[str, tuple[dict[str, tuple[bytes, int]], str, str]] = {
 @pytest.mark.parametrize(
     ("suite", "maker", "what"),
     [
-        pytest.param(suite, maker, what, id=f"{suite}-{maker}-{what}")
+        pytest.param(suite, maker, what, id=f"{what}@{suite}-{maker}")
         for suite, maker, what in (
             *(("trixie", "dracut", what) for what in _FAILURES), ("bookworm", "dracut", "wrapper"),
             ("bookworm", "dracut", "wrapper-panic"), ("bookworm", "initramfs-tools", "interpreter"),
@@ -270,27 +281,6 @@ def test_failure(make: Make, suite: str, maker: str, what: str) -> None:
     assert "(initramfs)" not in result.serial and "mergency" not in result.serial
 
 
-@pytest.mark.parametrize(("suite", "maker"), MAKERS)
-def test_panic_is_known_in_the_next_boot(make: Make, suite: str, maker: str, tmp_path: Path) -> None:
-    """The reason outlives the reset in pstore, and `status --previous` of the next boot finds it where systemd put it."""
-    system = make(suite, maker, "panic")
-    first_boot = boot(
-        distro.guest(
-            f"distro-{suite}-{maker}-pstore-1", system, handover_from="old-kho", cmdline=RAMOOPS, memory=tmp_path
-        )
-    )
-    assert first_boot.fate == "panic", first_boot.serial[-3000:]
-
-    report = checked(
-        boot(distro.guest(f"distro-{suite}-{maker}-pstore-2", system, cmdline=RAMOOPS, memory=tmp_path)), suite, maker
-    )
-    assert report["previous"] == "5", report["previous_text"]
-    lines = report["previous_text"].splitlines()
-    assert lines[0] == "panic  handover lost, says the test"
-    assert any("/var/lib/systemd/pstore" in line for line in lines if line.startswith("found")), lines
-    assert report["status"] == "0"
-
-
 _MAINTENANCE = {
     "etc/systemd/system/networking.service": b"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n",
     "etc/systemd/system/guests.service": b"[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n",
@@ -301,15 +291,14 @@ _MAINTENANCE = {
 @pytest.mark.parametrize(("suite", "maker"), MAKERS)
 def test_rejected_maintenance(make: Make, suite: str, maker: str) -> None:
     """The boot ends in maintenance: the reason on the console and at the login, the network up, nothing else, and a way on."""
-    tree = make.tree(suite, maker)
-    units = tree.path / "etc/systemd/system"
-    for unit in ("getty.target", "systemd-user-sessions.service"):
-        (units / unit).unlink()
-    tree.put(_MAINTENANCE)
-    (units / "multi-user.target.wants").mkdir(exist_ok=True)
-    for unit in ("networking.service", "guests.service"):
-        (units / "multi-user.target.wants" / unit).symlink_to(f"../{unit}")
-    system = make(suite, maker, extra='enter = "maintenance"')
+    with make.copy(suite, maker) as tree:
+        units = tree.path / "etc/systemd/system"
+        for unit in ("getty.target", "systemd-user-sessions.service"):
+            (units / unit).unlink()
+        (units / "multi-user.target.wants").mkdir(exist_ok=True)
+        for unit in ("networking.service", "guests.service"):
+            (units / "multi-user.target.wants" / unit).symlink_to(f"../{unit}")
+        system = tree.system(make.place(), policy_text(extra='enter = "maintenance"'), _MAINTENANCE)
     result = boot(distro.guest(f"distro-{suite}-{maker}-maintenance", system, handover_from="old-kho"))
     report = result.report
 
@@ -341,43 +330,39 @@ def seconds(report: dict[str, str]) -> float:
 
 @pytest.mark.parametrize(("suite", "maker"), MAKERS)
 def test_upgrade_and_removal(make: Make, suite: str, maker: str, tmp_path: Path) -> None:
-    """Either has the image made anew, and it boots; the two boots show what safemem costs."""
-    make(suite, maker)
-    tree = make.tree(suite, maker)
+    """Either has the image made anew, and it boots from cold; the two boots show what safemem costs."""
     subprocess.run(["dpkg-deb", "-R", make.package(suite), tmp_path / "new"], check=True)
     control = tmp_path / "new/DEBIAN/control"
     control.write_text(control.read_text().replace("Version: ", "Version: 9:"))
     subprocess.run(
         ["dpkg-deb", "-Znone", "-b", tmp_path / "new", tmp_path / "new.deb"], check=True, capture_output=True
     )
-    before = tree.initrd.stat().st_mtime_ns
-    tree.install(tmp_path / "new.deb")
-    assert tree.initrd.stat().st_mtime_ns != before
-    tree.run(f"safemem initramfs check --kernel {tree.release}")
-    with_it = checked(boot(distro.guest(f"distro-{suite}-{maker}-upgraded", tree.as_it_is(make.place()))), suite, maker)
+    with make.copy(suite, maker) as tree:
+        tree.put({"etc/safemem/policy.toml": policy_text().encode()})
+        tree.make_initrd()
+        before = tree.initrd.stat().st_mtime_ns
+        tree.install(tmp_path / "new.deb")
+        assert tree.initrd.stat().st_mtime_ns != before
+        tree.run(f"safemem initramfs check --kernel {tree.release}")
+        upgraded = tree.as_it_is(make.place())
+        tree.run("dpkg -r safemem")
+        assert inside(tree.initrd.read_bytes()) is None
+        removed = tree.as_it_is(make.place())
+    with_it = checked(boot(distro.guest(f"distro-{suite}-{maker}-upgraded", upgraded)), suite, maker)
+    online(with_it)
 
-    tree.run("dpkg -r safemem")
-    assert inside(tree.initrd.read_bytes()) is None
-    result = boot(distro.guest(f"distro-{suite}-{maker}-removed", tree.as_it_is(make.place())))
+    result = boot(distro.guest(f"distro-{suite}-{maker}-removed", removed))
     without = result.report
     assert result.fate == "poweroff" and without["failed"] == "", (without, result.serial[-3000:])
     assert "multi-user.target" in without["target"].split() and "] safemem: " not in result.serial
     if maker == "dracut":
         # The archive alone, as in a unified kernel image: nothing of the initrd is changed.
         (tmp_path / "vm.toml").write_text(policy_text())
-        words = [
-            "initramfs",
-            "cpio",
-            "--systemd",
-            "--policy",
-            str(tmp_path / "vm.toml"),
-            "-o",
-            str(tmp_path / "archive"),
-        ]
+        archive = tmp_path / "archive"
+        words = ["initramfs", "cpio", "--systemd", "--policy", str(tmp_path / "vm.toml"), "-o", str(archive)]
         assert CliRunner().invoke(main, words).exit_code == 0
-        system = tree.as_it_is(make.place())
-        system.initrd.write_bytes(system.initrd.read_bytes() + (tmp_path / "archive").read_bytes())
-        appended = boot(distro.guest(f"distro-{suite}-{maker}-appended", system))
+        removed.initrd.write_bytes(removed.initrd.read_bytes() + archive.read_bytes())
+        appended = boot(distro.guest(f"distro-{suite}-{maker}-appended", removed))
         assert first(r"safemem: done: ", appended.serial) < first(r"Starting systemd-udevd\.service|Starting .*Rule-based Manager", appended.serial)  # fmt: skip
         assert (
             appended.report["dimm"].split() == [ALL_ONLINE] and "multi-user.target" in appended.report["target"].split()

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from safemem.initramfs.cpio import Archive
-from tests.kit import build_deb, contents
+from tests.kit import contents
 from tests.vm import debian
 from tests.vm.harness import boot, shell
 from tests.vm.kit import HELD, SITE, archive, policy_text
@@ -18,7 +19,7 @@ from tests.vm.kit import HELD, SITE, archive, policy_text
 pytestmark = pytest.mark.vm
 
 
-def test_faults_are_found_and_remedied(tmp_path: Path) -> None:
+def test_faults_are_found_and_remedied(deb: Callable[[str], Path], tmp_path: Path) -> None:
     """After a lost handover: an initrd in which nothing starts safemem, Debian's own kexec-load and a rule that came later; then none of them."""
     text = policy_text("online-safe")
     started = io.BytesIO()
@@ -26,7 +27,7 @@ def test_faults_are_found_and_remedied(tmp_path: Path) -> None:
     with_init.file("init", b"#!/bin/sh\n/usr/lib/safemem/boot || exit\n", 0o755)
     with_init.close()
     files = {
-        **contents(build_deb("bookworm", tmp_path), tmp_path),
+        **contents(deb("bookworm"), tmp_path),
         "etc/systemd/system/sysinit.target.d/safemem.conf": b"[Unit]\nWants=safemem-hold.service\n",
         "etc/safemem/policy.toml": text.encode(),
         "initrd.unstarted": archive(text),

@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kit import RELEASES, build_deb, contents
+from tests.kit import RELEASES, contents
 from tests.vm import debian
 from tests.vm.harness import boot, shell
 from tests.vm.kit import ALL_ONLINE, HELD, RAMOOPS, SITE, lost, policy_text
@@ -20,11 +21,11 @@ pytestmark = pytest.mark.vm
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_install_upgrade_remove(release: str, tmp_path: Path) -> None:
+def test_install_upgrade_remove(deb: Callable[[str], Path], release: str, tmp_path: Path) -> None:
     """In a root of the release: it runs, keeps an operator's policy over an upgrade, and leaves nothing behind."""
     if os.geteuid():
         pytest.fail("this test calls chroot: run it as root")
-    package = build_deb(release, tmp_path)
+    package = deb(release)
     tree = tmp_path / "tree"
     subprocess.run(["unsquashfs", "-q", "-n", "-d", tree, debian.root(release)], check=True, capture_output=True)
     (tree / "safemem.deb").write_bytes(package.read_bytes())
@@ -57,9 +58,9 @@ def test_install_upgrade_remove(release: str, tmp_path: Path) -> None:
     assert left.split() == ["/safemem.deb"], left
 
 
-def test_units_in_two_boots(tmp_path: Path) -> None:
+def test_units_in_two_boots(deb: Callable[[str], Path], tmp_path: Path) -> None:
     """The unit keeps the decision on the disk and in the journal; a boot that panics next is found in systemd's archive."""
-    files = contents(build_deb("bookworm", tmp_path), tmp_path)
+    files = contents(deb("bookworm"), tmp_path)
     files["etc/systemd/system/sysinit.target.d/safemem.conf"] = b"[Unit]\nWants=safemem-record.service\n"
     upper = debian.blank(tmp_path / "upper")
     options: dict[str, Any] = {"policy": policy_text(), "files": files, "upper": upper, "timeout": 600}
@@ -92,10 +93,10 @@ def test_units_in_two_boots(tmp_path: Path) -> None:
     assert "online-safe  handover lost, says the test" in lines
 
 
-def test_watch_unit(tmp_path: Path) -> None:
+def test_watch_unit(deb: Callable[[str], Path], tmp_path: Path) -> None:
     """It comes back when it is killed, not with another policy; what a rule of udev onlines is named and reverted; then a release."""
     text = policy_text(extra='if_onlined = "offline"')
-    files = contents(build_deb("bookworm", tmp_path), tmp_path)
+    files = contents(deb("bookworm"), tmp_path)
     files["etc/systemd/system/sysinit.target.d/safemem.conf"] = b"[Unit]\nWants=safemem-hold.service\n"
     files["etc/safemem/policy.toml"] = text.encode()
     files["late"] = SITE.encode()
@@ -124,10 +125,10 @@ def test_watch_unit(tmp_path: Path) -> None:
     assert report["failed"] == ""
 
 
-def test_watch_unit_in_a_dry_run(tmp_path: Path) -> None:
+def test_watch_unit_in_a_dry_run(deb: Callable[[str], Path], tmp_path: Path) -> None:
     """It says that nothing is in force and ends well, once; what is offline stays so."""
     text = policy_text().replace('name = "vm"', 'name = "vm"\nallow_cmdline_override = true')
-    files = contents(build_deb("bookworm", tmp_path), tmp_path)
+    files = contents(deb("bookworm"), tmp_path)
     files["etc/safemem/policy.toml"] = text.encode()
     script = shell("watch-unit") + 'begin 3; log; report dimm "$(blocks 32 39)"'
     guest = debian.guest(
