@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from safemem.boot import compiled, model, ranges
 from safemem.boot.model import Condition, Term
 from safemem.boot.ranges import Range
-from safemem.policy import compiler, language, load
+from safemem.policy import compiler, installed, language, load
+from safemem.policy.space import TooLarge
 from tests.fakes import SHIPPED
 
 GOOD = """\
@@ -234,3 +235,10 @@ def test_models_name_what_the_engine_knows() -> None:
     assert words(language.Outcome, "boot_memory") == compiled.BOOT_MEMORY
     assert words(language.Outcome, "if_onlined") == compiled.IF_ONLINED
     assert list(model.FACTS) == list(language.When.model_fields)
+
+
+@pytest.mark.parametrize("refusal", [load.PolicyError, TooLarge, compiled.Invalid, installed.Untrusted])
+def test_what_is_wrong_with_a_policy_is_a_refusal(refusal: type[model.Refused]) -> None:
+    """The command line catches one parent, and ends with the code of an invalid input."""
+    assert issubclass(refusal, model.Refused)
+    assert refusal.kind == "invalid"

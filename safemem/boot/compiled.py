@@ -53,8 +53,10 @@ _OPS = {
 }
 
 
-class Invalid(ValueError):
+class Invalid(model.Refused, ValueError):
     """A compiled policy that must not be used; the text says where and why."""
+
+    kind = "invalid"
 
 
 def load(data: bytes, where: str) -> model.Policy:

@@ -12,17 +12,17 @@ import os
 import stat
 from pathlib import Path
 
+from safemem.boot.model import Refused
+
 POLICY = "etc/safemem/policy.toml"
 OTHERS = "etc/safemem/policies"
-_PACKAGE = Path(__file__).resolve().parent.parent
-#: Where the distribution's package puts the shipped ones; the Python package has them as well.
-SHIPPED = ("usr/share/safemem/policies", str(_PACKAGE / "policies"),
-           str(_PACKAGE.parent / "policies"))  # fmt: skip
 DEFAULT = "live-update-host.toml"
 
 
-class Untrusted(Exception):
+class Untrusted(Refused):
     """The policy cannot be used; the message says which file it is and what to do."""
+
+    kind = "invalid"
 
 
 def find(root: str = "/") -> Path:
@@ -34,11 +34,16 @@ def find(root: str = "/") -> Path:
     own = Path(root) / POLICY
     if os.path.lexists(own):
         return trusted(own)
-    for folder in SHIPPED:
-        path = Path(root) / folder / DEFAULT if folder.startswith("usr/") else Path(folder) / DEFAULT
-        if path.is_file():
-            return trusted(path)
+    for folder in _shipped(root):
+        if (folder / DEFAULT).is_file():
+            return trusted(folder / DEFAULT)
     raise Untrusted(f"there is no policy: neither {own} nor the shipped {DEFAULT}")
+
+
+def _shipped(root: str) -> tuple[Path, ...]:
+    """Return where the policies that we ship can lie: as the distribution's package has them, the wheel, a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    return Path(root) / "usr/share/safemem/policies", package / "policies", package.parent / "policies"
 
 
 def others(root: str = "/") -> list[Path]:

@@ -44,8 +44,10 @@ class Problem(NamedTuple):
     message: str
 
 
-class PolicyError(ValueError):
+class PolicyError(model.Refused, ValueError):
     """A policy cannot be used. One line a problem: `FILE:LINE:COLUMN: message`."""
+
+    kind = "invalid"
 
     def __init__(self, where: str, problems: list[Problem]) -> None:
         super().__init__("\n".join(f"{where}:{p.line}:{p.column}: {p.message}" for p in problems))

@@ -15,7 +15,7 @@ from itertools import combinations, product
 from typing import NamedTuple
 
 from safemem.boot.conditions import matches, order_key
-from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Policy, Rule
+from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Policy, Refused, Rule
 from safemem.boot.ranges import Range
 
 Value = str | int | tuple[str, ...]
@@ -29,8 +29,10 @@ MAX_STATES = 5_000_000
 _MAX_NAMES = 8
 
 
-class TooLarge(ValueError):
+class TooLarge(Refused, ValueError):
     """A policy tells more states apart than can be looked at; the message says why."""
+
+    kind = "invalid"
 
 
 class Constraint(NamedTuple):
