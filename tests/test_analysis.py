@@ -205,7 +205,7 @@ def test_shipped_policies_are_proved_and_covered(path: Path) -> None:
     result = cases.run(path.with_suffix(".cases.toml"))
 
     assert [item for item in found if item.level != "note"] == []
-    assert [verdict for verdict in result.verdicts if verdict.trouble] == []
+    assert [verdict for verdict in result.verdicts if verdict.fault] == []
     assert result.coverage == 1
     assert path.read_text().startswith("# For ")
 
@@ -347,7 +347,7 @@ def test_mutants_are_noticed(path: Path, tmp_path: Path) -> None:
         total += 1
         found = invariants.check(changed, Outcomes(Space(changed), changed))
         result = cases.run(tmp_path / "cases.toml")
-        if not any(item.level != "note" for item in found) and all(not verdict.trouble for verdict in result.verdicts):
+        if not any(item.level != "note" for item in found) and all(not verdict.fault for verdict in result.verdicts):
             survivors.append(what)
     print(f"{path.stem}: {total - len(survivors)} of {total} mutants noticed; survived: {survivors}")
     assert total > 20

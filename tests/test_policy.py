@@ -161,6 +161,8 @@ def test_sources() -> None:
         ("[otherwise]", '[otherwise]\nif_onlined = "offline"', "p.toml:8:1: otherwise.if_onlined: `if_onlined` has no effect: `panic` leaves no memory held"),
         ('"online-all"', '"online-all"\nfinal = true', "p.toml:7:1: rule `one`, final: `final` has no effect: `online-all` leaves no memory held"),
         ("[otherwise]", "[[memory]]\nnode = 0\ndriver = 'kmem'\nhold = true\n[otherwise]", "p.toml:7:1: memory: needs exactly one of `range`, `node` and `driver`, and has 2"),
+        ("[otherwise]", "[[memory]]\nnode = -1\nhold = true\n[otherwise]", "p.toml:8:1: memory.node: expected a whole number from 0 to 65536, not `-1`"),
+        ("[otherwise]", "[[memory]]\nnode = 0\nhold = false\n[otherwise]", "p.toml:9:1: memory.hold: expected true, or a `zone` instead of this key, not `false`"),
         ("[otherwise]", "[[memory]]\nnode = 0\n[otherwise]", "p.toml:7:1: memory: needs `hold = true` or a `zone`, and not both"),
         ("[otherwise]", "[[memory]]\nrange = '0x0-0xfff'\nhold = true\n[[memory]]\nrange = '0x800-0xfff'\nhold = true\n[otherwise]", "p.toml:11:1: memory.range: range `0x800-0xfff` overlaps `0x0-0xfff`"),
         ("[otherwise]", '[otherwise]\nexposed_max = "101%"', "p.toml:8:1: otherwise.exposed_max: `101%` is not a share, such as 1% or 0.5%"),

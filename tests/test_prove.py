@@ -46,6 +46,19 @@ def test_check_says_where_why_and_what_to_do() -> None:
     assert "so `otherwise` decides" not in shown.stdout and shown.stdout.startswith("online-all")
 
 
+def test_check_counts_in_words(tmp_path: Path) -> None:
+    """One is one, and two are several."""
+    (tmp_path / "two.toml").write_text((BAD / "unreachable-rule.toml").read_text().replace("[otherwise]", """[[rule]]
+name = "again"
+when = { handover = "accepted", luo = "busy" }
+action = "panic"
+[otherwise]"""))  # fmt: skip
+
+    assert ": 1 error (" in run("check", BAD / "unreachable-rule.toml").stdout
+    assert ": 2 errors, 1 warning (" in run("check", tmp_path / "two.toml").stdout
+    assert ": all invariants hold, 3 warnings (" in run("check", BAD / "failure-loop.toml").stdout
+
+
 def test_check_exit_codes() -> None:
     """Warnings count only with --strict; one bad policy among good ones is enough."""
     assert run("check", GOOD).exit_code == 0

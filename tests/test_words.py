@@ -92,7 +92,8 @@ _SHOW = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from safemem.boot import compiled
+from safemem.boot import compiled, engine, record
+from safemem.boot.model import DERIVED, FACTS, Fact, Snapshot
 from safemem.policy import cases, compare, compiler, load, reference
 from safemem.render import findings
 old, new = (load.read(Path(sys.argv[1], name)) for name in ("old.toml", "new.toml"))
@@ -103,11 +104,14 @@ def problem(name):
         load.read(Path(sys.argv[1], name))
     except load.PolicyError as error:
         return error.problems[0].message
+facts = {name: Fact("unknown", "test") for name in FACTS if name not in DERIVED}
+decision = engine.decide(new, Snapshot(facts, 128 << 20, (), (), "", ()))
 print(json.dumps({
+    "record": record.decision_to_json(decision)["colour"],
     "policy": [new.otherwise.colour, old.otherwise.colour, new.shade],
     "text": findings.diff_text(changes, states, "old", "new"),
     "json": json.loads(findings.diff_json(changes, states)),
-    "cases": [verdict.trouble for verdict in cases.run(Path(sys.argv[1], "new.cases.toml")).verdicts],
+    "cases": [verdict.fault for verdict in cases.run(Path(sys.argv[1], "new.cases.toml")).verdicts],
     "wrong": [problem("wrong.toml"), problem("near.toml")],
     "reference": reference.markdown(),
 }))
@@ -128,7 +132,7 @@ action = "panic"
 
 
 def test_a_new_word_costs_four_files(tmp_path: Path) -> None:
-    """In the model, its reader, the language and the comparison; load, cases, output and reference take it from there."""
+    """In the model, its reader, the language and the comparison; the rest takes it from there."""
     for room in ("boot", "policy", "render"):
         shutil.copytree(PACKAGE / room, tmp_path / "safemem" / room)
     shutil.copy(PACKAGE / "__init__.py", tmp_path / "safemem")
@@ -154,6 +158,7 @@ def test_a_new_word_costs_four_files(tmp_path: Path) -> None:
     shown = json.loads(result.stdout)
 
     assert shown["policy"] == ["red", "", "dark"]
+    assert shown["record"] == "red"
     assert shown["cases"] == ["shade is `dark`, expected `light`", "colour is `red`, expected `blue`"]
     assert shown["wrong"] == [
         "otherwise.colour: `green` is not one of `red`, `blue`",

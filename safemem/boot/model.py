@@ -51,9 +51,8 @@ class Refused(Exception):
     The parent of every exception whose message people read: the command line catches this one, in one place.
     """
 
-    kind = (
-        "failure"  #: names the exit code: `failure`, `invalid` (an input) or `unknown` (no decision, nothing to read)
-    )
+    #: Names the exit code: `failure`, `invalid` (an input) or `unknown` (no decision, nothing to read).
+    kind = "failure"
 
 
 class Note(str):

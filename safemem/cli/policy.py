@@ -120,19 +120,19 @@ def test_cases(
             click.echo(
                 f"safemem: {result.file}: {result.coverage:.0%} are covered, {threshold} % are asked for", err=True
             )
-    failed = any(verdict.trouble for result in results for verdict in result.verdicts)
+    failed = any(verdict.fault for result in results for verdict in result.verdicts)
     context.exit(1 if failed or low else 0)
 
 
 def _print_result(result: cases.Result, coverage: bool) -> None:
     base = os.path.join(os.path.dirname(result.file), "")
     for verdict in result.verdicts:
-        if verdict.trouble:
+        if verdict.fault:
             mark = click.style("FAIL", fg="red", bold=True)
-            click.echo(f"{result.file}:{verdict.case.line}: {mark} {verdict.case.name}: {verdict.trouble}")
+            click.echo(f"{result.file}:{verdict.case.line}: {mark} {verdict.case.name}: {verdict.fault}")
             if verdict.example:
                 click.echo(f"    in state: {findings.state_text(verdict.example)}")
-    held = sum(not verdict.trouble for verdict in result.verdicts)
+    held = sum(not verdict.fault for verdict in result.verdicts)
     click.echo(f"{result.file}: {held} of {len(result.verdicts)} cases hold")
     if coverage:
         named = [name for name, seen in result.rules.items() if not seen]
@@ -148,7 +148,7 @@ def _junit(results: list[cases.Result], threshold: int | None) -> str:
     for result in results:
         for verdict in result.verdicts:
             items.append(
-                findings.Case(result.file, verdict.case.name, verdict.trouble, findings.state_text(verdict.example))
+                findings.Case(result.file, verdict.case.name, verdict.fault, findings.state_text(verdict.example))
             )
         if threshold is not None:
             short = result.coverage * 100 < threshold

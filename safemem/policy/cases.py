@@ -16,13 +16,13 @@ A case holds if every state that it describes has the expected outcome, from the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safemem.boot.conditions import matches
 from safemem.boot.model import FACTS, Condition, Fact, Policy, Rule
-from safemem.policy import language, load, places
+from safemem.policy import load, places, values
 from safemem.policy.compiler import plain
 from safemem.policy.space import OUTCOME, Outcomes, Space, State, Value, smallest
 
@@ -42,11 +42,11 @@ class Case(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What came of one case; `trouble` is empty if it holds."""
+    """What came of one case; `fault` is empty if it holds."""
 
     case: Case
     states: frozenset[State]
-    trouble: str
+    fault: str
     example: dict[str, Value]
 
 
@@ -77,7 +77,7 @@ def run(path: Path) -> Result:
     space = Space(target, _asking(cases, target))
     outcomes = Outcomes(space, target)
     verdicts = (*_beside(target, fixed), *(_verdict(case, outcomes) for case in cases))
-    proved = {verdict.case.expected.get("rule") for verdict in verdicts if not verdict.trouble}
+    proved = {verdict.case.expected.get("rule") for verdict in verdicts if not verdict.fault}
     rules = {rule.name: rule.name in proved for rule in outcomes.rules}
     covered = frozenset().union(*(verdict.states for verdict in verdicts))
     return Result(str(path), target, verdicts, rules, len(covered), len(outcomes.of))
@@ -89,8 +89,8 @@ def _beside(target: Policy, fixed: dict[str, tuple[object, int]]) -> Iterator[Ve
         got = plain(getattr(target, key))
         if isinstance(got, dict) and isinstance(wanted, dict):
             got = {name: value for name, value in got.items() if name in wanted}
-        trouble = "" if got == wanted else f"{key} is `{got}`, expected `{wanted}`"
-        yield Verdict(Case(key, (), {}, line), frozenset(), trouble, {})
+        fault = "" if got == wanted else f"{key} is `{got}`, expected `{wanted}`"
+        yield Verdict(Case(key, (), {}, line), frozenset(), fault, {})
 
 
 def _asking(cases: list[Case], target: Policy) -> Policy:
@@ -100,7 +100,7 @@ def _asking(cases: list[Case], target: Policy) -> Policy:
 
 
 def _conditions(case: Case) -> list[Condition]:
-    return [language.condition(fact, value) for fact, value in case.state]
+    return [values.condition(fact, value) for fact, value in case.state]
 
 
 def _verdict(case: Case, outcomes: Outcomes) -> Verdict:
@@ -120,8 +120,8 @@ def _verdict(case: Case, outcomes: Outcomes) -> Verdict:
             got = made[key]
             if str(wanted) not in got if key == "message" else wanted != got:
                 bad = [other for other in ordered if outcomes.of[other] == outcomes.of[state]]
-                trouble = f"{key} is `{_word(got)}`, expected `{_word(wanted)}`"
-                return Verdict(case, states, trouble, smallest(outcomes, bad))
+                fault = f"{key} is `{_word(got)}`, expected `{_word(wanted)}`"
+                return Verdict(case, states, fault, smallest(outcomes, bad))
     return Verdict(case, states, "", {})
 
 
@@ -142,7 +142,7 @@ def _read(path: Path) -> tuple[Policy, dict[str, tuple[object, int]], list[Case]
     name, items = document.get("policy"), document.get("case")
     for key in document:
         if key not in ("policy", "case", *BESIDE):
-            bad((key,), f"unknown key `{key}`{language.near(key, ('policy', 'case', *BESIDE))}")
+            bad((key,), f"unknown key `{key}`{values.near(key, ('policy', 'case', *BESIDE))}")
     if not isinstance(name, str):
         bad(("policy",), "`policy` is missing; add the file that the cases are about, relative to this one")
     if not isinstance(items, list) or not items:
@@ -158,14 +158,14 @@ def _read(path: Path) -> tuple[Policy, dict[str, tuple[object, int]], list[Case]
     return load.read(path.parent / str(name)), fixed, cases
 
 
-def _case(item: Any, at: places.Path, bad: Any) -> Case | None:
+def _case(item: Any, at: places.Path, bad: Callable[[places.Path, str], None]) -> Case | None:
     if not isinstance(item, dict):
         bad(at, "expected a table")
         return None
     known = ("name", "state", *EXPECTED)
     for key in item:
         if key not in known:
-            bad((*at, key), f"unknown key `{key}`{language.near(key, known)}")
+            bad((*at, key), f"unknown key `{key}`{values.near(key, known)}")
     for key in ("name", "action", "rule"):
         if key not in item:
             bad(at, f"`{key}` is missing")
@@ -179,10 +179,10 @@ def _case(item: Any, at: places.Path, bad: Any) -> Case | None:
         state = {}
     for fact, value in state.items():
         if fact not in FACTS:
-            bad((*at, "state", fact), f"unknown fact `{fact}`{language.near(fact, tuple(FACTS))}")
+            bad((*at, "state", fact), f"unknown fact `{fact}`{values.near(fact, tuple(FACTS))}")
             continue
         try:
-            language.condition(fact, value)
+            values.condition(fact, value)
         except ValueError as error:
             bad((*at, "state", fact), f"state.{fact}: {error}")
     expected = {key: item[key] for key in EXPECTED if key in item}

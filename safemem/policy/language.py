@@ -1,201 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""The policy language: its tables, their keys, and what may stand there.
+"""The policy language: its tables and their keys.
 
-The models below are the language; their descriptions are its reference documentation. A policy
-is read and checked in `load`; its schema and its reference page are made in `reference`.
+The models below are the language; their descriptions are its reference documentation. What may stand at a
+key is in `values`; a policy is read and checked in `load`; its schema and its page are made in `reference`.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    WithJsonSchema,
-    create_model,
-)
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, create_model
 
-from safemem.boot import compiled, conditions, model, ranges
-from safemem.boot.model import FACTS, UNKNOWN, Condition, Term
-from safemem.policy import places
-
-_COMPARISON = re.compile(r"(<=|>=|<|>)\s*(\S+)")
+from safemem.boot import compiled, model
+from safemem.boot.model import FACTS, Condition
+from safemem.policy.values import Area, Deadline, Held, Limit, Node, OneOf, Size, Source, Text, Zone, condition, fail
 
 NO_RULES = "there are no rules: add a [[rule]] with name, when and action"
-
-
-def show(value: object) -> str:
-    """Return `value` in backticks as TOML would write it, on one line, short."""
-    if isinstance(value, str) and value.isprintable():
-        text = value
-    else:
-        try:
-            text = json.dumps(value, default=str)
-        except (ValueError, RecursionError):
-            text = type(value).__name__
-    return f"`{text[:60]}…`" if len(text) > 60 else f"`{text}`"
-
-
-def listed(words: tuple[str, ...]) -> str:
-    return ", ".join(f"`{word}`" for word in words)
-
-
-def near(word: object, known: tuple[str, ...]) -> str:
-    """Return a suggestion for a mistyped `word`, or nothing."""
-    close = difflib.get_close_matches(word, known, 1) if isinstance(word, str) else []
-    return f"; did you mean `{close[0]}`?" if close else ""
-
-
-class OneOf(NamedTuple):
-    """In `Annotated[str, OneOf(words)]`, text that is one of `words`, which the boot half has; `Literal` takes no names."""
-
-    words: tuple[str, ...]
-
-    def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
-        """Return what pydantic checks a value by."""
-        return core_schema.literal_schema(list(self.words))
-
-
-def _fail(*problems: tuple[places.Path, str]) -> NoReturn:
-    """Report `problems` from inside a validator; the paths are relative to what it validates."""
-    raise PydanticCustomError("policy", "{text}", {"text": problems[0][1], "problems": problems})
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        _fail(((), f"expected text, not {show(value)}"))
-    if not value.strip():
-        _fail(((), "must not be empty"))
-    if not value.isprintable():  # it goes to consoles and to the kernel log
-        _fail(((), f"{show(value)} holds characters that cannot be printed on one line"))
-    return value
-
-
-def condition(fact: str, value: object) -> Condition:
-    """Return what a rule's `when` asks of `fact`: a value, a list of them, or `{ not = … }`."""
-    negate = isinstance(value, dict)
-    path: places.Path = ()
-    if isinstance(value, dict):
-        if list(value) != ["not"]:
-            _fail(((), f"expected a value, a list of values, or {{ not = … }}, not {show(value)}"))
-        value, path = value["not"], ("not",)
-    if value == []:
-        _fail((path, "the list is empty, so the rule could never match"))
-    groups, problems = [], []
-    for place, item in [((*path, i), v) for i, v in enumerate(value)] if isinstance(value, list) else [(path, value)]:
-        try:
-            groups.append(_group(fact, item))
-        except ValueError as error:
-            problems.append((place, str(error)))
-    if problems:
-        _fail(*problems)
-    return Condition(fact, tuple(groups), negate)
-
-
-def _group(fact: str, value: object) -> tuple[Term, ...]:
-    """Return the terms that must all hold. Raises ValueError."""
-    kind, members = FACTS[fact]
-    if value == UNKNOWN:
-        if kind == "set" and UNKNOWN not in members:
-            raise ValueError(f"`{fact}` is always known")
-        return (Term("is", UNKNOWN),)
-    if kind == "set":
-        if value not in members:
-            raise ValueError(f"{show(value)} is not one of {listed(members)}{near(value, members)}")
-        return (Term("is", str(value)),)
-    if kind == "number" and type(value) is int and 0 <= value < 1 << 64:
-        return (Term("is", value),)
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise ValueError(f"expected {_EXPECTED[kind]}, not {show(value)}")
-    if kind in ("number", "version") and value.lstrip()[0] in "<>=!~^":
-        return _comparisons(kind, value)
-    if kind == "number":
-        raise ValueError(f"expected {_EXPECTED[kind]}, not {show(value)}")
-    if kind == "names":
-        return (Term("has", value),)
-    if "[" in value or "]" in value:
-        raise ValueError(f"{show(value)}: only `*` and `?` stand for other characters, `[` does not")
-    return (Term("glob" if "*" in value or "?" in value else "is", value),)
-
-
-def _comparisons(kind: str, text: str) -> tuple[Term, ...]:
-    terms = []
-    for part in text.split(","):
-        found = _COMPARISON.fullmatch(part.strip())
-        if not found:
-            raise ValueError(
-                f"`{part.strip()}` is not a comparison; use <, <=, > or >= and commas, such as `{_EXAMPLE[kind]}`"
-            )
-        op, bound = found.groups()
-        if kind == "version":
-            if not conditions.is_version(bound):
-                raise ValueError(f"`{bound}` is not a version that can be compared, such as 7.2, 7.2.1 or 7.2-rc3")
-            terms.append(Term(op, bound))
-        elif not (bound.isascii() and bound.isdigit() and len(bound) < 20):
-            raise ValueError(f"`{bound}` is not a whole number below 10^19")
-        else:
-            terms.append(Term(op, int(bound)))
-    return tuple(terms)
-
-
-_EXAMPLE = {"version": ">=7.2, <7.4", "number": ">=1, <3"}
-_EXPECTED = {
-    "text": "text with `*` and `?` as wildcards",
-    "version": "a release, a glob or a comparison such as `>=7.2, <7.4`",
-    "number": "a whole number or a comparison such as `>=1, <3`",
-    "names": "a name",
-}
-
-
-def _source(value: object) -> str | ranges.Range:
-    if not isinstance(value, str):
-        _fail(((), f"expected text, not {show(value)}"))
-    if value in compiled.SOURCES:
-        return value
-    if not value[:1].isdigit():
-        _fail(
-            (
-                (),
-                f"{show(value)} is neither one of {listed(compiled.SOURCES)} nor a range{near(value, compiled.SOURCES)}",
-            )
-        )
-    try:
-        return ranges.parse_range(value)
-    except ValueError as error:
-        _fail(((), str(error)))
-
-
-def _amount(parse: Callable[[str], int], expected: str, value: object) -> str:
-    if not isinstance(value, str):
-        _fail(((), f"expected {expected}, not {show(value)}"))
-    try:
-        parse(value)
-    except ValueError as error:
-        _fail(((), str(error)))
-    return value
-
-
-_size = partial(_amount, ranges.parse_size, "a size such as `256MiB`")
-_limit = partial(_amount, partial(ranges.parse_limit, whole=0), "a size such as `2GiB` or a share such as `1%`")
-Size = Annotated[str, PlainValidator(_size), WithJsonSchema({"type": "string", "examples": ["256MiB"]})]
-Limit = Annotated[str, PlainValidator(_limit), WithJsonSchema({"type": "string", "examples": ["2GiB", "1%"]})]
-Text = Annotated[str, PlainValidator(_text), WithJsonSchema({"type": "string", "minLength": 1})]
-Source = Annotated[
-    Any,
-    PlainValidator(_source),
-    WithJsonSchema({"type": "string", "examples": [*compiled.SOURCES, "0x100000000-0x1ffffffff"]}),
-]
-Zone = Annotated[str, OneOf(model.ZONES)]
 
 
 class Table(BaseModel):
@@ -271,7 +93,7 @@ class Failure(Table):
 
     action: Annotated[str, OneOf(model.FINAL)] = Field(description="How the boot ends.")
     message: Text = Field("", description="Said on the console.")
-    deadline: int = Field(10, ge=compiled.DEADLINE[0], le=compiled.DEADLINE[1], description="Seconds without progress.")
+    deadline: Deadline = Field(10, description="Seconds without progress.")
 
 
 class SafeRegion(Table):
@@ -282,15 +104,6 @@ class SafeRegion(Table):
     )
 
 
-def _area(value: object) -> ranges.Range:
-    if not isinstance(value, str):
-        _fail(((), f"expected a range such as `0x100000000-0x1ffffffff`, not {show(value)}"))
-    try:
-        return ranges.parse_range(value)
-    except ValueError as error:
-        _fail(((), str(error)))
-
-
 class Memory(Table):
     """`[[memory]]`: blocks that get something else than the rule says. The first that is about a block counts.
 
@@ -299,15 +112,15 @@ class Memory(Table):
     known is held by every exception that holds one.
     """
 
-    range: Annotated[Any, PlainValidator(_area), WithJsonSchema({"type": "string"})] = Field(
+    range: Area = Field(
         None,
         description="Physical addresses, both ends included. Holds every block that it touches; gives a zone to those wholly inside.",
     )
-    node: Annotated[int, Field(ge=0, le=1 << 16)] | None = Field(None, description="NUMA node.")
+    node: Node | None = Field(None, description="NUMA node.")
     driver: Annotated[str, OneOf(model.DRIVERS)] | None = Field(
         None, description="Who added it: `dimm` is plain System RAM, `kmem` dax or CXL memory."
     )
-    hold: Literal[True] | None = Field(
+    hold: Held | None = Field(
         None, description='Never online it; with `boot_memory = "offline"`, take it offline in the safe region too.'
     )
     zone: Zone | None = Field(None, description="Online it in this zone.")
@@ -315,7 +128,7 @@ class Memory(Table):
 
 def _rules(value: object) -> object:
     if value == []:
-        _fail(((), NO_RULES))
+        fail(((), NO_RULES))
     return value
 
 

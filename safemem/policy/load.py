@@ -25,10 +25,8 @@ from safemem.policy.language import (
     RuleTable,
     SafeRegion,
     When,
-    listed,
-    near,
-    show,
 )
+from safemem.policy.values import listed, near, show
 
 FORMAT = 1
 #: Bytes; real policies have a few thousand.
@@ -186,9 +184,6 @@ _EXPECTED = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a table"),
     "list_type": "a list",
     "bool_type": "true or false",
-    **dict.fromkeys(
-        ("int_type", "greater_than_equal", "less_than_equal"), "whole seconds from {} to {}".format(*compiled.DEADLINE)
-    ),
 }
 _TO_ADD = {
     "format": f"`format = {FORMAT}`",

@@ -36,7 +36,7 @@ class TooLarge(Refused, ValueError):
 
 
 class Constraint(NamedTuple):
-    """Something that no machine can show; `broken` gets the facts of a state, some of which may be absent."""
+    """A combination that no machine can show; `broken` gets the facts of a state, some of which may be absent."""
 
     text: str
     broken: Callable[[dict[str, Value]], bool]
@@ -228,14 +228,14 @@ def _texts(patterns: list[str], bounds: list[str]) -> list[str]:
     """
     order = _Order(bounds)
     letters = sorted({letter for text in (*patterns, *order.letters) for letter in text if letter not in "*?"})
-    fresh = next(
+    unnamed = next(
         letter for letter in "xyzuvw0123456789-" + "".join(map(chr, range(192, 0x2000))) if letter not in letters
     )
     start = (tuple(_closure(pattern, {0}) for pattern in patterns), order.start)
     texts = {start: ""}
     queue = [start]
     for at in queue:
-        for letter in (fresh, *letters):
+        for letter in (unnamed, *letters):
             after = (
                 tuple(_step(pattern, places, letter) for pattern, places in zip(patterns, at[0], strict=True)),
                 order.step(at[1], letter),
@@ -245,8 +245,8 @@ def _texts(patterns: list[str], bounds: list[str]) -> list[str]:
                 queue.append(after)
         if len(texts) > 50_000:
             raise TooLarge(f"{len(patterns)} globs on one fact overlap in too many ways to look at: {patterns[0]}, …")
-    # The empty text is no release and no vendor; the fresh letter stands for it.
-    return [text or fresh for text in texts.values()]
+    # The empty text is no release and no vendor; the letter that no pattern names stands for it.
+    return [text or unnamed for text in texts.values()]
 
 
 def _closure(pattern: str, places: set[int]) -> frozenset[int]:

@@ -18,6 +18,7 @@ from safemem.policy.compare import EFFECT, Beside, Change
 from safemem.policy.compiler import plain
 from safemem.policy.invariants import CODES, Finding
 from safemem.policy.space import Value
+from safemem.render.text import plural
 
 SCHEMA = 1
 _COLOUR = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -65,8 +66,8 @@ def check_text(results: list[Checked]) -> str:
             if finding.advice:
                 lines.append(f"    help: {finding.advice}")
         errors, warnings = (count(result, level) for level in ("error", "warning"))
-        good = "all invariants hold" if not errors else f"{errors} error{'s' * (errors != 1)}"
-        more = f", {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
+        good = "all invariants hold" if not errors else plural(errors, "error")
+        more = f", {plural(warnings, 'warning')}" if warnings else ""
         lines.append(f"{result.file}: {good}{more} ({result.states:,} states in {result.seconds:.2f} s)")
     return "\n".join(lines)
 
@@ -130,11 +131,11 @@ def check_sarif(results: list[Checked]) -> str:
 
 
 class Case(NamedTuple):
-    """One line of a JUnit report; `trouble` is empty for what passed."""
+    """One line of a JUnit report; `fault` is empty for what passed."""
 
     suite: str
     name: str
-    trouble: str = ""
+    fault: str = ""
     detail: str = ""
 
 
@@ -155,14 +156,14 @@ def junit(name: str, cases: list[Case]) -> str:
     top = ElementTree.Element("testsuites", name=name)
     for suite in dict.fromkeys(case.suite for case in cases):
         mine = [case for case in cases if case.suite == suite]
-        failed = sum(bool(case.trouble) for case in mine)
+        failed = sum(bool(case.fault) for case in mine)
         node = ElementTree.SubElement(
             top, "testsuite", name=suite, tests=str(len(mine)), failures=str(failed), errors="0"
         )
         for case in mine:
             item = ElementTree.SubElement(node, "testcase", classname=suite, name=case.name)
-            if case.trouble:
-                ElementTree.SubElement(item, "failure", message=case.trouble).text = case.detail
+            if case.fault:
+                ElementTree.SubElement(item, "failure", message=case.fault).text = case.detail
     ElementTree.indent(top)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(top, encoding="unicode")
 
