@@ -11,7 +11,7 @@ from safemem.boot.model import Blocks
 from safemem.boot.ranges import Range
 from safemem.host import reader
 from safemem.render import decision as render
-from safemem.render.words import plural, utc
+from safemem.render.text import plural, utc
 from tests.kit import policy, snapshot
 
 

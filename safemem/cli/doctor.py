@@ -11,7 +11,7 @@ from safemem.cli import codes
 from safemem.cli.codes import Code
 from safemem.cli.common import FORMAT, ROOT
 from safemem.host import doctor
-from safemem.render.words import plural
+from safemem.render.text import plural
 
 _SEVERITY_COLOUR = {"severe": "red", "warning": "yellow", "note": "cyan"}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 from safemem.boot import compiled, files
 from safemem.boot.account import KINDS, Share
@@ -22,18 +22,18 @@ from safemem.boot.model import (
     Decision,
     Fact,
     Miss,
-    Note,
     Override,
     PolicyId,
-    Refused,
     Rule,
     Snapshot,
     Step,
 )
-from safemem.boot.ranges import Range, parse_range
+from safemem.boot.ranges import Range
 from safemem.boot.record import SCHEMA, Done, capture_to_json
 from safemem.host import incidents
 from safemem.host.incidents import Counts, Incident
+from safemem.host.place import Invalid as Invalid  # whoever reads catches it
+from safemem.host.place import Place
 from safemem.host.suspects import Suspect
 
 _STATES = ("online", "offline", "going-offline", UNKNOWN)
@@ -43,12 +43,6 @@ OPS = ("online", "offline", "hold", "keep", "release-guard", "keep-guard")
 State = Literal["begun", "partly", "done"]
 _RELEASE_STATES: tuple[State, ...] = get_args(State)
 _Value = TypeVar("_Value")
-
-
-class Invalid(Refused):
-    """A file cannot be used; the message says which, where and why."""
-
-    kind = "invalid"
 
 
 class Record(NamedTuple):
@@ -135,17 +129,21 @@ def _text(path: str) -> str:
         raise Invalid(f"{path}: not text") from None
 
 
-def _read(path: str, otherwise: str, use: Callable[[_Place], _Value]) -> _Value:
+class _Newer(Invalid):
+    """A file is of a schema that this version does not read."""
+
+
+def _read(path: str, otherwise: str, use: Callable[[Place], _Value]) -> _Value:
     """Return what `use` makes of the JSON at `path`; whatever is wrong with it, the message is `otherwise`."""
     try:
-        return use(_Place(json.loads(_text(path)), path))
+        return use(Place(json.loads(_text(path)), path))
     except _Newer as error:
         raise Invalid(str(error)) from None
     except (Invalid, ValueError, RecursionError):
         raise Invalid(f"{path}: {otherwise}") from None
 
 
-def _document(text: str, where: str) -> _Place:
+def _document(text: str, where: str) -> Place:
     """Return a capture or record as a whole. Raises Invalid."""
     try:
         document = json.loads(text)
@@ -164,107 +162,10 @@ def _document(text: str, where: str) -> _Place:
         raise Invalid(
             f"{where}: schema: {schema} is newer than the {SCHEMA} that this safemem reads; use the safemem that wrote it"
         )
-    return _Place(document, where)
+    return Place(document, where)
 
 
-class _Newer(Invalid):
-    """A file is of a schema that this version does not read."""
-
-
-class _Place:
-    """A JSON value and the way to it, so that every error can say where."""
-
-    def __init__(self, value: object, where: str) -> None:
-        self.value, self.where = value, where
-
-    def item(self, key: str) -> _Place:
-        if key not in self.table():
-            raise Invalid(f"{self.where}: `{key}` is missing")
-        return self._below(key)
-
-    def given(self, key: str) -> _Place | None:
-        """Return the value at `key`, or None if it is missing or null."""
-        return self._below(key) if self.table().get(key) is not None else None
-
-    def _below(self, key: str) -> _Place:
-        return _Place(self.table()[key], f"{self.where}: {key}" if ": " not in self.where else f"{self.where}.{key}")
-
-    def table(self) -> dict[str, Any]:
-        if not isinstance(self.value, dict):
-            raise Invalid(f"{self.where}: should be an object")
-        return self.value
-
-    def items(self) -> list[_Place]:
-        if not isinstance(self.value, list):
-            raise Invalid(f"{self.where}: should be a list")
-        return [_Place(value, f"{self.where}[{index}]") for index, value in enumerate(self.value)]
-
-    def items_of(self, key: str) -> list[_Place]:
-        """Return the items of the list at `key`; none if it is missing or null."""
-        found = self.given(key)
-        return found.items() if found else []
-
-    def text(self) -> str:
-        if not isinstance(self.value, str):
-            raise Invalid(f"{self.where}: should be text")
-        return self.value
-
-    def text_of(self, key: str) -> str:
-        """Return the text at `key`; "" if it is missing or null."""
-        found = self.given(key)
-        return found.text() if found else ""
-
-    def one_of(self, choices: tuple[_Value, ...]) -> _Value:
-        for choice in choices:
-            if choice == self.text():
-                return choice
-        raise Invalid(f"{self.where}: `{self.value}` is not one of {', '.join(map(str, choices))}")
-
-    def flag(self) -> bool:
-        if not isinstance(self.value, bool):
-            raise Invalid(f"{self.where}: `{self.value}` should be true or false")
-        return self.value
-
-    def number(self, low: int = 0) -> int:
-        if not isinstance(self.value, int) or isinstance(self.value, bool) or not low <= self.value < 1 << 64:
-            raise Invalid(f"{self.where}: `{self.value}` should be a whole number from {low} to 2^64")
-        return self.value
-
-    def number_of(self, key: str) -> int:
-        """Return the number at `key`; 0 if it is missing or null."""
-        found = self.given(key)
-        return found.number() if found else 0
-
-    def area(self) -> Range:
-        try:
-            return parse_range(self.text())
-        except ValueError as error:
-            raise Invalid(f"{self.where}: {error}") from None
-
-    def areas(self) -> tuple[Range, ...]:
-        return tuple(item.area() for item in self.items())
-
-    def notes(self, texts: str, codes: str) -> tuple[Note, ...]:
-        """Return the sentences at `texts` with their codes; a record of version 0.1.0 has none."""
-        found = [item.text() for item in self.item(texts).items()]
-        known = [item.text() for item in self.items_of(codes)] if self.given(codes) else [""] * len(found)
-        if len(known) != len(found):
-            raise Invalid(f"{self.where}: {len(found)} {texts}, but {len(known)} {codes}")
-        return tuple(Note(code, text) for code, text in zip(known, found, strict=True))
-
-    def word(self, checks: dict[str, compiled.Check], name: str, default: Any, key: str = "") -> Any:
-        """Return a word of the policy as `checks` has it; null says nothing, and `default` stands for one left out."""
-        key = key or name
-        if key not in self.table():
-            return default
-        found = self._below(key)
-        try:
-            return compiled.check(checks[name], "" if found.value is None else found.value, key)
-        except compiled.Invalid as error:
-            raise Invalid(f"{found.where}: {error}") from None
-
-
-def _snapshot(place: _Place) -> Snapshot:
+def _snapshot(place: Place) -> Snapshot:
     facts = _facts(place.item("facts"))
     for name in ("handover", "luo", "kho", "guard"):
         place.item("facts").item(name)
@@ -290,7 +191,7 @@ def _snapshot(place: _Place) -> Snapshot:
     )
 
 
-def _blocks(place: _Place) -> Blocks:
+def _blocks(place: Place) -> Blocks:
     run = Blocks(
         place.item("first").number(),
         place.item("last").number(),
@@ -303,14 +204,14 @@ def _blocks(place: _Place) -> Blocks:
     return run
 
 
-def _facts(place: _Place) -> dict[str, Fact]:
+def _facts(place: Place) -> dict[str, Fact]:
     for name in place.table():
         if name not in FACTS:
             raise Invalid(f"{place.where}: `{name}` is not a fact")
     return {name: _fact(name, place.item(name)) for name in place.table()}
 
 
-def _fact(name: str, place: _Place) -> Fact:
+def _fact(name: str, place: Place) -> Fact:
     kind, values = FACTS[name]
     raw = place.item("value")
     value: str | int | tuple[str, ...]
@@ -325,7 +226,7 @@ def _fact(name: str, place: _Place) -> Fact:
     return Fact(value, place.item("source").text(), place.item("reason").text())
 
 
-def _decision(place: _Place) -> Decision:
+def _decision(place: Place) -> Decision:
     policy, region = place.item("policy"), place.item("safe_region")
     words = {
         word: place.word(compiled.RULE, word, Rule._field_defaults.get(word))
@@ -341,7 +242,7 @@ def _decision(place: _Place) -> Decision:
         policy=PolicyId(
             name=policy.item("name").text(),
             digest=policy.item("digest").text(),
-            memory=_Place({"exceptions": exceptions}, place.where).word(compiled.POLICY, "memory", (), "exceptions"),
+            memory=Place({"exceptions": exceptions}, place.where).word(compiled.POLICY, "memory", (), "exceptions"),
             keep_crashkernel=place.word(compiled.POLICY, "keep_crashkernel", ""),
         ),
         message=rule.message,
@@ -356,11 +257,11 @@ def _decision(place: _Place) -> Decision:
     )
 
 
-def _miss(place: _Place) -> Miss:
+def _miss(place: Place) -> Miss:
     return Miss(*(place.item(key).text() for key in ("rule", "fact", "wanted", "value", "source")))
 
 
-def _step(place: _Place) -> Step:
+def _step(place: Place) -> Step:
     area, blocks, late = place.item("range").area(), place.given("blocks"), place.given("late")
     numbers = [item.number() for item in blocks.items()] if blocks else [-1, -1]
     if len(numbers) != 2:
@@ -371,11 +272,11 @@ def _step(place: _Place) -> Step:
     return Step(op, area.start, area.end, numbers[0], numbers[1], _zone(place.given("zone")), why, was_late)
 
 
-def _zone(place: _Place | None) -> str:
+def _zone(place: Place | None) -> str:
     return place.one_of(ZONES) if place else ""
 
 
-def _done(place: _Place) -> Done:
+def _done(place: Place) -> Done:
     if dry := place.given("dry_run"):
         return Done(dry_run=dry.flag())
     complete = place.given("complete")
@@ -390,13 +291,13 @@ def _done(place: _Place) -> Done:
     )
 
 
-def _share(place: _Place) -> Share:
+def _share(place: Place) -> Share:
     area, seconds = place.item("range").area(), place.given("seconds_in_use")
     kind, why = place.item("kind").one_of(KINDS), place.text_of("why")
     return Share(kind, area.start, area.end, why, seconds.number() if seconds else -1)
 
 
-def _release(place: _Place) -> Release:
+def _release(place: Place) -> Release:
     state, forced = place.given("state"), place.given("forced")
     return Release(
         time=place.item("time").number(),
@@ -407,7 +308,7 @@ def _release(place: _Place) -> Release:
     )
 
 
-def _counts(place: _Place) -> Counts:
+def _counts(place: Place) -> Counts:
     if place.item("schema").number() != incidents.SCHEMA:
         schema = place.item("schema").value
         raise _Newer(f"{place.where}: schema {schema} is not {incidents.SCHEMA}, which this version reads")
@@ -420,7 +321,7 @@ def _counts(place: _Place) -> Counts:
     )
 
 
-def _incident(place: _Place) -> Incident:
+def _incident(place: Place) -> Incident:
     return Incident(
         time=place.item("time").number(),
         ranges=place.item("ranges").areas(),

@@ -15,7 +15,7 @@ from safemem.host.previous import Previous
 from safemem.host.reader import Release
 from safemem.host.standing import Standing
 from safemem.render.decision import action_text
-from safemem.render.words import plural, utc
+from safemem.render.text import plural, utc
 
 #: As on the command line; whether they count is in the warnings, and the decision shows it.
 _ARGUMENTS = {"off": "safemem=off", "dry-run": "safemem.dry_run"}
