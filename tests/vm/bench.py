@@ -167,7 +167,8 @@ def many_blocks(count: int = 32768) -> None:
 
 def command_line(rounds: int = 20) -> None:
     """`safemem --help` against importing click, in turn; the first round warms the page cache."""
-    ours, theirs = [], []
+    ours: list[float] = []
+    theirs: list[float] = []
     for _ in range(rounds + 1):
         for times, words in (
             (theirs, [sys.executable, "-c", "import click"]),
