@@ -57,3 +57,33 @@ def test_one_screen() -> None:
 
     assert len(lines) <= 50
     assert max(len(line) for line in lines if not line.startswith("|")) <= 120
+
+
+RECIPES = ("A fact", "A policy word", "An action", "A finding of doctor", "A maker of initramfs", "A unit", "An exit code",
+           "A path that the kernel renames")  # fmt: skip
+
+
+def recipes() -> dict[str, list[tuple[str, str]]]:
+    """Return each recipe's items: the file or folder that changes, and what is said of it."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Recipes\n")[2]
+    parts = re.split(r"^### (.+)\n", text, flags=re.MULTILINE)[1:]
+    item = re.compile(r"^\d\. `([\w./-]+)`: ((?:.+\n)(?:   .+\n)*)", re.MULTILINE)
+    return {title: item.findall(body) for title, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def test_every_recipe_is_there() -> None:
+    """Whatever is added often has its recipe, and a policy word costs the four files that its test changes."""
+    assert tuple(recipes()) == RECIPES
+    assert len(recipes()["A policy word"]) == 4
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_a_recipe_names_what_is_there(title: str) -> None:
+    """Each file is in the tree, and each table in capitals is in the file that the recipe says."""
+    items = recipes()[title]
+
+    assert items
+    for path, text in items:
+        assert (ROOT / path).exists(), path
+        for name in re.findall(r"`([A-Z_]{3,})`", text):
+            assert re.search(rf"^{name}\b", (ROOT / path).read_text(), re.MULTILINE), f"{path}: {name}"
