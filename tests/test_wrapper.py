@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -79,6 +80,8 @@ def stopped(machine: Machine, reason: str, said: list[str], action: str = "panic
     keys = {"panic": "cb", "reboot": "bc", "halt": ""}[action]
     tries = [f"safemem: writing `{key}` to /proc/sysrq-trigger did not end this boot" for key in keys]
     assert said[-2 - len(tries) :] == [f"safemem: {action}: {reason}", *tries, STOPPED]
+    # For programs, which find it in pstore.
+    assert re.fullmatch(rf"safemem: end action={action} code=[a-z-]+", said[-3 - len(tries)])
     assert (machine.root / "proc/sysrq-trigger").read_text() == keys[-1:]
 
 

@@ -16,7 +16,9 @@ import sys
 
 from safemem.boot import files, record
 from safemem.boot.console import ALERT, say
+from safemem.boot.files import reason
 from safemem.boot.hold import ONLINE_WORD, UDEV_RUN, UNITS_RUN, mask
+from safemem.boot.model import Note
 from safemem.realroot import udevrules
 
 #: What was hidden here, one path a line, a mount marked by `mount `. /run outlives udev and us.
@@ -32,7 +34,8 @@ def main(argv: list[str]) -> int:
     try:
         problems = hold(root)
     except Exception as error:  # whatever it is: nothing was masked for certain
-        problems = [f"this system's udev rules could not be masked, so they may online held memory: {error}"]
+        text = f"this system's udev rules could not be masked, so they may online held memory: {error}"
+        problems = [Note("not-masked", text)]
     for text in problems:
         say(root, ALERT, text)
         sys.stderr.write(f"safemem: {text}\n")
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> int:
     return 1 if problems else 0
 
 
-def hold(root: str) -> list[str]:
+def hold(root: str) -> list[Note]:
     """Mask every rules file that onlines memory, unless the decision onlines all; return what could not be.
 
     Raises:
@@ -49,18 +52,18 @@ def hold(root: str) -> list[str]:
     """
     if _released(root):
         return []
-    problems = []
+    problems: list[Note] = []
     found = {item.file for item in udevrules.find(root)}
     names = sorted({os.path.basename(path) for path in found} | set(udevrules.KNOWN))
     done = _masked(root)
     for name in names:
         link, own = f"{UDEV_RUN}/{name}", f"etc/udev/rules.d/{name}"
         if os.path.lexists(os.path.join(root, own)):
-            line, trouble = f"mount {own}", "" if f"mount {own}" in done else _cover(os.path.join(root, own))
+            line, failed = f"mount {own}", [] if f"mount {own}" in done else _cover(os.path.join(root, own))
         else:
-            line, trouble = link, "".join(mask(root, [name]))
-        problems += [trouble] if trouble else []
-        done += [line] if line not in done and not trouble else []
+            line, failed = link, mask(root, [name])
+        problems += failed
+        done += [line] if line not in done and not failed else []
     for unit in UNITS:
         path = os.path.join(root, UNITS_RUN, unit)
         try:
@@ -69,11 +72,12 @@ def hold(root: str) -> list[str]:
                 os.symlink("/dev/null", path)
                 done.append(f"{UNITS_RUN}/{unit}")
         except OSError as error:
-            problems.append(f"unit {unit} could not be masked: {(error.strerror or str(error)).lower()}")
+            problems.append(Note("not-masked", f"unit {unit} could not be masked: {reason(error, str(error))}"))
     files.replace(root, MASKED, "".join(f"{line}\n" for line in done))
     # What is in force afterwards is what counts, not what was tried.
     for rule in udevrules.find(root):
-        problems.append(f"{rule.file}:{rule.line} still onlines memory, although it was to be masked: {rule.what}")
+        text = f"{rule.file}:{rule.line} still onlines memory, although it was to be masked: {rule.what}"
+        problems.append(Note("still-onlines", text))
     return problems
 
 
@@ -94,7 +98,7 @@ def release(root: str) -> list[str]:
             pass  # gone already
         except OSError as error:
             left.append(line)
-            problems.append(f"{line.removeprefix('mount ')} stays masked: {(error.strerror or str(error)).lower()}")
+            problems.append(f"{line.removeprefix('mount ')} stays masked: {reason(error, str(error))}")
     if left:
         files.replace(root, MASKED, "".join(f"{line}\n" for line in left))
     elif os.path.lexists(os.path.join(root, MASKED)):
@@ -118,25 +122,29 @@ def _masked(root: str) -> list[str]:
         return []
 
 
-def _cover(path: str) -> str:
-    """Mount /dev/null over a file; return what went wrong, or nothing."""
+def _cover(path: str) -> list[Note]:
+    """Mount /dev/null over a file; return what went wrong."""
     try:
         result = subprocess.run([_MOUNT, "--bind", "/dev/null", path], capture_output=True, text=True)
     except OSError as error:
         why = f"{_MOUNT}: {error.strerror or error}"
     else:
         why = (result.stderr.strip() or f"mount ended with {result.returncode}") if result.returncode else ""
-    return f"{path} could not be masked, so it may online held memory: {why}" if why else ""
+    return [Note("not-masked", f"{path} could not be masked, so it may online held memory: {why}")] if why else []
 
 
-def _note(root: str, problems: list[str]) -> None:
+def _note(root: str, problems: list[Note]) -> None:
     """Add the problems to this boot's record: `status` and `doctor` read it."""
     try:
         with open(os.path.join(root, record.RECORD), encoding="utf-8") as file:
             document = json.load(file)
         result = document["result"] or {}
-        old = [text for text in result.get("problems", []) if text not in problems]
-        document["result"] = {**result, "complete": False, "problems": [*old, *problems]}
+        texts = result.get("problems", [])
+        old = dict(zip(texts, result.get("problem_codes") or [""] * len(texts), strict=True))
+        found = {**old, **{str(note): note.code for note in problems}}
+        document["result"] = {
+            **result, "complete": False, "problems": list(found), "problem_codes": list(found.values())
+        }  # fmt: skip
         files.replace(root, record.RECORD, json.dumps(document, separators=(",", ":")) + "\n")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         say(root, ALERT, f"the record could not be completed: {error}")
