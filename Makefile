@@ -3,15 +3,22 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
-export CI
+PYTEST := $(BIN)/python -m pytest -n $$(nproc)
+# The guests' kernels, if they are built already and lie beside the repository.
+SAFEMEM_KERNELS ?= $(abspath $(wildcard ../shared/kernels))
+export CI SAFEMEM_KERNELS
 
 RUN_PACKAGES := python3-venv
-TEST_PACKAGES := $(RUN_PACKAGES) qemu-system-x86 busybox-static kexec-tools udev util-linux \
-	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck mmdebstrap squashfs-tools e2fsprogs fakeroot uidmap lintian ovmf rpm
+ROOT_PACKAGES := mmdebstrap uidmap
+TEST_PACKAGES := $(RUN_PACKAGES) $(ROOT_PACKAGES) qemu-system-x86 busybox-static kexec-tools systemd udev util-linux \
+	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck squashfs-tools e2fsprogs fakeroot lintian ovmf rpm
 
-.PHONY: run test test-fast draws nightly bench pages vm-demo kernels deb rpm lint clean
+.PHONY: help run test test-fast pythons lint draws nightly bench pages vm-demo kernels deb rpm clean
 
-run: $(VENV)/.run
+help:  ## what there is to make, and how long it takes on two cores
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.run  ## what the default policy would do here (1 min, then 2 s)
 	@echo "== dry run of the default policy against this machine (read-only)"
 	@$(BIN)/safemem simulate policies/live-update-host.toml --live; \
 		code=$$?; case $$code in 0|4|5|6) ;; *) exit $$code ;; esac
@@ -20,47 +27,46 @@ run: $(VENV)/.run
 	@$(BIN)/safemem simulate policies/live-update-host.toml --live --matrix; \
 		code=$$?; case $$code in 0|4|5|6) ;; *) exit $$code ;; esac
 
-test: $(VENV)/.test
+test: $(VENV)/.test  ## everything, guests included; installs packages (30 min)
 	$(BIN)/python tests/vm/build_kernels.py --if-missing
-	$(BIN)/python -m pytest -n $$(nproc)
+	$(PYTEST)
 
-test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -n $$(nproc) -m "not vm"
+test-fast: $(VENV)/.dev  ## what needs no guest, no root and no package (1 min)
+	$(PYTEST) -m "not vm and not pythons"
 
-# Takes most of an hour: the analysis against the engine, 100,000 times.
-draws: $(VENV)/.test
+pythons: $(VENV)/.dev  ## the same on Python 3.11 to 3.14, in scratch roots (2 min)
+	$(call apt,$(ROOT_PACKAGES))
+	$(PYTEST) tests/test_pythons.py
+
+lint: $(VENV)/.dev  ## what the linters say, and what the wheel holds (15 s)
+	$(PYTEST) tests/test_project.py
+
+draws: $(VENV)/.dev  ## the analysis against the engine, 100,000 times (1 h)
 	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py -k every_machine
 
-# Takes ten minutes: the printed guard, 50 times after a rejection and 50 times after an acceptance.
-nightly: $(VENV)/.test
-	SAFEMEM_BOOTS=50 $(BIN)/python -m pytest -n $$(nproc) tests/vm/test_handover.py
+nightly: $(VENV)/.test  ## the printed guard, 50 boots a verdict (10 min)
+	SAFEMEM_BOOTS=50 $(PYTEST) tests/vm/test_handover.py
 
-bench: $(VENV)/.test
+bench: $(VENV)/.test  ## what safemem costs, as ratios (5 min)
 	$(BIN)/python -m tests.vm.bench
 
-# Takes an hour: boots every row of docs/pages.md and writes it.
-pages: $(VENV)/.test
+pages: $(VENV)/.test  ## boot every row of docs/pages.md and write it (1 h)
 	$(BIN)/python -m tests.vm.pages
 
-vm-demo: $(VENV)/.test
+vm-demo: $(VENV)/.test  ## watch a lost handover on a real console; POLICY=file (1 min)
 	$(BIN)/python -m tests.vm.demo $(POLICY)
 
-kernels: $(VENV)/.test
+kernels: $(VENV)/.test  ## build the guests' kernels from Debian's source (10 min)
 	$(BIN)/python tests/vm/build_kernels.py
 
-# For Debian 12 and 13, into build/.
-deb: $(VENV)/.test
+deb: $(VENV)/.test  ## packages for Debian 12 and 13, into build/ (1 min)
 	$(BIN)/python -m packages.deb bookworm
 	$(BIN)/python -m packages.deb trixie
 
-# For distributions that have dracut and pydantic 2, into build/.
-rpm: $(VENV)/.test
+rpm: $(VENV)/.test  ## a package for distributions with dracut, into build/ (10 s)
 	$(BIN)/python -m packages.rpm
 
-lint: $(VENV)/.test
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy safemem tests packages
-
-clean:
+clean:  ## remove the environment, build/ and the guests' logs
 	rm -rf $(VENV) build tests/vm/logs
 
 # $(1): packages. Installs only what is missing, so a second run needs no network and no root.
@@ -73,14 +79,18 @@ define apt
 	fi
 endef
 
+# Where this Python can make an environment, no package is asked for: not every machine is a Debian.
 $(VENV)/.run: pyproject.toml
-	$(call apt,$(RUN_PACKAGES))
+	$(if $(shell $(PYTHON) -c 'import ensurepip, venv' 2>&1),$(call apt,$(RUN_PACKAGES)))
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing safemem into $(VENV)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.test: pyproject.toml $(VENV)/.run
-	$(call apt,$(TEST_PACKAGES))
+$(VENV)/.dev: pyproject.toml $(VENV)/.run
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.dev Makefile
+	$(call apt,$(TEST_PACKAGES))
 	@touch $@

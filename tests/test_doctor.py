@@ -133,6 +133,8 @@ def test_each_fault_is_found_by_itself(
     tmp_path: Path, code: str, severity: str, change: Callable[[Path], None]
 ) -> None:
     """One fault, its finding with evidence and remedy; only what is severe sets the exit code."""
+    if code == "initrd-other-policy" and os.geteuid():
+        pytest.skip("only root's policies are compared")
     root = healthy(tmp_path)
     change(root)
     if code == "luo-missing":

@@ -19,10 +19,12 @@ from safemem.initramfs.items import PREFIX, BuildError, Item
 from safemem.policy import compiler, load
 from tests import fakes, kit
 
+pytestmark = pytest.mark.needs("cpio", "zstd")
+
 ROOT = Path(__file__).resolve().parent.parent
-#: Bytes, with zstd -19. The aim is 3 MiB; Debian 12's interpreter, C library and loader alone are
-#: 3.4 MiB, so this only keeps the archive from growing. `make bench` prints where it stands.
-CEILING = 3_660_000
+#: Bytes, with zstd -19, for each of Debian's interpreters. The aim is 3 MiB; Debian 12's interpreter, C library and
+#: loader alone are 3.4 MiB, so this only keeps the archive from growing. `make bench` prints where it stands.
+CEILINGS = {(3, 11): 3_660_000, (3, 13): 3_830_000, (3, 14): 4_470_000}
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +74,11 @@ def test_the_same_each_time(built: tuple[Path, build.Cost, Path], tmp_path: Path
 def test_size(built: tuple[Path, build.Cost, Path]) -> None:
     """The cost that is printed is the cost, and it is below the ceiling."""
     assert built[1].raw == built[0].stat().st_size
-    assert shutil.which("zstd"), "zstd is not installed; `make test` installs it"
     squeezed = subprocess.run(
         ["zstd", "-19", "-q", "-c"], input=built[0].read_bytes(), capture_output=True, check=True
     ).stdout
     assert built[1].compressed == len(squeezed)
-    assert len(squeezed) <= CEILING
+    assert len(squeezed) <= CEILINGS.get(sys.version_info[:2], max(CEILINGS.values()))
 
 
 def test_no_interpreter(tmp_path: Path) -> None:
@@ -146,6 +147,14 @@ def test_a_program_that_decides_otherwise(tmp_path: Path, monkeypatch: pytest.Mo
         build.files(compiler.dump(load.read(ROOT / "policies/live-update-host.toml")))
 
 
+def test_a_program_that_prints_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the next kernel gets is computed in the archive as it is here."""
+    more = "\n\ndef main(argv: list[str]) -> int:\n    sys.stdout.write('crashkernel=1G')\n    return 0\n"
+    monkeypatch.setattr(interpreter, "PACKAGE", altered(tmp_path, "handover_args", more))
+    with pytest.raises(BuildError, match=r"handover_args does not print what it prints in this interpreter$"):
+        build.files(compiler.dump(load.read(ROOT / "policies/live-update-host.toml")))
+
+
 @pytest.mark.parametrize("where", ["import nosuch", "def late() -> None:\n    import nosuch"])
 def test_a_module_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """Also one that only a rare boot would have asked for."""
@@ -197,9 +206,8 @@ def test_the_archives_own_program(items: dict[str, Item], tmp_path: Path) -> Non
     """It is the archive that is tried out, not the sources that it was made of."""
     path = f"{PREFIX}/app/safemem/boot/engine.pyc"
     left = {name: item for name, item in items.items() if name != path}
-    with pytest.raises(subprocess.CalledProcessError) as error:
+    with pytest.raises(BuildError, match="own program ends with status 1: ImportError: cannot import name 'engine'"):
         proof.try_out(tmp_path / "missing", left, policy("panic"))
-    assert "ImportError: cannot import name 'engine'" in error.value.stderr
 
     with pytest.raises(BuildError, match="does not decide what the policy says, which is `reboot`: action"):
         proof.try_out(tmp_path / "other", items, policy("reboot"))

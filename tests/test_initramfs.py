@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from safemem.boot.console import KEYS
 from safemem.boot.model import FINAL, Failure
 from safemem.cli import main
 from safemem.initramfs import check, on_failure, unpack
@@ -98,7 +98,7 @@ def test_unit(action: str, line: str) -> None:
 
 def test_every_action_has_its_means() -> None:
     """What the language can say for `on_failure` ends a boot in shell and in units too."""
-    assert set(on_failure.MEANS) == set(FINAL)
+    assert set(on_failure.UNIT_LINES) == set(KEYS) == set(FINAL)
     for action in FINAL:
         assert (
             on_failure.gate(Failure(action))
@@ -115,7 +115,7 @@ def test_scripts_that_lost_a_mark() -> None:
             on_failure.with_value(script, "s", "B", "")
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.needs("systemd-analyze")
 def test_units_verify(tmp_path: Path) -> None:
     """systemd itself understands every line."""
     for path, data in on_failure.units(Failure("reboot")).items():

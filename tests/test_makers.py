@@ -29,6 +29,9 @@ HOOKS = {
 }
 
 
+pytestmark = pytest.mark.needs("busybox")
+
+
 @pytest.fixture(params=MAKERS)
 def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """Return a system with one maker, which copies /next to where it is told, if the hook is there /with."""

@@ -16,6 +16,9 @@ from packages import tree
 from tests.kit import RELEASES, build_deb, contents
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Programs with which each package is made and opened.
+DEB = pytest.mark.needs("dpkg-deb", "strip")
+RPM = pytest.mark.needs("rpm", "rpmbuild")
 
 
 @pytest.fixture(scope="module", params=RELEASES)
@@ -24,6 +27,8 @@ def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return build_deb(request.param, tmp_path_factory.mktemp("deb"))
 
 
+@DEB
+@pytest.mark.needs("lintian")
 def test_lintian(package: Path) -> None:
     """Debian's own checker finds no error."""
     result = subprocess.run(["lintian", "--fail-on", "error", package], capture_output=True, text=True)
@@ -31,6 +36,7 @@ def test_lintian(package: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@DEB
 def test_contents(package: Path, tmp_path: Path) -> None:
     """Command, units, rules, policies, manual pages and the private modules are there, for the release's Python."""
     files = contents(package, tmp_path)
@@ -53,6 +59,8 @@ def test_contents(package: Path, tmp_path: Path) -> None:
     assert not any(name.startswith("usr/lib/python3") and "pydantic" in name for name in files)
 
 
+@DEB
+@pytest.mark.needs("groff")
 def test_manual_pages(package: Path, tmp_path: Path) -> None:
     """Both pages format without a complaint, and name every command and every exception of the policy's language."""
     files = contents(package, tmp_path)
@@ -66,6 +74,7 @@ def test_manual_pages(package: Path, tmp_path: Path) -> None:
             assert word.encode() in result.stdout
 
 
+@DEB
 def test_one_list(package: Path, tmp_path: Path) -> None:
     """Every unit, hook, policy and rule of the project is in the package, and every unit that is enabled is one of them."""
     names = contents(package, tmp_path)
@@ -77,6 +86,7 @@ def test_one_list(package: Path, tmp_path: Path) -> None:
         assert b"\n[Install]\n" in names[f"usr/lib/systemd/system/{unit}"]
 
 
+@DEB
 def test_units_name_no_modules(package: Path, tmp_path: Path) -> None:
     """They start programs of the package, which know where its modules are and answer to nothing of the environment."""
     files = contents(package, tmp_path)
@@ -116,6 +126,8 @@ def ask(package: Path, *words: str) -> str:
     return subprocess.run(["rpm", "-qp", *words, package], check=True, capture_output=True, text=True).stdout
 
 
+@DEB
+@RPM
 def test_rpm_has_the_same_files(package: Path, rpm: Path) -> None:
     """Both packages bring the same, with the same modes, but for what one distribution has and the other has not."""
     listed = subprocess.run(["dpkg-deb", "-c", package], check=True, capture_output=True, text=True).stdout
@@ -138,6 +150,7 @@ def test_rpm_has_the_same_files(package: Path, rpm: Path) -> None:
     ]
 
 
+@RPM
 def test_rpm_is_what_the_project_says(rpm: Path) -> None:
     """Version and needs are those of pyproject.toml, and digests are right."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -151,6 +164,8 @@ def test_rpm_is_what_the_project_says(rpm: Path) -> None:
     subprocess.run(["rpm", "-K", rpm], check=True)
 
 
+@RPM
+@pytest.mark.needs("busybox")
 def test_rpm_comes_changes_and_goes(rpm: Path, tmp_path: Path) -> None:
     """Units are preset once, images rebuilt each time; the command runs from there; nothing is left but the policy."""
     root = tmp_path / "root"

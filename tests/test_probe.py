@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safemem.boot import cmdline as boot_cmdline
-from safemem.boot import paths, probe
+from safemem.boot import memory, paths, probe
 from safemem.boot.model import UNKNOWN, Blocks
 from safemem.boot.ranges import Range
 from safemem.host import reader
@@ -307,3 +307,47 @@ def test_boot_attempts(tmp_path: Path, cmdline: str, efi: dict[str, bytes] | Non
             (root / (paths.ATTEMPTS if name == "ours" else f"{paths.EFIVARS}/{name}")).write_bytes(data)
     fact = probe.read_snapshot(str(root)).facts["boot_attempts"]
     assert (fact.value, fact.reason) == (value, says)
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "init", "open_quote"),
+    [
+        ('a="b c" d -- e', ['a="b c"', "d"], ["--", "e"], False),
+        ('a "--" b', ["a"], ['"--"', "b"], False),
+        ('a "b c', ["a", '"b c'], [], True),
+        ("", [], [], False),
+    ],
+)
+def test_words_of_the_command_line(line: str, words: list[str], init: list[str], open_quote: bool) -> None:
+    """Words are kept as they are written, for the next kernel to read; what init gets is told apart."""
+    assert boot_cmdline.split(line) == (words, init, open_quote)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "names"),
+    [
+        ("00001000-0009ffff : System RAM\n  00002000-00002fff : Kernel code\n", "", ["System RAM", "Kernel code"]),
+        ("00001000-0009ffff : System RAM\nnonsense\n", "line `nonsense` cannot be understood", ["System RAM"]),
+        ("00000000-00000000 : System RAM\n", "it shows addresses to root only", []),
+        ("", "it is empty", []),
+        (None, "no such file or directory", []),
+    ],
+)
+def test_iomem_says_what_it_lacks(tmp_path: Path, text: str | None, fault: str, names: list[str]) -> None:
+    """Whoever reads it can tell a machine without such a range from a file that could not be read to its end."""
+    (tmp_path / "proc").mkdir()
+    if text is not None:
+        (tmp_path / "proc/iomem").write_text(text)
+    found = memory.iomem(str(tmp_path))
+
+    assert (found.fault, [item.name for item in found.resources]) == (fault, names)
+    assert [item.depth for item in found.resources] == [0, 1][: len(names)]
+
+
+def test_a_block_of_two_nodes_is_no_nodes(tmp_path: Path) -> None:
+    """Neither an exception for one of them nor a guard on one of them may count on it."""
+    for node, numbers in ((0, (0, 1, 2)), (1, (2, 3))):
+        for number in numbers:
+            (tmp_path / f"sys/devices/system/node/node{node}/memory{number}").mkdir(parents=True)
+
+    assert memory.nodes(str(tmp_path)) == {0: {0, 1}, 1: {3}}

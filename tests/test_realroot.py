@@ -61,7 +61,9 @@ def test_what_cannot_be_masked_is_said(root: Path, monkeypatch: pytest.MonkeyPat
     assert standing.read(str(root)).verdict == "partly"
     found = {(item.code, item.severity) for item in doctor.examine(str(root))}
     assert {("not-applied", "warning"), ("udev-rule", "severe")} <= found
-    problems = json.loads((root / "run/safemem/decision.json").read_text())["result"]["problems"]
+    result = json.loads((root / "run/safemem/decision.json").read_text())["result"]
+    problems = result["problems"]
+    assert len(result["problem_codes"]) == len(problems) and "still-onlines" in result["problem_codes"]
     assert any("still onlines memory, although it was to be masked" in text for text in problems)
 
 

@@ -41,7 +41,7 @@ def build(policy: bytes, out: Path, python: str | None = None, more: Mapping[str
     """
     items = files(policy, python)
     items.update(plain(more or {}))
-    data = _archive(items)
+    data = archive(items)
     draft = out.with_name(f".{out.name}.new")
     try:
         draft.write_bytes(data)
@@ -66,9 +66,11 @@ def files(policy: bytes, python: str | None = None) -> dict[str, Item]:
     try:
         with tempfile.TemporaryDirectory(prefix="safemem-image-") as scratch:
             return _files(Path(scratch), python, policy, checked)
+    except subprocess.CalledProcessError as error:
+        text = error.stderr.decode("utf-8", "replace") if isinstance(error.stderr, bytes) else error.stderr
+        raise BuildError(f"cannot build the archive with {python}: {proof.why(text or str(error))}") from None
     except (BuildError, OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None)
-        raise BuildError(f"cannot build the archive with {python}: {_last_line(detail) or error}") from None
+        raise BuildError(f"cannot build the archive with {python}: {error}") from None
 
 
 def policies(named: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -101,12 +103,13 @@ def _ours(policy: bytes, checked: model.Policy) -> dict[str, Item]:
     }
 
 
-def _archive(items: Mapping[str, Item]) -> bytes:
+def archive(items: Mapping[str, Item]) -> bytes:
+    """Return the files as an archive of the form newc."""
     out = io.BytesIO()
-    archive = Archive(out)
+    cpio = Archive(out)
     for path, item in items.items():
-        archive.file(path, item.data, item.mode)
-    archive.close()
+        cpio.file(path, item.data, item.mode)
+    cpio.close()
     return out.getvalue()
 
 
@@ -115,8 +118,3 @@ def _compressed(data: bytes) -> int | None:
     if zstd is None:
         return None
     return len(subprocess.run([zstd, "-19", "-q", "-c"], input=data, check=True, capture_output=True).stdout)
-
-
-def _last_line(text: str | bytes | None) -> str:
-    lines = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text or "").strip().splitlines()
-    return lines[-1] if lines else ""

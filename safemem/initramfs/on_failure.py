@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
 """What each `on_failure` is where nobody can ask the boot program: in shell, and in units of systemd.
 
-The program's own means are in `safemem.boot.apply.end`. An action that is added to the policy language is a row here.
+The keys of sysrq are the program's own (`safemem.boot.console`). An action that is added to the policy language is a
+row there and one here.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
+from safemem.boot.console import KEYS
 from safemem.boot.model import Failure
 from safemem.initramfs.items import BuildError, shipped
 
@@ -20,24 +21,19 @@ GUARDED = ("systemd-udevd.service", "systemd-udev-trigger.service", "systemd-mod
 _TIMEOUT = "1h"
 
 
-class Means(NamedTuple):
-    """How one action ends a boot."""
-
-    keys: str  #: for /proc/sysrq-trigger, in this order; without any, the boot only stops
-    unit: str  #: lines of the unit, for when even the wrapper cannot be started
-
-
-MEANS = {
-    "panic": Means("c b", f"OnFailure={_PANIC}"),
-    "reboot": Means("b c", "FailureAction=reboot-immediate"),
+#: What the unit says for each action, for when even the wrapper cannot be started.
+UNIT_LINES = {
+    "panic": f"OnFailure={_PANIC}",
+    "reboot": "FailureAction=reboot-immediate",
     # systemd 252 does not know halt and keeps the line before.
-    "halt": Means("", "FailureAction=poweroff-immediate\nFailureAction=halt-immediate"),
+    "halt": "FailureAction=poweroff-immediate\nFailureAction=halt-immediate",
 }
 
 
 def gate(failure: Failure) -> bytes:
     """Return what an init that is a shell script sources; it knows `on_failure` too, for a wrapper that is not there."""
-    return with_value(shipped("gate.sh"), "gate.sh", "KEYS", MEANS[failure.action].keys)
+    script = with_value(shipped("gate.sh"), "gate.sh", "ACTION", failure.action)
+    return with_value(script, "gate.sh", "KEYS", " ".join(KEYS[failure.action]))
 
 
 def wrapper(failure: Failure, root: str = "") -> bytes:
@@ -46,6 +42,7 @@ def wrapper(failure: Failure, root: str = "") -> bytes:
     for name, value in (
         ("ROOT", root),
         ("ON_FAILURE", failure.action),
+        ("KEYS", " ".join(KEYS[failure.action])),
         ("MESSAGE", failure.message or "safemem could not decide"),
         ("DEADLINE", str(failure.deadline)),
     ):
@@ -70,7 +67,7 @@ def with_value(script: bytes, where: str, name: str, value: str) -> bytes:
 def units(failure: Failure) -> dict[str, bytes]:
     """Return the units for an initramfs with systemd, by path below its folder of units."""
     text = shipped(UNIT).decode()
-    for mark, value in (("@ON_FAILURE@", MEANS[failure.action].unit), ("@TIMEOUT@", _TIMEOUT)):
+    for mark, value in (("@ON_FAILURE@", UNIT_LINES[failure.action]), ("@TIMEOUT@", _TIMEOUT)):
         if text.count(mark) != 1:
             raise BuildError(f"{UNIT} has no {mark} to replace, or more than one")
         text = text.replace(mark, value)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem.boot import engine, handover_args, plainjson, probe, record
+from safemem.boot import engine, handover_args, main, plainjson, probe, record
 from safemem.boot.model import FINAL, Decision, Policy
 from safemem.initramfs.interpreter import needs
 from safemem.initramfs.items import PREFIX, BuildError, Item, put
@@ -35,6 +35,8 @@ _STOPPED = "this boot stops here"
 _PATIENCE = 120.0
 #: What the wrapper calls on a fake root.
 _PROGRAMS = ("sh", "sleep", "rm")
+#: Programs that print, with the words that make them.
+_PRINTS: tuple[tuple[Callable[[list[str]], int], list[str]], ...] = ((main.main, ["capture"]), (handover_args.main, []))
 
 
 class Case(NamedTuple):
@@ -55,19 +57,19 @@ class Case(NamedTuple):
             document = json.loads((self.root / record.RECORD).read_text())
             decided, result = document["decision"], document["result"]
         except (OSError, ValueError, LookupError, TypeError):
-            raise BuildError(f"{place} decides nothing: {_why(said)}") from None
+            raise BuildError(f"{place} decides nothing: {why(said)}") from None
         wanted = json.loads(plainjson.dumps(record.decision_to_json(self.decision)))
         if decided != wanted:
             keys = ", ".join(sorted(key for key in {**decided, **wanted} if decided.get(key) != wanted.get(key)))
             raise BuildError(f"{place} does not decide what the policy says, which is `{wanted['action']}`: {keys}")
         final = decided["action"] in FINAL
         if not final and result is None:
-            raise BuildError(f"{place} decides and does not finish: {_why(said)}")
+            raise BuildError(f"{place} decides and does not finish: {why(said)}")
         # On a fake root memory does not come online when it is told to, and a policy may end the boot for that.
         ends = final or bool(result["shortfall"] and decided["on_shortfall"] != "continue")
         if goes_on == ends:
             text = "lets the boot go on, and should end it" if ends else "ends the boot, and should let it go on"
-            raise BuildError(f"{place} {text}: {_why(said)}")
+            raise BuildError(f"{place} {text}: {why(said)}")
 
 
 def cases(folder: Path, policy: Policy, prefix: str) -> list[Case]:
@@ -128,10 +130,7 @@ def machines() -> dict[str, dict[str, bytes]]:
             "sys/kernel/debug/kho/in/fdt": _handover_tree(),
             "sys/kernel/debug/kho/in/sub_fdts/kexec-metadata": struct.pack("<I65sI", 1, b"7.3.4", 1),
         },
-        "a rejected handover": {
-            **offered,
-            "proc/cmdline": b" ".join(args) + b"\n",
-        },
+        "a rejected handover": {**offered, "proc/cmdline": b" ".join(args) + b"\n"},
         "nothing to read": {},
     }
 
@@ -147,11 +146,8 @@ def _zero_page() -> bytes:
 def _handover_tree() -> bytes:
     """Return a flattened device tree with one empty node `LUO` (devicetree specification 0.4, chapter 5)."""
     body = struct.pack(">II", 1, 0) + struct.pack(">I4sI", 1, b"LUO", 2) + struct.pack(">II", 2, 9)
-    return (
-        struct.pack(">10I", 0xD00DFEED, 56 + len(body), 56, 56 + len(body), 40, 17, 16, 0, 0, len(body))
-        + bytes(16)
-        + body
-    )
+    end = 56 + len(body)
+    return struct.pack(">10I16x", 0xD00DFEED, end, 56, end, 40, 17, 16, 0, 0, len(body)) + body
 
 
 def try_out(folder: Path, items: Mapping[str, Item], policy: Policy) -> None:
@@ -161,7 +157,7 @@ def try_out(folder: Path, items: Mapping[str, Item], policy: Policy) -> None:
 
     Raises:
         BuildError: on one of them they do not do what the policy says.
-        OSError, subprocess.CalledProcessError: they cannot be run.
+        OSError: they cannot be run.
     """
     put(items, folder)
     enter = _jail(folder) if os.geteuid() == 0 else None
@@ -169,46 +165,32 @@ def try_out(folder: Path, items: Mapping[str, Item], policy: Policy) -> None:
     for case in cases(folder, policy, f"{base}/{PREFIX}"):
         root = f"{base}/{case.root.name}"
         (folder / "boot").write_bytes(with_value(items[f"{PREFIX}/boot"].data, f"{PREFIX}/boot", "ROOT", root))
-        _same(case, "capture", _run(base, enter, root, "main", "capture"), _capture(case.root))
-        _same(case, "handover-args", _run(base, enter, root, "handover_args"), _arguments(case.root))
+        for run, words in _PRINTS:
+            found = _run(base, enter, run.__module__, ["--root", root, *words])
+            if found != _here(run, ["--root", str(case.root), *words]):
+                place = f"on a machine with {case.name} the archive's {run.__module__}"
+                raise BuildError(f"{place} does not print what it prints in this interpreter")
         goes_on, said = _boot(f"{base}/boot", enter, folder / "said")
         case.prove(goes_on, said)
 
 
-def _run(base: str, enter: Callable[[], None] | None, root: str, module: str, *words: str) -> str:
-    """Return what the archive's own program prints."""
+def _run(base: str, enter: Callable[[], None] | None, module: str, words: list[str]) -> str:
+    """Return what the archive's own program prints. Raises BuildError, OSError."""
     home = f"{base}/{PREFIX}"
-    code = f"import sys; sys.path.insert(0, '{home}/app'); from safemem.boot.{module} import main; main(sys.argv[1:])"
-    command = [
-        f"{home}/lib/ld.so",
-        "--library-path",
-        f"{home}/lib",
-        f"{home}/bin/python3",
-        "-I",
-        "-S",
-        "-B",
-        "-c",
-        code,
-    ]
-    return subprocess.run(
-        [*command, "--root", root, *words], preexec_fn=enter, env={}, cwd="/", capture_output=True, text=True, check=True
-    ).stdout  # fmt: skip
+    code = f"import sys; sys.path.insert(0, '{home}/app'); from {module} import main; main(sys.argv[1:])"
+    python = [f"{home}/lib/ld.so", "--library-path", f"{home}/lib", f"{home}/bin/python3", "-I", "-S", "-B", "-c", code]
+    result = subprocess.run([*python, *words], preexec_fn=enter, env={}, cwd="/", capture_output=True, text=True)
+    if result.returncode:
+        raise BuildError(f"the archive's own program ends with status {result.returncode}: {why(result.stderr)}")
+    return result.stdout
 
 
-def _capture(root: Path) -> str:
-    return plainjson.dumps(record.capture_to_json(probe.read_snapshot(str(root)))) + "\n"
-
-
-def _arguments(root: Path) -> str:
+def _here(run: Callable[[list[str]], int], words: list[str]) -> str:
+    """Return what the same program prints in this interpreter."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        handover_args.main(["--root", str(root)])
+        run(words)
     return out.getvalue()
-
-
-def _same(case: Case, word: str, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise BuildError(f"on a machine with {case.name} the archive's `{word}` prints something else than this one's")
 
 
 def _jail(folder: Path) -> Callable[[], None]:
@@ -256,7 +238,7 @@ def _boot(wrapper: str, enter: Callable[[], None] | None, log: Path) -> tuple[bo
             if status == 0:
                 return True, said
             if status is not None:
-                raise BuildError(f"the wrapper returns with status {status}, and never should: {_why(said)}")
+                raise BuildError(f"the wrapper returns with status {status}, and never should: {why(said)}")
             if _STOPPED in said:
                 return False, said
             time.sleep(0.01)
@@ -268,8 +250,9 @@ def _boot(wrapper: str, enter: Callable[[], None] | None, log: Path) -> tuple[bo
     raise BuildError(f"the wrapper has neither let a boot go on nor ended it in {_PATIENCE:g} s")
 
 
-def _why(said: str) -> str:
-    """Return the line that tells most: the last that the interpreter or the shell said, or safemem's first."""
-    lines = said.strip().splitlines() or ["nothing was said"]
+def why(said: str) -> str:
+    """Return the line that tells most: the last error of the interpreter's or the shell's, or what safemem said first."""
+    lines = [line.strip() for line in said.strip().splitlines()] or ["nothing was said"]
     foreign = [line for line in lines if not line.startswith("safemem: ")]
-    return foreign[-1] if foreign else lines[0].removeprefix("safemem: ")
+    errors = [line for line in foreign if "rror" in line]
+    return (errors or foreign or [lines[0].removeprefix("safemem: ")])[-1]

@@ -11,6 +11,7 @@ import os
 import sys
 
 from safemem.boot import files, record
+from safemem.boot.files import reason
 
 ISSUE, MOTD = "run/issue.d/safemem.issue", "run/motd.d/safemem"
 CONSOLES = "sys/class/tty/console/active"
@@ -59,12 +60,12 @@ def announce(root: str, message: str) -> list[str]:
         try:
             files.replace(root, path, data)
         except OSError as error:
-            problems.append(f"/{path}: {(error.strerror or 'cannot be written').lower()}")
+            problems.append(f"/{path}: {reason(error, 'cannot be written')}")
     try:
         with open(os.path.join(root, CONSOLES), encoding="utf-8") as file:
             consoles = file.read().split()
     except OSError as error:
-        return [*problems, f"/{CONSOLES}: {(error.strerror or 'cannot be read').lower()}"]
+        return [*problems, f"/{CONSOLES}: {reason(error)}"]
     for name in consoles:
         try:
             # A console that nobody reads must not hold up the boot.
@@ -74,5 +75,5 @@ def announce(root: str, message: str) -> list[str]:
             finally:
                 os.close(fd)
         except OSError as error:
-            problems.append(f"/dev/{name}: {(error.strerror or 'cannot be written').lower()}")
+            problems.append(f"/dev/{name}: {reason(error, 'cannot be written')}")
     return problems

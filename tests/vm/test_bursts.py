@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.vm import harness
-from tests.vm.kit import COMMAND, HELD, SHARE, initrd, policy_text
+from tests.vm.harness import boot, shell
+from tests.vm.kit import COMMAND, HELD, SHARE, lost, policy_text
 
 pytestmark = pytest.mark.vm
 
@@ -33,23 +34,10 @@ def plug(number: int, size: int = SIZE) -> list[dict[str, Any]]:
 def burst(name: str, safe: str, words: str, timeout: float, size: int = SIZE, **more: Any) -> harness.Result:
     """Run guest/bursts.py in a guest where everything but `safe` is held."""
     text = policy_text("online-safe", sources=f'"{safe}"')
-    script = f"""
-    mount -t debugfs d /sys/kernel/debug
-    [ "$stage" = 2 ] || handover '{harness.CMDLINE}'
-    decide
-    {COMMAND}
-    cp /bursts.py /run/bursts.py
-    chroot /host {sys.executable} -B -c 'import sys; sys.path.insert(0, "{harness.REPOSITORY}"); del sys.argv[0]
-exec(open("/run/bursts.py").read())' bursts {words} >/tmp/out 2>&1; report returned $?
-    report_file out /tmp/out
-    report_file log /run/watch.log
-    report first "$(blocks 32 39)"
-    """
+    script = shell("bursts", PYTHON=sys.executable, MODULES=str(harness.REPOSITORY), WORDS=words)
     files = {"bursts.py": GUEST.read_bytes()}
-    result = harness.run(
-        name, initrd(script, text, next_kernel="current", files=files), kernel_name="old-kho", next_kernel="current",
-        timeout=timeout, checkpoint=lambda report: plug(int(report["checkpoint"]), size), **{"devices": SHARE, **more},
-    )  # fmt: skip
+    options = {"devices": SHARE, "checkpoint": lambda report: plug(int(report["checkpoint"]), size), **more}
+    result = boot(lost(name, shell("hand-over") + COMMAND + script, text, files=files, timeout=timeout, **options))
     assert result.fate == "poweroff", result.serial[-2000:]
     assert result.report["returned"] == "0", result.report["out"]
     return result

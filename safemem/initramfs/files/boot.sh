@@ -13,6 +13,7 @@ set -u
 # variable: nothing that runs before us may redirect us.
 ROOT=''
 ON_FAILURE='panic'
+KEYS='c b'
 MESSAGE='safemem could not decide'
 DEADLINE='10'
 # end of the values
@@ -30,11 +31,9 @@ end() {
     trap '' TERM INT HUP
     say "end action=$1 code=$2"
     say "$1: $3"
-    case $1 in
-        panic) keys='c b' ;;
-        reboot) keys='b c' ;;
-        *) keys='' ;;
-    esac
+    # The one other action that this script is told to take is halt, which has no keys.
+    keys=''
+    [ "$1" != "$ON_FAILURE" ] || keys=$KEYS
     for key in $keys; do
         printf '%s' "$key" 2>/dev/null >"$ROOT/proc/sysrq-trigger" || :
         say "writing \`$key\` to /proc/sysrq-trigger did not end this boot"

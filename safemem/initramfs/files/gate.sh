@@ -5,8 +5,10 @@
 # what comes after it runs only if it said so.
 /usr/lib/safemem/boot </dev/null || {
     # The wrapper does not return but with 0: if it did, it could not be started.
+    ACTION=''
     KEYS=''
-    echo '<0>safemem: the boot program cannot be started' >/dev/kmsg
+    echo "<0>safemem: end action=$ACTION code=no-wrapper" >/dev/kmsg
+    echo "<0>safemem: $ACTION: the boot program cannot be started" >/dev/kmsg
     for key in $KEYS; do
         echo "$key" >/proc/sysrq-trigger
     done
