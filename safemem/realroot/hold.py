@@ -16,6 +16,7 @@ import sys
 
 from safemem.boot import files, record
 from safemem.boot.console import ALERT, say
+from safemem.boot.files import reason
 from safemem.boot.hold import ONLINE_WORD, UDEV_RUN, UNITS_RUN, mask
 from safemem.boot.model import Note
 from safemem.realroot import udevrules
@@ -73,7 +74,7 @@ def hold(root: str) -> list[Note]:
                 os.symlink("/dev/null", path)
                 done.append(f"{UNITS_RUN}/{unit}")
         except OSError as error:
-            text = f"unit {unit} could not be masked: {(error.strerror or str(error)).lower()}"
+            text = f"unit {unit} could not be masked: {reason(error, str(error))}"
             problems.append(Note("not-masked", text))
     files.replace(root, MASKED, "".join(f"{line}\n" for line in done))
     # What is in force afterwards is what counts, not what was tried.
@@ -100,7 +101,7 @@ def release(root: str) -> list[str]:
             pass  # gone already
         except OSError as error:
             left.append(line)
-            problems.append(f"{line.removeprefix('mount ')} stays masked: {(error.strerror or str(error)).lower()}")
+            problems.append(f"{line.removeprefix('mount ')} stays masked: {reason(error, str(error))}")
     if left:
         files.replace(root, MASKED, "".join(f"{line}\n" for line in left))
     elif os.path.lexists(os.path.join(root, MASKED)):
