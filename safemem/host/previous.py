@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from safemem.boot import files
+from safemem.boot.model import FINAL
 from safemem.boot.record import RECORD
 from safemem.host import history, reader
 from safemem.host.reader import Record, Release
@@ -29,7 +30,7 @@ _LINE = re.compile(r"^(?:<\d+>)?(?:\[ *\d+\.\d+\](?:\[[^]]*\])? )?safemem: (.*)$
 #: Part 1 is the end of the log (Documentation/ABI/testing/pstore).
 _PART = re.compile(r"\A\S+#\d+ Part(\d+)\n")
 #: What ends a boot says so in this form (`safemem.boot.console.end`, boot.sh), and in the next line why.
-_END = re.compile(r"end action=(panic|reboot|halt) code=(\S+)")
+_END = re.compile(rf"end action=({'|'.join(FINAL)}) code=(\S+)")
 
 
 class Ending(NamedTuple):
