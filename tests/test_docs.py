@@ -79,11 +79,11 @@ def test_every_recipe_is_there() -> None:
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_a_recipe_names_what_is_there(title: str) -> None:
-    """Each file is in the tree, and each table in capitals is in the file that the recipe says."""
+    """Each file is in the tree, and each table or class that is named with it is defined there."""
     items = recipes()[title]
 
     assert items
     for path, text in items:
         assert (ROOT / path).exists(), path
-        for name in re.findall(r"`([A-Z_]{3,})`", text):
-            assert re.search(rf"^{name}\b", (ROOT / path).read_text(), re.MULTILINE), f"{path}: {name}"
+        for name in re.findall(r"`([A-Z][A-Za-z_]{2,})`", text):
+            assert re.search(rf"^(class )?{name}\b", (ROOT / path).read_text(), re.MULTILINE), f"{path}: {name}"
