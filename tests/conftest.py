@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""How the tests are spread over workers."""
+"""How the tests are spread over workers, and what is said at the end of what guests took."""
 
 from __future__ import annotations
 
 import re
 import signal
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -22,29 +22,72 @@ for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests that passed have to say (`record_property("says", …)`)."""
-    for report in terminalreporter.getreports("passed"):
-        for name, value in report.user_properties:
-            if name == "says":
-                terminalreporter.write_line(str(value))
+def scope(nodeid: str) -> str:
+    """Return what the test with this id shares a worker with: what they have in common is made once.
+
+    Tests of guests go wherever there is time, those of any other file stay together. In any file, parameters whose id ends
+    in `@NAME` go to the worker of that name. A mark would say the same, but what xdist 3.8 makes of `xdist_group` does not
+    arrive under pytest 9, and workers and their scheduler share nothing but ids.
+    """
+    named = re.search(r"@([\w.-]+)\]$", nodeid)
+    if named:
+        return named[1]
+    return nodeid if "/vm/" in nodeid else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Leave all tests of one Debian tree, and of one file without guests, to one worker: what they share is made once.
-
-    All other guests, and each other Python, go wherever there is time.
-
-    Marks (`xdist_group`) would say the same, but xdist 3.8 no longer sees them under pytest 9.
-    """
+    """Give xdist our scopes."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Shared(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            found = re.search(r"test_distro\.py::.*\[(bookworm|trixie)-(dracut|initramfs-tools)", nodeid)
-            if found:
-                return found.expand(r"\1-\2")
-            return nodeid if "/vm/" in nodeid or "test_pythons.py" in nodeid else nodeid.partition("::")[0]
+            return scope(nodeid)
 
     return Shared(config, log)
+
+
+class Cost(NamedTuple):
+    """What a guest took, and in which test."""
+
+    name: str
+    seconds: float
+    processor: float
+    kernels: int
+    test: str
+
+
+def costs(reports: list[pytest.TestReport]) -> list[Cost]:
+    """Return what each guest of these reports took, the longest first."""
+    found = [
+        Cost(guest, seconds, processor, kernels, report.nodeid.rpartition("/")[2])
+        for report in reports
+        for name, guests in report.user_properties
+        if name == "guests" and isinstance(guests, list)
+        for guest, seconds, processor, kernels in guests
+    ]
+    return sorted(found, key=lambda cost: -cost.seconds)
+
+
+def lines(found: list[Cost]) -> list[str]:
+    """Return a line for all and one a guest: seconds, seconds of the processor, kernels that were booted, names."""
+    seconds, processor, kernels = (sum(column) for column in list(zip(*found, strict=True))[1:4])
+    whole = Cost(f"{len(found)} guests", seconds, processor, kernels, "")
+    return [
+        f"{cost.seconds:7.1f} s {cost.processor:7.1f} s of processor {cost.kernels:4} kernels  {cost.name:24} {cost.test}"
+        for cost in (whole, *found)
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests that passed have to say (`record_property("says", …)`), and what guests took."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "says":
+                terminalreporter.write_line(str(value))
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    found = costs([report for report in reports if isinstance(report, pytest.TestReport)])
+    if found:
+        terminalreporter.section("what guests took")
+        for line in lines(found):
+            terminalreporter.write_line(line.rstrip())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from safemem.boot import main as boot
 from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Failure, Policy, Rule
 from safemem.boot.ranges import Range
 from safemem.initramfs import check
-from tests import kit
+from tests import conftest, kit
 from tests.fakes import BLOCK, GIB, MIB, machine, make_root, numbers
+from tests.vm import harness
 
 TESTS = Path(__file__).resolve().parent
 
@@ -103,3 +105,50 @@ def test_an_image_with_systemd(action: str) -> None:
     found = check.inside(kit.archive({**kit.base(), **kit.units(action)}))
 
     assert found is not None and (found.start, found.fault, found.policy) == ("systemd", "", "live-update-host")
+
+
+def test_variables_in_front_of_a_script() -> None:
+    """Whatever a test says comes through the guest's shell as it is."""
+    text = harness.shell("hand-over", NEXT='it\'s $HOME `x` "y"', NUMBER=3)
+
+    assert text.endswith((TESTS / "vm/guest/hand-over.sh").read_text())
+    front = text.removesuffix((TESTS / "vm/guest/hand-over.sh").read_text())
+    said = subprocess.run(["sh", "-c", f'{front}printf "%s %s" "$NEXT" "$NUMBER"'], capture_output=True, text=True)
+    assert said.stdout == 'it\'s $HOME `x` "y" 3'
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "scope"),
+    [
+        ("tests/test_udevrules.py::test_x[daxdev@$env]", "tests/test_udevrules.py"),
+        ("tests/test_pythons.py::test_fast_suite[@3.12]", "3.12"),
+        ("tests/vm/test_boot.py::test_luo[off]", "tests/vm/test_boot.py::test_luo[off]"),
+        ("tests/vm/test_distro.py::test_cold[@trixie-dracut]", "trixie-dracut"),
+        ("tests/vm/test_distro.py::test_failure[wrapper@trixie-dracut]", "trixie-dracut"),
+    ],
+)
+def test_what_shares_a_worker(nodeid: str, scope: str) -> None:
+    """Files without guests, and guests whose parameters name what they share."""
+    assert conftest.scope(nodeid) == scope
+
+
+def test_what_guests_took_is_summed_up() -> None:
+    """One line for all of them, then one each, the longest first; reports of other tests say nothing."""
+    place = ("tests/vm/test_a.py", 1, "test_b")
+
+    def report(name: str, *properties: tuple[str, object]) -> pytest.TestReport:
+        return pytest.TestReport(f"{place[0]}::{name}", place, {}, "passed", None, "call", user_properties=properties)
+
+    found = conftest.costs(
+        [
+            report("test_b", ("guests", [["one", 4.0, 3.5, 1], ["two", 12.25, 9.0, 2]])),
+            report("test_c", ("other", 1)),
+            report("test_d", ("guests", [["three", 5.0, 4.0, 1]])),
+        ]
+    )
+    assert [(cost.name, cost.kernels, cost.test) for cost in found] == [
+        ("two", 2, "test_a.py::test_b"), ("three", 1, "test_a.py::test_d"), ("one", 1, "test_a.py::test_b"),
+    ]  # fmt: skip
+    lines = [" ".join(line.split()) for line in conftest.lines(found)]
+    assert lines[0] == "21.2 s 16.5 s of processor 4 kernels 3 guests"
+    assert lines[1] == "12.2 s 9.0 s of processor 2 kernels two test_a.py::test_b"

@@ -15,7 +15,7 @@ OTHERS = [version for version in pythons.VERSIONS if version != ".".join(platfor
 
 
 @pytest.mark.pythons
-@pytest.mark.parametrize("version", OTHERS)
+@pytest.mark.parametrize("version", OTHERS, ids="@{}".format)  # each goes to a worker of its own
 def test_fast_suite(version: str, record_property: Callable[[str, object], None]) -> None:
     """Everything but guests, packages and linters passes; what ran, and where, is said at the end of the run."""
     try:

@@ -109,14 +109,15 @@ def record_text(
         "schema": SCHEMA,
         "kind": "decision",
         "decision": decision_to_json(decision),
-        "result": None if done is None else _done_to_json(done),
+        "result": None if done is None else done_to_json(done),
         **({} if account is None else {"account": account, "totals": totals}),
         "snapshot": snapshot_to_json(snapshot),
     }
     return plainjson.dumps(document) + "\n"
 
 
-def _done_to_json(done: Done) -> dict[str, object]:
+def done_to_json(done: Done) -> dict[str, object]:
+    """Return what came of a decision as plain JSON values."""
     if done.dry_run:
         return {"dry_run": True}
     table = {key: plain(value) for key, value in done._asdict().items() if key != "dry_run"}

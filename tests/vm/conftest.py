@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Keeps the serial logs of guests whose test failed, and only those."""
+"""Keeps the serial logs of guests whose test failed, and only those; notes what each guest took."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from tests.vm import harness
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Drop the logs of a test that passed; of one that failed, say where they are."""
+    """Note what the guests took. Drop the logs of a test that passed; of one that failed, say where they are."""
     report: Any = yield
-    if report.when == "call":
-        for log in harness.LOGGED:
+    # What a fixture booted is told by the test that asked for it first.
+    if report.when in ("setup", "call") and harness.LOGGED:
+        # A worker of xdist can send lists; tests/conftest.py sums them up.
+        report.user_properties.append(("guests", [list(cost) for _, cost in harness.LOGGED]))
+        for log, _ in harness.LOGGED:
             if report.passed:
                 log.unlink(missing_ok=True)
             else:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.vm import harness
-from tests.vm.kit import SHELL, archive
+from tests.vm.harness import Guest
+from tests.vm.kit import archive
 
 SUITES = ("bookworm", "trixie")
 _PACKAGES = ("systemd", "systemd-sysv", "udev", "kmod", "python3")
@@ -43,26 +44,6 @@ Type=oneshot
 TimeoutStartSec=infinity
 StandardOutput=journal+console
 ExecStart=/bin/sh /verdict
-"""
-_VERDICT = f"""{harness.FUNCTIONS}
-{SHELL}
-. /verdict.sh
-report failed "$(systemctl list-units --failed --plain --no-legend | cut -d' ' -f1 | tr '\\n' ' ')"
-report done debian
-sync
-poweroff -ff
-"""
-#: Runs in the initrd after the test's own script, and does not return.
-_SWITCH = r"""
-mkdir -p /lower /upper /sysroot
-mount -t squashfs -o ro "$(disk root)" /lower || report root failed
-if [ "$(disk upper)" ]; then mount -t ext4 "$(disk upper)" /upper; else mount -t tmpfs upper /upper; fi || report upper failed
-mkdir -p /upper/data /upper/work
-mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work overlay /sysroot || report overlay failed
-find /debian -name '*.rules' -o -name '*.service' -o -name '*.conf' | xargs chmod 644
-cp -a /debian/. /sysroot/
-for folder in proc sys dev run; do mount --move /$folder /sysroot/$folder; done
-exec switch_root /sysroot /sbin/init
 """
 
 
@@ -163,49 +144,44 @@ def verdict(script: str) -> dict[str, bytes]:
     return {
         "etc/systemd/system/verdict.service": _UNIT.encode(),
         "etc/systemd/system/multi-user.target.d/verdict.conf": b"[Unit]\nWants=verdict.service\n",
-        "verdict": _VERDICT.encode(),
+        "functions.sh": harness.shell("functions").encode(),
+        "verdict": harness.shell("debian").encode(),
         "verdict.sh": script.encode(),
     }
 
 
-def initrd(
-    early: str, script: str, *, policy: str | None = None, files: dict[str, bytes] | None = None, next_kernel: str | None = None
-) -> bytes:  # fmt: skip
-    """Return an initrd that runs `early`, then switches to the Debian root, where `script` runs after coldplug.
-
-    Args:
-        early: shell, with what kit.SHELL has; may call `handover` in stage 1. /run is a tmpfs that both share.
-        script: shell in the root, with the same functions; what it reports is the verdict.
-        policy: the text of a policy; safemem's archive with it is appended.
-        files: put into the root, by path.
-    """
-    inside = {f"debian/{path}": data for path, data in {**verdict(script), **(files or {})}.items()}
-    begin = f"{SHELL}\nmount -t tmpfs -o mode=755 run /run\nmount -t debugfs d /sys/kernel/debug\n"
-    return harness.image(
-        begin + early + _SWITCH, archive=archive(policy) if policy else b"", next_kernel=next_kernel, files=inside
-    )
-
-
-def run(
+def guest(
     name: str,
     suite: str,
-    image: bytes,
+    early: str,
+    script: str,
     *,
+    policy: str = "",
+    files: dict[str, bytes] | None = None,
     packages: tuple[str, ...] = (),
     upper: Path | None = None,
     devices: tuple[str, ...] = (),
-    timeout: float = 300,
     cmdline: str = "",
     **more: Any,
-) -> harness.Result:
-    """Boot `image` (of `initrd`) with the root of `suite`; everything else as harness.run.
+) -> Guest:
+    """Return a guest that runs `early`, then switches to the root of `suite`, where `script` runs after coldplug.
 
     Args:
+        early: shell; may call `handover` in stage 1. /run is a tmpfs that both share.
+        script: shell in the root, with the same functions; what it reports is the verdict.
+        policy: the text of a policy; safemem's archive with it is appended.
+        files: put into the root, by path.
+        packages: of Debian, in the root too.
         upper: a disk made by `blank`, on which everything that the guest writes stays for the next boot.
+        more: any other field of a guest.
     """
+    inside = {f"debian/{path}": data for path, data in {**verdict(script), **(files or {})}.items()}
+    begin = "mount -t tmpfs -o mode=755 run /run\nmount -t debugfs d /sys/kernel/debug\n"
+    image = harness.image(
+        f"{begin}{early}\n{harness.shell('switch')}", archive=archive(policy) if policy else b"", files=inside
+    )
     disks = harness.disk("root", root(suite, packages))
     if upper:
         disks += harness.disk("upper", upper, writable=True)
-    return harness.run(
-        name, image, devices=(*disks, *devices), timeout=timeout, cmdline=f"systemd.firstboot=off {cmdline}", **more
-    )
+    options: dict[str, Any] = {"timeout": 300, **more}
+    return Guest(name, image, devices=(*disks, *devices), cmdline=f"systemd.firstboot=off {cmdline}", **options)

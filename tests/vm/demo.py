@@ -14,11 +14,11 @@ from pathlib import Path
 
 from safemem.policy.load import PolicyError
 from tests.vm import harness
-from tests.vm.kit import initrd
+from tests.vm.kit import lost
 
-SCRIPT = f"""
+SCRIPT = """
 mount -t debugfs d /sys/kernel/debug
-[ "$stage" = 2 ] || handover '{harness.CMDLINE}'
+[ "$STAGE" = 2 ] || handover "$CMDLINE"
 /usr/lib/safemem/boot
 state
 """
@@ -63,12 +63,12 @@ def main(words: list[str]) -> int:
     path = Path(words[0] if words else harness.REPOSITORY / "policies/live-update-host.toml")
     console = Console(sys.stdout.isatty())
     try:
-        image = initrd(SCRIPT, path.read_text(), next_kernel="current")
+        machine = lost("demo", SCRIPT, path.read_text(), watch=console)
     except (OSError, PolicyError, FileNotFoundError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 3
-    result = harness.run("demo", image, kernel_name="old-kho", next_kernel="current", watch=console)
-    for log in harness.LOGGED:
+    result = harness.boot(machine)
+    for log, _ in harness.LOGGED:
         log.unlink()
     console.paint("1", "── the end " + "─" * 60)
     print(f"policy {path.name}: {ENDS.get(result.fate, result.fate)} after {result.seconds:.0f} s")

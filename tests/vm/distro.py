@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.kit import build_deb
 from tests.vm import debian, harness
-from tests.vm.kit import SHELL
+from tests.vm.harness import Guest
 
 #: Suite and package that makes the initramfs.
 MAKERS = (("bookworm", "initramfs-tools"), ("bookworm", "dracut"), ("trixie", "dracut"))
@@ -28,41 +27,6 @@ After=multi-user.target safemem-maintenance.target
 StandardOutput=journal+console
 ExecStart=/bin/sh /verdict
 """
-#: What every guest reports once its boot has ended, whatever the target.
-_VERDICT = rf"""{harness.FUNCTIONS}
-{SHELL}
-until [ "$(systemctl show -p FinishTimestampMonotonic --value)" != 0 ]; do sleep 0.2; done
-udevadm settle
-report version "$(udevadm --version | cut -d' ' -f1)"
-report target "$(systemctl list-units --type=target --state=active --plain --no-legend | cut -d' ' -f1 | tr '\n' ' ')"
-report failed "$(systemctl list-units --failed --plain --no-legend | cut -d' ' -f1 | tr '\n' ' ')"
-report default "$(systemctl get-default) $(readlink -f /run/systemd/generator.early/default.target)"
-report analyze "$(systemd-analyze time | head -1)"
-report luo "$(ls /dev/liveupdate)$(exec 2>&1; : </dev/liveupdate && echo ' opens')"
-state
-report_file record /run/safemem/decision.json
-safemem status >/tmp/status 2>&1; report status $?; report_file status_text /tmp/status
-dmesg -r | grep safemem: >/tmp/kmsg; report_file kmsg /tmp/kmsg
-journalctl -b -o short-monotonic --no-hostname >/tmp/journal; report_file journal /tmp/journal
-case "$(cat /proc/cmdline)" in
-    *ramoops*) safemem status --previous >/tmp/previous 2>&1; report previous $?; report_file previous_text /tmp/previous ;;
-esac
-[ ! -e /verdict.more ] || . /verdict.more
-report done debian
-sync
-poweroff -ff
-"""
-_PREDECESSOR = (
-    SHELL
-    + r"""
-mount -t debugfs d /sys/kernel/debug
-head -c "$(cat /next_size)" "$(disk kernel)" >/next
-cat "$(disk system_initrd)" >/initrd
-kexec -s -l /next --initrd=/initrd --command-line="$(cat /next_cmdline)" || { report kexec failed; poweroff -f; }
-rm /next /initrd
-kexec -e
-"""
-)
 
 
 class System(NamedTuple):
@@ -94,7 +58,8 @@ class Tree:
         shutil.copy(harness.kernel("current"), folder / f"boot/vmlinuz-{self.release}")
         (folder / f"boot/config-{self.release}").write_text("CONFIG_BLK_DEV_INITRD=y\nCONFIG_RD_GZIP=y\n")
         (folder / "etc/fstab").touch()
-        (folder / "verdict").write_text(_VERDICT)
+        (folder / "functions.sh").write_text(harness.shell("functions"))
+        (folder / "verdict").write_text(harness.shell("distro"))
         units = folder / "etc/systemd/system"
         (units / "verdict.service").write_text(_UNIT)
         (units / "sysinit.target.wants").mkdir(exist_ok=True)
@@ -180,32 +145,27 @@ def package(suite: str, folder: Path) -> Path:
     return build_deb(suite, folder)
 
 
-def boot(
+def guest(
     name: str,
     system: System,
     *,
-    handover_from: str | None = None,
+    handover_from: str = "",
     cmdline: str = "",
-    timeout: float = 900,
     devices: tuple[str, ...] = (),
-    watch: Callable[[str], None] | None = None,
     **more: Any,
-) -> harness.Result:
-    """Boot a system cold, or by a kexec with a handover from the kernel `handover_from`.
+) -> Guest:
+    """Return a guest that boots a system cold, or by a kexec with a handover from the kernel `handover_from`.
 
-    What the guest writes to the disk is thrown away.
+    What the guest writes to the disk is thrown away. `more` is any other field of a guest.
     """
     root = ("-drive", f"if=none,id=root,file={system.root},format=raw,snapshot=on",
             "-device", "virtio-blk-pci,drive=root,serial=root")  # fmt: skip
     line = f"{CMDLINE} {cmdline}"
-    if handover_from is None:
-        return harness.run(
-            name, system.initrd.read_bytes(), cmdline=line.removeprefix(harness.CMDLINE), kernel_name="current",
-            devices=(*root, *devices), timeout=timeout, watch=watch, **more,
-        )  # fmt: skip
+    options: dict[str, Any] = {"timeout": 900, **more}
+    if not handover_from:
+        line = line.removeprefix(harness.CMDLINE)
+        return Guest(name, system.initrd.read_bytes(), line, devices=(*root, *devices), **options)
     # The predecessor gets the same words: what keeps memory apart has to do so from the beginning.
-    first = harness.image(_PREDECESSOR, next_kernel="current", files={"next_cmdline": line.encode()})
-    return harness.run(
-        name, first, cmdline=cmdline, kernel_name=handover_from, next_kernel="current", timeout=timeout, watch=watch,
-        devices=(*root, *harness.disk("system_initrd", system.initrd), *devices), **more,
-    )  # fmt: skip
+    first = harness.image(harness.shell("predecessor"), files={"next_cmdline": line.encode()})
+    disks = (*root, *harness.disk("system_initrd", system.initrd), *devices)
+    return Guest(name, first, cmdline, handover_from, "current", devices=disks, **options)

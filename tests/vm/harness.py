@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Boot real kernels in QEMU and learn, from outside, what became of them.
 
-A guest runs one shell script on both sides of a kexec; `$stage` tells it which. What the script
+A guest runs one shell script on both sides of a kexec; `$STAGE` tells it which. What the script
 says goes through a virtio port (`report KEY VALUE`), never through the console; how the guest
-ended comes from QEMU itself.
+ended comes from QEMU itself. The shell itself is in guest/*.sh.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import io
 import json
 import os
 import re
+import resource
+import shlex
 import shutil
 import socket
 import subprocess
@@ -31,14 +33,44 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "safemem"
 LOGS = HERE / "logs"
-#: Logs of the guests that this test has booted so far.
-LOGGED: list[Path] = []
 #: Kernel arguments of every guest; `stage=` and what the test adds come after them. Under load, emulation is too slow for
 #: the kernel's check of its timer, which then panics.
 CMDLINE = "console=ttyS0 panic=-1 no_timer_check kho=on liveupdate=on memhp_default_state=offline"
 GIB = 1024
+#: Without `erms`, kernels clear and copy pages by words instead of bytes, each of which is a step to the emulator.
+CPU = "max,erms=off"
 #: What a checkpoint returns to cut the guest's power: what is not on a disk by then is gone.
 CUT: list[dict[str, Any]] = [{"execute": "quit"}]
+
+
+class Guest(NamedTuple):
+    """A machine to boot; `_replace` makes another one of it. Sizes are in MiB."""
+
+    name: str  #: of the log in tests/vm/logs
+    initrd: bytes
+    cmdline: str = ""  #: what follows CMDLINE
+    kernel: str = "current"
+    next_kernel: str = ""  #: for a kexec, on a disk: the shell's `handover` takes it from there
+    boot_mib: int = GIB
+    dimm_mib: int = GIB  #: 0 is no DIMM
+    nodes: int = 1  #: NUMA nodes that share boot memory in equal parts; the DIMM is in the first
+    #: A folder in which the memory is kept, to count pages from outside: `boot` (of more nodes: and `boot1`, ...), `dimm`.
+    memory: Path | None = None
+    devices: tuple[str, ...] = ()  #: more arguments for QEMU
+    timeout: float = 120  #: seconds, then the guest is killed and its fate is `timeout`
+    #: Called with what was reported so far and the processors stopped, each time the guest has said `report checkpoint`
+    #: with another number; may return commands for the machine protocol (QMP), such as to plug memory, or `CUT`.
+    checkpoint: Callable[[dict[str, str]], Any] | None = None
+    watch: Callable[[str], None] | None = None  #: called with each new piece of the console
+
+
+class Cost(NamedTuple):
+    """What a guest took."""
+
+    name: str
+    seconds: float  #: from power-on to the end
+    processor: float  #: seconds of it that QEMU was running, and what counts pages
+    kernels: int  #: that were started
 
 
 class Result(NamedTuple):
@@ -55,7 +87,7 @@ class Result(NamedTuple):
 
 def kernel(name: str) -> Path:
     """Return the kernel image called `name`, from the first folder that has it."""
-    folders = [os.environ.get("SAFEMEM_KERNELS"), CACHE / "kernels", REPOSITORY.parent / "shared/kernels"]
+    folders = [os.environ.get("SAFEMEM_KERNELS"), CACHE / "kernels"]
     for folder in folders:
         if folder and (Path(folder) / name).is_file():
             return Path(folder) / name
@@ -114,54 +146,7 @@ def count_pattern(memory: Path, mib: int, start: int = 0, end: int | None = None
     return int(out.stdout)
 
 
-#: Shell functions for both the initrd and what it may switch to.
-FUNCTIONS = r"""
-report() { printf '%s=%s\n' "$1" "$2" > /dev/vport0p1; }
-report_file() { printf '%s:=%s\n' "$1" "$(base64 -w0 "$2")" > /dev/vport0p1; }
-# blocks FIRST LAST: the states of these blocks as runs, such as `online*8`.
-blocks() {
-    n=$1
-    while [ "$n" -le "$2" ]; do
-        [ ! -e /sys/devices/system/memory/memory$n/state ] || cat /sys/devices/system/memory/memory$n/state
-        n=$((n + 1))
-    done | uniq -c | while read -r count state; do printf '%s*%s ' "$state" "$count"; done
-}
-"""
-_INIT = rf"""#!/bin/sh
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs dev /dev
-stage=1
-for word in $(cat /proc/cmdline); do
-    case $word in stage=*) stage=${{word#stage=}} ;; esac
-done
-until [ -e /dev/vport0p1 ]; do sleep 0.1; done
-{FUNCTIONS}
-# disk SERIAL: the device of a disk that the test attached, or nothing.
-disk() {{
-    for serial in $(grep -lx "$1" /sys/block/vd*/serial); do
-        serial=${{serial%/serial}}
-        echo "/dev/${{serial##*/}}"
-    done
-}}
-# handover ARGUMENTS: kexec into the next kernel with the same initrd; does not return.
-handover() {{
-    head -c "$(cat /next_size)" "$(disk kernel)" > /next
-    cat "$(disk initrd)" > /initrd
-    kexec -s -l /next --initrd=/initrd --command-line="$1 stage=2" || {{ report kexec failed; poweroff -f; }}
-    rm /next /initrd
-    kexec -e
-    report kexec returned
-    poweroff -f
-}}
-. /script
-report done "$stage"
-poweroff -f
-sleep 1000
-"""
-
-
+@functools.cache
 def closure(name: str, target: str) -> dict[str, bytes]:
     """Return the program `name` as the file `target`, with every library that it loads."""
     program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin") or name
@@ -171,10 +156,17 @@ def closure(name: str, target: str) -> dict[str, bytes]:
     return {target: Path(program).read_bytes(), **{path: Path(path).read_bytes() for path in libraries}}
 
 
-def image(
-    script: str, *, archive: bytes = b"", next_kernel: str | None = None, files: dict[str, bytes] | None = None
-) -> bytes:
-    """Return an initrd whose init runs `script`; `archive` is appended, as an operator would append safemem's."""
+def shell(name: str, **values: str | int) -> str:
+    """Return the script guest/NAME.sh with these variables set in front of it."""
+    text = (HERE / f"guest/{name}.sh").read_text()
+    return "".join(f"{key}={shlex.quote(str(value))}\n" for key, value in values.items()) + text
+
+
+def image(script: str, *, archive: bytes = b"", files: dict[str, bytes] | None = None) -> bytes:
+    """Return an initrd whose init runs `script`, with guest/functions.sh and `$CMDLINE`.
+
+    `archive` is appended, as an operator would append safemem's.
+    """
     out = io.BytesIO()
     cpio = Archive(out)
     for folder in ("proc", "sys", "dev", "tmp", "run", "root"):
@@ -190,10 +182,9 @@ def image(
     kexec = closure("kexec", "/usr/sbin/kexec")
     for path, data in {**kexec, **(files or {})}.items():
         cpio.file(path, data, 0o755)
-    cpio.file("init", _INIT.encode(), 0o755)
-    cpio.file("script", script.encode())
-    if next_kernel:
-        cpio.file("next_size", f"{kernel(next_kernel).stat().st_size}\n".encode())
+    cpio.file("init", shell("init").encode(), 0o755)
+    cpio.file("functions.sh", shell("functions").encode())
+    cpio.file("script", f"CMDLINE={shlex.quote(CMDLINE)}\n{script}\n".encode())
     cpio.close()
     return out.getvalue() + archive
 
@@ -207,92 +198,81 @@ def disk(serial: str, path: Path, *, writable: bool = False) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def run(
-    name: str,
-    initrd: bytes,
-    *,
-    cmdline: str = "",
-    kernel_name: str = "current",
-    next_kernel: str | None = None,
-    boot_mib: int = GIB,
-    dimm_mib: int = GIB,
-    nodes: int = 1,
-    timeout: float = 120,
-    memory: Path | None = None,
-    checkpoint: Callable[[dict[str, str]], Any] | None = None,
-    watch: Callable[[str], None] | None = None,
-    devices: tuple[str, ...] = (),
-) -> Result:
-    """Boot one guest and wait for its end.
+#: Logs of the guests that this test has booted so far, and what they took.
+LOGGED: list[tuple[Path, Cost]] = []
 
-    Args:
-        name: of the log in tests/vm/logs.
-        nodes: NUMA nodes that share boot memory in equal parts; the DIMM is in the first.
-        memory: a folder in which the guest's memory is kept as `boot` (of more nodes: and `boot1`, ...) and `dimm`,
-            to count pages from outside.
-        checkpoint: called with what was reported so far and the guest's processors stopped, each time it has said
-            `report checkpoint` with another number; may return commands for the machine protocol (QMP), such as to plug
-            memory, or `CUT`.
-        devices: more arguments for QEMU.
-        watch: called with each new piece of the console.
-        timeout: seconds, then the guest is killed and its fate is `timeout`.
-    """
-    started = time.monotonic()
+
+def boot(guest: Guest) -> Result:
+    """Boot a guest and wait for its end."""
+    started, before = time.monotonic(), _processor()
     with tempfile.TemporaryDirectory(prefix="safemem-vm-") as folder:
         base = Path(folder)
-        (base / "initrd").write_bytes(initrd + bytes(-len(initrd) % 512))
+        (base / "initrd").write_bytes(_sectors(guest.initrd))
+        if guest.next_kernel:
+            (base / "kernel").write_bytes(_sectors(kernel(guest.next_kernel).read_bytes()))
         for file in ("report", "serial"):
             (base / file).touch()
-        command = [
-            "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-machine", "pc", "-smp", "1",
-            "-m", f"{boot_mib}M,slots=4,maxmem=64G", "-nodefaults", "-display", "none", "-no-reboot",
-            "-kernel", str(kernel(kernel_name)), "-initrd", str(base / "initrd"),
-            "-append", f"{CMDLINE} {cmdline}",
-            "-serial", f"file:{base / 'serial'}",
-            "-device", "virtio-serial-pci", "-chardev", f"file,id=report,path={base / 'report'},append=on",
-            "-device", "virtserialport,nr=1,chardev=report,name=safemem",
-            "-qmp", f"unix:{base / 'qmp'},server=on,wait=on",
-        ]  # fmt: skip
-        backend = "memory-backend-ram" if memory is None else "memory-backend-file"
-        place = "" if memory is None else f",share=on,mem-path={memory}/"
-        for node, item in enumerate(boot_files(memory or Path(), nodes)):
-            size = f"{boot_mib // nodes}M"
-            command += ["-object", f"{backend},id={item.name},size={size}{place}{item.name if place else ''}"]
-            command += ["-machine", "memory-backend=boot"] if nodes == 1 else []
-            command += ["-numa", f"node,nodeid={node},memdev={item.name}"] if nodes > 1 else []
-        if dimm_mib:
-            command += ["-object", f"{backend},id=dimm,size={dimm_mib}M{place}{'dimm' if place else ''}"]
-            command += ["-device", "pc-dimm,id=dimm0,memdev=dimm"]
-        command += devices
-        if next_kernel:
-            image_path = base / "kernel"
-            data = kernel(next_kernel).read_bytes()
-            image_path.write_bytes(data + bytes(-len(data) % 512))
-            command += [*disk("kernel", image_path), *disk("initrd", base / "initrd")]
         with (base / "output").open("wb") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(_command(guest, base), stdout=out, stderr=subprocess.STDOUT)
         try:
-            reason = _wait(process, base, started + timeout, checkpoint, watch)
+            reason = _wait(process, base, guest, started + guest.timeout)
         finally:
             process.kill()
             process.wait()
-        output = (base / "output").read_text("utf-8", "replace")
-        serial = (base / "serial").read_text("utf-8", "replace")
-        report = _report((base / "report").read_text("utf-8", "replace"))
-    fate = _fate(reason, serial)
+        output, serial, report = (
+            (base / name).read_text("utf-8", "replace") for name in ("output", "serial", "report")
+        )
+    result = Result(_fate(reason, serial), _report(report), serial, time.monotonic() - started)
     LOGS.mkdir(exist_ok=True)
-    log = LOGS / f"{name}.log"
-    log.write_text(f"fate: {fate}\nreport: {report}\n{output}\n{serial}")
-    LOGGED.append(log)
-    return Result(fate, report, serial, time.monotonic() - started)
+    log = LOGS / f"{guest.name}.log"
+    log.write_text(f"fate: {result.fate}\nreport: {result.report}\n{output}\n{serial}")
+    LOGGED.append((log, Cost(guest.name, result.seconds, _processor() - before, serial.count("Linux version "))))
+    return result
+
+
+def _processor() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _sectors(data: bytes) -> bytes:
+    """Return `data` as a disk holds it: whole sectors."""
+    return data + bytes(-len(data) % 512)
+
+
+def _command(guest: Guest, base: Path) -> list[str]:
+    """Return the command that starts QEMU; its files are in `base`."""
+    command = [
+        "qemu-system-x86_64", "-accel", "tcg", "-cpu", CPU, "-machine", "pc", "-smp", "1",
+        "-m", f"{guest.boot_mib}M,slots=4,maxmem=64G", "-nodefaults", "-display", "none", "-no-reboot",
+        "-kernel", str(kernel(guest.kernel)), "-initrd", str(base / "initrd"),
+        "-append", f"{CMDLINE} {guest.cmdline}",
+        "-serial", f"file:{base / 'serial'}",
+        "-device", "virtio-serial-pci", "-chardev", f"file,id=report,path={base / 'report'},append=on",
+        "-device", "virtserialport,nr=1,chardev=report,name=safemem",
+        "-qmp", f"unix:{base / 'qmp'},server=on,wait=on",
+    ]  # fmt: skip
+    backend = "memory-backend-file" if guest.memory else "memory-backend-ram"
+    place = f",share=on,mem-path={guest.memory}/" if guest.memory else ""
+    for node, item in enumerate(boot_files(guest.memory or Path(), guest.nodes)):
+        size = f"{guest.boot_mib // guest.nodes}M"
+        command += ["-object", f"{backend},id={item.name},size={size}{place}{item.name if place else ''}"]
+        command += ["-machine", "memory-backend=boot"] if guest.nodes == 1 else []
+        command += ["-numa", f"node,nodeid={node},memdev={item.name}"] if guest.nodes > 1 else []
+    if guest.dimm_mib:
+        command += ["-object", f"{backend},id=dimm,size={guest.dimm_mib}M{place}{'dimm' if place else ''}"]
+        command += ["-device", "pc-dimm,id=dimm0,memdev=dimm"]
+    command += guest.devices
+    if guest.next_kernel:
+        command += [*disk("kernel", base / "kernel"), *disk("initrd", base / "initrd")]
+    return command
 
 
 def _wait(
     process: subprocess.Popen[bytes],
     base: Path,
+    guest: Guest,
     deadline: float,
-    checkpoint: Callable[[dict[str, str]], Any] | None,
-    watch: Callable[[str], None] | None,
 ) -> str:
     """Return why QEMU stopped: the reason of its SHUTDOWN event, `halted`, `timeout` or `lost`."""
     monitor = _connect(base / "qmp", process, deadline)
@@ -319,18 +299,18 @@ def _wait(
                     return f"QEMU refused: {event['error']}"
                 if event.get("event") == "SHUTDOWN":
                     reason = str(event["data"]["reason"])
-            report = _report((base / "report").read_text("utf-8", "replace")) if checkpoint else {}
-            if checkpoint and report.get("checkpoint", reached) != reached:
+            report = _report((base / "report").read_text("utf-8", "replace")) if guest.checkpoint else {}
+            if guest.checkpoint and report.get("checkpoint", reached) != reached:
                 reached = report["checkpoint"]
                 monitor.sendall(b'{"execute": "stop"}\n')
-                more = checkpoint(report) or ()
+                more = guest.checkpoint(report) or ()
                 with contextlib.suppress(ConnectionError):  # after CUT nobody listens
                     for command in more:
                         monitor.sendall(json.dumps(command).encode() + b"\n")
                     monitor.sendall(b'{"execute": "cont"}\n')
             serial = (base / "serial").read_bytes()
-            if watch and len(serial) > seen:
-                watch(serial[seen:].decode("utf-8", "replace"))
+            if guest.watch and len(serial) > seen:
+                guest.watch(serial[seen:].decode("utf-8", "replace"))
                 seen = len(serial)
             # The kernel's last words; nothing after them, so a copy in an earlier line does not count.
             if serial.rstrip().endswith(b"reboot: System halted"):

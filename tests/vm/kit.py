@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the guests of several tests share: a policy, the archive with it, and the script around the decision."""
+"""What the guests of several tests share: policies, the archive with one, guests that decide, and what they reported."""
 
 from __future__ import annotations
 
@@ -22,80 +22,17 @@ from safemem.host import reader
 from safemem.initramfs import build
 from safemem.policy import compiler, load
 from tests.vm import harness
-from tests.vm.harness import Result
+from tests.vm.harness import Guest, Result
 
 #: The DIMM's blocks come after a hole below 4 GiB.
 HELD, ALL_ONLINE = "offline*8", "online*8"
 BLOCK = 128 << 20
 DIMM = 0x1_0000_0000
 
-#: Shell functions for the guest. The verdict is read from sysfs, not from what safemem says.
-SHELL = r"""
-zones() {
-    for n in 32 33 34 35 36 37 38 39; do cut -d' ' -f1 /sys/devices/system/memory/memory$n/valid_zones; done | uniq
-}
-# decide: run safemem as any init would, and report what it left.
-decide() {
-    /usr/lib/safemem/boot capture >/tmp/capture.json || report capture failed
-    report_file capture /tmp/capture.json
-    [ "${dry:-}" ] || /usr/lib/safemem/boot
-    report returned $?
-    report_file record /run/safemem/decision.json
-    state
-}
-state() {
-    report dimm "$(blocks 32 39)"
-    report zones "$(zones)"
-    report auto_online "$(cat /sys/devices/system/memory/auto_online_blocks)"
-    report guard "$(cat /sys/kernel/kexec_crash_size)"
-    report memtotal "$(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo)"
-}
-# guard: set $first and $last to the memory between 16 MiB and the lowest scratch area. KASLR moves
-# the kernel, and with it the scratch areas, at each cold boot.
-guard() {
-    last=$((0x40000000))
-    for pair in $(paste -d, /sys/kernel/debug/kho/out/scratch_phys /sys/kernel/debug/kho/out/scratch_len); do
-        [ $((${pair#*,})) = 0 ] || [ $((${pair%,*})) -ge "$last" ] || last=$((${pair%,*}))
-    done
-    first=$((16 << 20)) last=$((last / (16 << 20) * (16 << 20) - 1))
-    report guarded "$first-$last"
-    crashkernel="crashkernel=$((last + 1 - first))@$first"
-}
-# machine: report what `safemem layout` and `handover-args` read, as an archive that `machine_root` unpacks.
-machine() {
-    for file in proc/iomem proc/cmdline proc/sys/kernel/osrelease sys/kernel/boot_params/data \
-        sys/kernel/debug/kho/out/scratch_phys sys/kernel/debug/kho/out/scratch_len \
-        sys/devices/system/memory/block_size_bytes $(cd / && ls sys/devices/system/memory/memory*/state); do
-        mkdir -p "/tmp/machine/${file%/*}" && cat "/$file" >"/tmp/machine/$file"
-    done
-    for file in /sys/devices/system/node/node*/memory*; do mkdir -p "/tmp/machine$file"; done
-    report machine "$(tar -c -C /tmp/machine . | gzip | base64 -w0)"
-}
-# arguments: set $arguments to what handover-args prints for the next kernel.
-arguments() {
-    arguments="$(/usr/lib/safemem/handover-args 2>/tmp/why)" || { report_file arguments /tmp/why; poweroff -f; }
-    report arguments "$arguments"
-}
-# preserve MIB [NODE]: keep a memfd through the next kexec; returns when LUO has it.
-preserve() {
-    luo preserve guest "$@" >/tmp/luo &
-    until [ -s /tmp/luo ]; do sleep 0.1; done
-    read -r said </tmp/luo
-    report luo "$said"
-}
-"""
-#: What most guests' scripts begin with.
-START = f"CMDLINE='{harness.CMDLINE}'\nmount -t debugfs d /sys/kernel/debug\n"
-#: The command in this machine's own environment.
+#: The command in this machine's own environment, on its root: a guest shares it, read-only.
 SAFEMEM = f"{Path(sys.executable).parent}/safemem"
 SHARE = ("-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap")
-#: The kernel's file systems over those of the share, then the command as an operator would call it.
-COMMAND = f"""
-mkdir -p /host
-mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose host /host
-for folder in proc sys run dev; do mount --bind /$folder /host/$folder; done
-safemem() {{ PYTHONDONTWRITEBYTECODE=1 chroot /host {SAFEMEM} "$@" >/tmp/out 2>&1; code=$?; }}
-"""
+COMMAND = harness.shell("command", SAFEMEM=SAFEMEM)
 #: 1 MiB that neither the kernel nor its allocator may touch (memmap=, ramoops: Documentation/admin-guide).
 RAMOOPS = "memmap=1M$0x18000000 ramoops.mem_address=0x18000000 ramoops.mem_size=0x100000 ramoops.record_size=0x8000 ramoops.console_size=0x8000"
 #: Files of the names that are known, each with one way to online memory, in our words.
@@ -152,9 +89,20 @@ def archive(text: str) -> bytes:
         return build.archive(build.files(compiler.dump(load.read(Path(folder) / "vm.toml"))))
 
 
-def initrd(script: str, text: str, *, next_kernel: str | None = None, files: dict[str, bytes] | None = None) -> bytes:
-    """Return an initrd with safemem and the policy `text`, whose init runs `script`."""
-    return harness.image(SHELL + script, archive=archive(text), next_kernel=next_kernel, files=files)
+def guest(
+    name: str, script: str = "decide", text: str = "", *, files: dict[str, bytes] | None = None, **more: Any
+) -> Guest:
+    """Return a guest whose init runs `script`, with safemem and the policy `text` in its initrd, or without either.
+
+    `more` is any other field of a guest.
+    """
+    image = harness.image(script, archive=archive(text) if text else b"", files=files)
+    return Guest(name, image, **more)
+
+
+def lost(name: str, script: str, text: str = "", **more: Any) -> Guest:
+    """Return a guest whose first kernel hands over in a format that the next one rejects."""
+    return guest(name, script, text, kernel="old-kho", next_kernel="current", **more)
 
 
 def decided(result: Result) -> dict[str, Any]:

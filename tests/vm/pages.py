@@ -67,11 +67,10 @@ def advised(machine: Machine) -> layout.Layout:
 
 @functools.cache
 def _advised(boot: int, nodes: int) -> layout.Layout:
-    script = kit.SHELL + "mount -t debugfs d /sys/kernel/debug\nmachine\n"
-    initrd = harness.image(script, archive=kit.archive(kit.policy_text()))
-    result = harness.run(
-        f"layout-{boot}", initrd, boot_mib=boot, nodes=nodes, dimm_mib=0, timeout=600
-    )  # fmt: skip
+    script = "mount -t debugfs d /sys/kernel/debug\nmachine\n"
+    name = f"layout-{boot}"
+    guest = kit.guest(name, script, kit.policy_text(), boot_mib=boot, nodes=nodes, dimm_mib=0, timeout=600)
+    result = harness.boot(guest)
     with tempfile.TemporaryDirectory() as folder:
         return layout.advise(kit.machine_root(result, Path(folder)))
 
@@ -81,22 +80,16 @@ def row(machine: Machine, next_kernel: str, protection: str) -> Row:
     first, second = NEXT[next_kernel]
     quarantine = 'boot_memory = "offline"' if protection in (QUARANTINE, BOTH) else ""
     text = kit.policy_text("online-safe", extra=quarantine)
-    append = {
-        NOTHING: "",
-        QUARANTINE: "$(echo $arguments | tr ' ' '\\n' | grep ^safemem.safe=)",
-    }.get(protection, "$arguments" + (" nokaslr" if second == "no-kho" else ""))
-    script = f"""{kit.SHELL}
-mount -t debugfs d /sys/kernel/debug
-if [ "$stage" = 1 ]; then
-    arguments
-    preserve {machine.memfd} {advised(machine).node if machine.bound else ""}
-    report checkpoint 1
-    handover "{harness.CMDLINE} {append}"
-fi
-{"state" if protection == NOTHING else "decide"}
-[ "{next_kernel}" != accepts ] || report retrieved "$(luo retrieve guest {machine.memfd})"
-report filled "$(fill {machine.boot})"
-"""
+    script = harness.shell(
+        "pages",
+        MEMFD=machine.memfd,
+        NODE=advised(machine).node if machine.bound else "",
+        PROTECTION=protection,
+        MORE="nokaslr" if second == "no-kho" else "",
+        THEN="state" if protection == NOTHING else "decide",
+        RETRIEVE="yes" if next_kernel == "accepts" else "",
+        BOOT=machine.boot,
+    )
     counts: list[tuple[int, int]] = []
     guard = ""
     with tempfile.TemporaryDirectory(prefix="safemem-pages-") as folder:
@@ -113,12 +106,12 @@ report filled "$(fill {machine.boot})"
             rest = list(zip(edges[::2], edges[1::2], strict=True))
             counts.append((inside, harness.count_at(memory, machine.memfd, rest, machine.nodes)))
 
-        result = harness.run(
-            f"pages-{machine.boot}-{second}-{protection}".replace(" ", "-"),
-            harness.image(script, archive=kit.archive(text), next_kernel=second),
-            kernel_name=first, next_kernel=second, boot_mib=machine.boot, nodes=machine.nodes, dimm_mib=0,
+        name = f"pages-{machine.boot}-{second}-{protection}".replace(" ", "-")
+        guest = kit.guest(
+            name, script, text, kernel=first, next_kernel=second, boot_mib=machine.boot, nodes=machine.nodes, dimm_mib=0,
             cmdline=advised(machine).argument, memory=memory, checkpoint=count, timeout=900,
         )  # fmt: skip
+        result = harness.boot(guest)
         if result.report.get("luo") != "preserved" or not counts:
             raise RuntimeError(f"nothing was handed over: {result.report}")
         count(result.report)

@@ -7,32 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import harness
-from tests.vm.kit import ALL_ONLINE, BLOCK, DIMM, HELD, decided, initrd, policy_text, simulated, snapshot, span
+from tests.vm.harness import boot, shell
+from tests.vm.kit import (
+    ALL_ONLINE,
+    BLOCK,
+    DIMM,
+    HELD,
+    decided,
+    guest,
+    lost,
+    policy_text,
+    simulated,
+    snapshot,
+    span,
+)
 
 pytestmark = pytest.mark.vm
-
-#: Stage 1 hands over at once, stage 2 decides.
-HAND_OVER = """
-if [ "$stage" = 1 ]; then
-    report scratch "$(paste /sys/kernel/debug/kho/out/scratch_phys /sys/kernel/debug/kho/out/scratch_len | tr '\\n\\t' ' ,')"
-    report release "$(uname -r)"
-    handover "$CMDLINE $NEXT"
-fi
-decide
-"""
-
-
-def hand_over(extra: str = "") -> str:
-    """Return the script of a guest that decides after a kexec with `extra` on its command line."""
-    return f"CMDLINE='{harness.CMDLINE}'; NEXT='{extra}'\nmount -t debugfs d /sys/kernel/debug\n{HAND_OVER}"
 
 
 @pytest.mark.parametrize("zone", ["", "movable", "kernel", "auto"])
 def test_cold_boot(zone: str) -> None:
     """No handover: every block comes online, in the zone asked for; movable when none was."""
     text = policy_text("online-all-in-zone", extra=f'zone = "{zone}"' if zone else "")
-    result = harness.run(f"cold-{zone or 'default'}", initrd("decide", text))
+    result = boot(guest(f"cold-{zone or 'default'}", text=text))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     assert result.report["dimm"].split() == [ALL_ONLINE]
@@ -46,7 +43,7 @@ def test_cold_boot(zone: str) -> None:
 def test_accepted() -> None:
     """A kexec between equal kernels: accepted, and the predecessor's particulars are right."""
     text = policy_text("panic")
-    result = harness.run("accepted", initrd(hand_over(), text, next_kernel="current"), next_kernel="current")
+    result = boot(guest("accepted", shell("hand-over"), text, next_kernel="current"))
 
     assert result.fate == "poweroff" and result.report["dimm"].split() == [ALL_ONLINE]
     facts = {name: fact["value"] for name, fact in simulated(result, text)["facts"].items()}
@@ -64,12 +61,7 @@ def test_accepted() -> None:
 def test_rejected(action: str, fate: str) -> None:
     """A handover in another version of the format: the policy's action, and no block online."""
     text = policy_text(action)
-    result = harness.run(
-        f"rejected-{action}",
-        initrd(hand_over(), text, next_kernel="current"),
-        kernel_name="old-kho",
-        next_kernel="current",
-    )
+    result = boot(lost(f"rejected-{action}", shell("hand-over"), text))
 
     assert result.fate == fate
     assert simulated(result, text)["facts"]["handover"]["value"] == "rejected"
@@ -89,9 +81,7 @@ def test_rejected(action: str, fate: str) -> None:
 def test_not_accepted(state: str, next_kernel: str, arguments: str) -> None:
     """The other ways to lose a handover, and not knowing: nothing is onlined."""
     text = policy_text("online-safe")
-    result = harness.run(
-        state, initrd(hand_over(arguments), text, next_kernel=next_kernel), next_kernel=next_kernel
-    )  # fmt: skip
+    result = boot(guest(state, shell("hand-over", NEXT=arguments), text, next_kernel=next_kernel))
 
     assert result.fate == "poweroff" and result.report["dimm"].split() == [HELD]
     decision = simulated(result, text)
@@ -106,7 +96,7 @@ def test_not_accepted(state: str, next_kernel: str, arguments: str) -> None:
 def test_luo(state: str, kernel: str, arguments: str) -> None:
     """LUO on, off, and asked for in vain."""
     text = policy_text("panic")
-    result = harness.run(f"luo-{state}", initrd("decide", text), kernel_name=kernel, cmdline=arguments)
+    result = boot(guest(f"luo-{state}", text=text, kernel=kernel, cmdline=arguments))
 
     assert result.fate == "poweroff"
     assert simulated(result, text)["facts"]["luo"]["value"] == state
@@ -120,14 +110,7 @@ BOUNDED = policy_text("online-safe").replace(
 
 def test_kexecs_are_counted_on_the_command_line() -> None:
     """Without firmware to keep it, handover-args carries the count of boots in a row that did not online all memory."""
-    script = f"""
-    mount -t debugfs d /sys/kernel/debug
-    decide
-    arguments="$(/usr/lib/safemem/handover-args)" || report arguments failed
-    report "arguments$(sed -n 's/.*safemem.attempts=\\([0-9]*\\).*/\\1/p' /proc/cmdline)" "$arguments"
-    handover "{harness.CMDLINE} $arguments"
-    """
-    result = harness.run("attempts-cmdline", initrd(script, BOUNDED, next_kernel="current"), next_kernel="current")
+    result = boot(guest("attempts-cmdline", shell("attempts"), BOUNDED, next_kernel="current"))
 
     assert result.fate == "halted"
     assert result.report["arguments"].endswith("safemem.attempts=1")
@@ -150,7 +133,7 @@ def test_boots_are_counted_in_efi_variables(tmp_path: Path) -> None:
     well = text.replace('"orphaned"', '"none"')
     fates = []
     for number, policy in enumerate((text, text, well, text)):
-        result = harness.run(f"attempts-efi-{number}", initrd("decide", policy), devices=flash)
+        result = boot(guest(f"attempts-efi-{number}", text=policy, devices=flash))
         fates.append(result.fate)
         if number == 1:
             fact = simulated(result, policy)["facts"]["boot_attempts"]
@@ -162,12 +145,7 @@ def test_safe_region_from_the_command_line() -> None:
     """Of a region that cuts through two blocks, exactly the blocks that lie wholly inside come online."""
     text = policy_text("online-safe")
     region = f"safemem.safe={DIMM + BLOCK // 2:#x}-{DIMM + 4 * BLOCK - 2:#x}"
-    result = harness.run(
-        "safe-region",
-        initrd(hand_over(region), text, next_kernel="current"),
-        kernel_name="old-kho",
-        next_kernel="current",
-    )
+    result = boot(lost("safe-region", shell("hand-over", NEXT=region), text))
 
     assert result.fate == "poweroff"
     assert result.report["dimm"].split() == ["offline*1", "online*2", "offline*5"]
@@ -179,14 +157,11 @@ def test_safe_region_from_the_command_line() -> None:
 def test_memory_by_driver() -> None:
     """`[[memory]]` holds what virtio-mem plugged and lets the DIMM beside it come online."""
     text = policy_text("panic") + '[[memory]]\ndriver = "virtio-mem"\nhold = true\n'
-    result = harness.run(
-        "virtio-mem",
-        initrd("decide; report plugged \"$(blocks 40 200)\"", text),
-        devices=(
-            "-object", "memory-backend-ram,id=plug,size=1G",
-            "-device", "virtio-mem-pci,id=vm0,memdev=plug,requested-size=512M,memaddr=0x140000000",
-        ),
+    devices = (
+        "-object", "memory-backend-ram,id=plug,size=1G",
+        "-device", "virtio-mem-pci,id=vm0,memdev=plug,requested-size=512M,memaddr=0x140000000",
     )  # fmt: skip
+    result = boot(guest("virtio-mem", 'decide; report plugged "$(blocks 40 200)"', text, devices=devices))
 
     assert result.fate == "poweroff"
     assert result.report["dimm"].split() == [ALL_ONLINE]
@@ -198,7 +173,7 @@ def test_memory_by_driver() -> None:
 
 def test_decided_record_is_complete() -> None:
     """The record says what was onlined, in bytes, and the log does too."""
-    result = harness.run("record", initrd("decide", policy_text("panic")))
+    result = boot(guest("record", text=policy_text("panic")))
 
     assert decided(result)["rule"] == "whole"
     assert '"bytes_onlined":1073741824,"bytes_wanted":1073741824' in result.report["record"]
@@ -207,19 +182,7 @@ def test_decided_record_is_complete() -> None:
 
 def test_the_old_system_call_hands_nothing_over() -> None:
     """kexec_load(2) leaves no mark: the next boot is a cold one to everybody, so `doctor` finds who would use it."""
-    script = f"""
-    mount -t debugfs d /sys/kernel/debug
-    if [ "$stage" = 1 ]; then
-        preserve 16
-        head -c "$(cat /next_size)" "$(disk kernel)" >/next
-        cat "$(disk initrd)" >/initrd
-        kexec -c -l /next --initrd=/initrd --command-line='{harness.CMDLINE} stage=2' && kexec -e
-        report kexec failed
-    fi
-    decide
-    report retrieved "$(luo retrieve guest 16)"
-    """
-    result = harness.run("old-syscall", initrd(script, policy_text(), next_kernel="current"), next_kernel="current")
+    result = boot(guest("old-syscall", shell("old-syscall"), policy_text(), next_kernel="current"))
 
     assert result.fate == "poweroff" and result.report["luo"] == "preserved"
     assert decided(result)["facts"]["handover"]["value"] == "none"

@@ -8,6 +8,7 @@ import pytest
 from packages import tree
 from packages.deb import PACKAGES
 from tests.vm import debian, harness
+from tests.vm.harness import boot, shell
 from tests.vm.kit import ALL_ONLINE, HELD, SITE, VENDOR, decided, policy_text
 
 pytestmark = pytest.mark.vm
@@ -19,10 +20,9 @@ VERSIONS = {"bookworm": "252", "trixie": "257"}
 def test_without_safemem_the_real_root_onlines_everything(suite: str) -> None:
     """Blocks that the initramfs left offline come online in the real root's coldplug: the other test can fail."""
     rules = {f"usr/lib/udev/rules.d/{name}": text.encode() for name, text in VENDOR.items()}
-    image = debian.initrd(
-        'report early "$(blocks 32 39)"', 'state\nreport version "$(udevadm --version | cut -d" " -f1)"', files=rules
-    )
-    result = debian.run(f"debian-{suite}-without", suite, image)
+    early = 'report early "$(blocks 32 39)"'
+    script = """state; report version "$(udevadm --version | cut -d' ' -f1)\""""
+    result = boot(debian.guest(f"debian-{suite}-without", suite, early, script, files=rules))
 
     assert result.fate == "poweroff", result.serial[-3000:]
     assert result.report["version"] == VERSIONS[suite]
@@ -31,7 +31,12 @@ def test_without_safemem_the_real_root_onlines_everything(suite: str) -> None:
     assert result.report["dimm"].split() == [ALL_ONLINE]
 
 
-PYTHON = "/usr/bin/python3 -I -S -c \"import sys; sys.path.insert(0, '/usr/lib/python3/dist-packages'); "
+RELEASE = """
+import sys
+sys.path.insert(0, "/usr/lib/python3/dist-packages")
+from safemem.realroot import hold
+hold.release("/")
+"""
 
 
 def installed() -> dict[str, bytes]:
@@ -53,35 +58,12 @@ def installed() -> dict[str, bytes]:
 @pytest.mark.parametrize("suite", debian.SUITES)
 def test_held_through_the_real_root(suite: str) -> None:
     """Switch-root, coldplug, a restart of udevd: held and tagged with why, in spite of every rule; then it is released."""
-    script = f"""
-    report version "$(udevadm --version | cut -d' ' -f1)"
-    report unit "$(systemctl is-active safemem-hold.service)"
-    state
-    udevadm info /sys/devices/system/memory/memory33 >/tmp/info; report_file info /tmp/info
-    sort /run/safemem/masked >/tmp/masked; report_file masked /tmp/masked
-    systemctl restart systemd-udevd
-    udevadm trigger --action=add --subsystem-match=memory
-    udevadm trigger
-    udevadm settle
-    report again "$(blocks 32 39)"
-    udevadm test --action=add /sys/devices/system/memory/memory33 >/tmp/test 2>&1; report tested $?
-    report_file test /tmp/test
-    udevadm verify --no-summary /usr/lib/udev/rules.d/60-safemem.rules >/tmp/verify 2>&1; report verified $?
-    report_file verify /tmp/verify
-    report tested_state "$(blocks 32 39)"
-    {PYTHON}from safemem.realroot import hold; hold.release('/')"
-    report mounts "$(grep -c udev/rules.d /proc/mounts)"
-    report left "$(ls /run/udev/rules.d /run/systemd/system | grep -c -e rules$ -e daxdev)"
-    udevadm control --reload
-    udevadm trigger --action=add --subsystem-match=memory
-    udevadm settle
-    report released "$(blocks 32 39)"
-    """
-    image = debian.initrd(
-        f"[ \"$stage\" = 2 ] || handover '{harness.CMDLINE}'\ndecide\nreport early \"$(blocks 32 39)\"",
-        script, policy=policy_text("online-safe"), files=installed(), next_kernel="current",
+    guest = debian.guest(
+        f"debian-{suite}-held", suite, shell("hand-over") + 'report early "$(blocks 32 39)"',
+        shell("hold-verdict", RELEASE=RELEASE), policy=policy_text("online-safe"), files=installed(),
+        kernel="old-kho", next_kernel="current",
     )  # fmt: skip
-    result = debian.run(f"debian-{suite}-held", suite, image, kernel_name="old-kho", next_kernel="current")
+    result = boot(guest)
     report = result.report
 
     assert result.fate == "poweroff", result.serial[-3000:]

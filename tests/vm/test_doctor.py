@@ -11,7 +11,8 @@ import pytest
 
 from safemem.initramfs.cpio import Archive
 from tests.kit import build_deb, contents
-from tests.vm import debian, harness
+from tests.vm import debian
+from tests.vm.harness import boot, shell
 from tests.vm.kit import HELD, SITE, archive, policy_text
 
 pytestmark = pytest.mark.vm
@@ -24,17 +25,6 @@ def test_faults_are_found_and_remedied(tmp_path: Path) -> None:
     with_init = Archive(started)
     with_init.file("init", b"#!/bin/sh\n/usr/lib/safemem/boot || exit\n", 0o755)
     with_init.close()
-    script = """
-    mv /initrd.unstarted "/boot/initrd.img-$(uname -r)"
-    safemem doctor --format json >/tmp/first; report first_code $?; report_file first /tmp/first
-    safemem doctor >/tmp/text; report_file text /tmp/text
-    mv /initrd.good "/boot/initrd.img-$(uname -r)"
-    sed -i s/^LOAD_KEXEC=true/LOAD_KEXEC=false/ /etc/default/kexec
-    ln -sf /dev/null /etc/udev/rules.d/41-late.rules
-    safemem doctor --format json >/tmp/second; report second_code $?; report_file second /tmp/second
-    report dimm "$(blocks 32 39)"
-    """
-    early = f"[ \"$stage\" = 2 ] || handover '{harness.CMDLINE}'\ndecide\n"
     files = {
         **contents(build_deb("bookworm", tmp_path), tmp_path),
         "etc/systemd/system/sysinit.target.d/safemem.conf": b"[Unit]\nWants=safemem-hold.service\n",
@@ -43,12 +33,11 @@ def test_faults_are_found_and_remedied(tmp_path: Path) -> None:
         "initrd.good": started.getvalue() + archive(text),
         "verdict.d/late": SITE.encode(),
     }
-    image = debian.initrd(
-        early, f"cp /verdict.d/late /usr/lib/udev/rules.d/41-late.rules\n{script}", policy=text, files=files, next_kernel="current"
+    guest = debian.guest(
+        "doctor", "bookworm", shell("hand-over"), shell("doctor"), policy=text, files=files, packages=("kexec-tools",),
+        kernel="old-kho", next_kernel="current",
     )  # fmt: skip
-    result = debian.run(
-        "doctor", "bookworm", image, packages=("kexec-tools",), kernel_name="old-kho", next_kernel="current"
-    )
+    result = boot(guest)
     report = result.report
 
     assert result.fate == "poweroff", result.serial[-3000:]

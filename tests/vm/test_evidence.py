@@ -8,37 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import harness
-from tests.vm.kit import COMMAND, RAMOOPS, SHARE, initrd, policy_text
+from tests.vm.harness import boot, shell
+from tests.vm.kit import COMMAND, RAMOOPS, SHARE, lost, policy_text
 
 pytestmark = pytest.mark.vm
 
 
 def test_a_panic_is_found_in_the_next_boot(tmp_path: Path) -> None:
     """The reason of a panic after a lost handover outlives the reset, and `status --previous` shows it."""
-    script = f"""
-    mount -t debugfs d /sys/kernel/debug
-    if [ "$stage" = 1 ]; then handover '{harness.CMDLINE} {RAMOOPS}'; fi
-    if [ "$stage" = 2 ]; then decide; poweroff -f; fi
-    {COMMAND}
-    mount -t pstore pstore /host/sys/fs/pstore
-    report files "$(ls /host/sys/fs/pstore | tr '\\n' ' ')"
-    rm -rf /run/safemem
-    safemem status; report now $code
-    safemem status --previous; report previous $code; report_file text /tmp/out
-    safemem status --previous --format json; report_file json /tmp/out
-    """
-    archive = initrd(script, policy_text("panic"), next_kernel="current")
-    first = harness.run(
-        "evidence-1", archive, cmdline=RAMOOPS, kernel_name="old-kho", next_kernel="current",
-        memory=tmp_path, timeout=240, devices=SHARE, dimm_mib=0,
+    script = shell("evidence", RAMOOPS=RAMOOPS) + COMMAND + shell("evidence-next")
+    crashing = lost(
+        "evidence-1", script, policy_text("panic"),
+        cmdline=RAMOOPS, memory=tmp_path, timeout=240, devices=SHARE, dimm_mib=0,
     )  # fmt: skip
+    first = boot(crashing)
     assert first.fate == "panic", first.serial[-2000:]
 
-    second = harness.run(
-        "evidence-2", archive, cmdline=f"{RAMOOPS} stage=3", next_kernel="current",
-        memory=tmp_path, timeout=240, devices=SHARE, dimm_mib=0,
-    )  # fmt: skip
+    second = boot(crashing._replace(name="evidence-2", kernel="current", cmdline=f"{RAMOOPS} stage=3"))
     report = second.report
     assert second.fate == "poweroff", second.serial[-2000:]
     assert "dmesg-ramoops-0" in report["files"] and "console-ramoops-0" in report["files"]

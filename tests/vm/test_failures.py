@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vm import harness
-from tests.vm.kit import initrd, policy_text
+from tests.vm.harness import boot
+from tests.vm.kit import guest, policy_text
 
 pytestmark = pytest.mark.vm
 
@@ -34,7 +34,7 @@ def test_ends_in_on_failure(name: str) -> None:
     """The boot does not go on: no line of the init after safemem runs, and the machine resets."""
     damage, reason = FAILURES[name]
     script = f"{damage}\n/usr/lib/safemem/boot\nreport returned $?\n"
-    result = harness.run(f"failure-{name}", initrd(script, policy_text("panic")))
+    result = boot(guest(f"failure-{name}", script, policy_text("panic")))
 
     assert result.fate == "reset"
     assert "returned" not in result.report

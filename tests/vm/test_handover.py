@@ -10,29 +10,19 @@ import pytest
 
 from safemem.boot import engine
 from tests.vm import harness
-from tests.vm.kit import ALL_ONLINE, HELD, initrd, policy_text, simulated, snapshot
+from tests.vm.harness import boot, shell
+from tests.vm.kit import ALL_ONLINE, HELD, guest, lost, policy_text, simulated, snapshot
 
 pytestmark = pytest.mark.vm
 
 #: Scratch moves at each cold boot, so once is not enough; nightly runs ask for 50.
 TIMES = range(int(os.environ.get("SAFEMEM_BOOTS", "5")))
-SCRIPT = f"""
-mount -t debugfs d /sys/kernel/debug
-if [ "$stage" = 1 ]; then
-    preserve 256
-    arguments
-    report checkpoint 1
-    handover "{harness.CMDLINE} $arguments"
-fi
-decide
-"""
 
 
 @pytest.mark.parametrize("time", TIMES)
 def test_it_holds_after_a_rejection(tmp_path: Path, time: int) -> None:
     """The guard is in force, and every preserved page inside it survives a program that fills what is free."""
     text = policy_text("online-safe")
-    script = f'{SCRIPT}\nreport filled "$(fill 600)"\n'
     before: list[int] = []
     place: list[int] = []
 
@@ -40,10 +30,8 @@ def test_it_holds_after_a_rejection(tmp_path: Path, time: int) -> None:
         place[:] = [int(word, 16) for word in report["arguments"].split()[1].partition("=")[2].split("-")]
         before.append(harness.count_pattern(tmp_path / "boot", 256, place[0], place[1] + 1))
 
-    result = harness.run(
-        f"guard-computed-{time}", initrd(script, text, next_kernel="current"),
-        kernel_name="old-kho", next_kernel="current", memory=tmp_path, checkpoint=count,
-    )  # fmt: skip
+    script = shell("advice", FILL=600)
+    result = boot(lost(f"guard-computed-{time}", script, text, memory=tmp_path, checkpoint=count))
 
     assert result.fate == "poweroff" and result.report["dimm"].split() == [HELD]
     decision = simulated(result, text)
@@ -62,11 +50,8 @@ def test_it_holds_after_a_rejection(tmp_path: Path, time: int) -> None:
 def test_the_guard_as_a_witness(outgoing: str, trust: bool) -> None:
     """A kernel without debugfs files cannot say whether it accepted; a guard that it could not reserve can, if trusted."""
     text = policy_text("online-safe").replace("format = 1", f"format = 1\ntrust_guard = {str(trust).lower()}")
-    script = f'{SCRIPT}\nreport retrieved "$(luo retrieve guest 256)"\n'
-    result = harness.run(
-        f"witness-{outgoing}-{trust}", initrd(script, text, next_kernel="no-debugfs"),
-        kernel_name=outgoing, next_kernel="no-debugfs",
-    )  # fmt: skip
+    script = shell("advice", FILL="")
+    result = boot(guest(f"witness-{outgoing}-{trust}", script, text, kernel=outgoing, next_kernel="no-debugfs"))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     accepted = outgoing == "current"
@@ -89,10 +74,7 @@ def test_the_guard_as_a_witness(outgoing: str, trust: bool) -> None:
 def test_it_does_no_harm_after_an_acceptance(time: int) -> None:
     """Accepted with the same arguments: no guard, all memory, and every page back through LUO."""
     text = policy_text("panic")
-    script = f'{SCRIPT}\nreport retrieved "$(luo retrieve guest 256)"\n'
-    result = harness.run(
-        f"guard-harmless-{time}", initrd(script, text, next_kernel="current"), next_kernel="current"
-    )  # fmt: skip
+    result = boot(guest(f"guard-harmless-{time}", shell("advice", FILL=""), text, next_kernel="current"))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     decision = simulated(result, text)

@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from safemem.boot import account
 from tests.vm import harness
-from tests.vm.kit import ALL_ONLINE, HELD, SHELL, START, initrd, kinds, policy_text, simulated
+from tests.vm.harness import boot, shell
+from tests.vm.kit import ALL_ONLINE, HELD, guest, kinds, lost, policy_text, simulated
 
 pytestmark = pytest.mark.vm
 
@@ -19,68 +21,37 @@ pytestmark = pytest.mark.vm
 PAGES = 256
 
 
-@pytest.mark.parametrize("zone", ["", "kernel"])
-def test_zone_decides_whether_the_next_live_update_survives(zone: str) -> None:
+def test_zone_decides_whether_the_next_live_update_survives() -> None:
     """400 MiB preserved through LUO come back from a movable DIMM; from a kernel zone the next kernel never speaks."""
-    text = policy_text("online-all-in-zone", extra=f'zone = "{zone}"' if zone else "")
-    script = f"""{START}
-    if [ "$stage" = 1 ]; then
-        decide
-        preserve 400
-        handover "$CMDLINE"
-    fi
-    report next alive
-    decide
-    report retrieved "$(luo retrieve guest 400)"
-    """
-    result = harness.run(
-        f"zone-{zone or 'default'}", initrd(script, text, next_kernel="current"),
-        next_kernel="current", timeout=60
-    )  # fmt: skip
+    text = policy_text("online-all-in-zone")
+    good = boot(guest("zone-default", shell("zone"), text, next_kernel="current"))
+    assert (good.report["luo"], good.report["zones"]) == ("preserved", "Movable")
+    assert good.fate == "poweroff"
+    assert good.report["retrieved"] == str(400 * PAGES)
+    assert simulated(good, text)["facts"]["handover"]["value"] == "accepted"
 
-    assert result.report["luo"] == "preserved"
-    assert result.report["zones"] == ("Normal" if zone else "Movable")
-    if zone:
-        # 7.3.4 hangs, 7.2 resets, both before a word of the next kernel.
-        assert result.fate in ("timeout", "reset")
-        assert "next" not in result.report
-    else:
-        assert result.fate == "poweroff"
-        assert result.report["retrieved"] == str(400 * PAGES)
-        assert simulated(result, text)["facts"]["handover"]["value"] == "accepted"
-        assert result.seconds < 45, "too close to the other guest's timeout to tell a hang from a slow boot"
-
-
-#: Stage 1 fills the DIMM with the pattern and hands over to a kernel that rejects it.
-FILL_DIMM = f"""{START}
-if [ "$stage" = 1 ]; then
-    for n in 32 33 34 35 36 37 38 39; do echo online_movable >/sys/devices/system/memory/memory$n/state; done
-    luo hold 1500 >/tmp/held &
-    until [ -s /tmp/held ]; do sleep 0.1; done
-    report checkpoint 1
-    sleep 1
-    handover "$CMDLINE $NEXT"
-fi
-"""
+    # A hang is told from a slow boot by the time that the whole of the other guest took.
+    text = policy_text("online-all-in-zone", extra='zone = "kernel"')
+    bad = boot(guest("zone-kernel", shell("zone"), text, next_kernel="current", timeout=10 + 2 * good.seconds))
+    assert (bad.report["luo"], bad.report["zones"]) == ("preserved", "Normal")
+    # 7.3.4 hangs, 7.2 resets, both before a word of the next kernel.
+    assert bad.fate in ("timeout", "reset")
+    assert "next" not in bad.report
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["online-safe", "without-safemem"])
 def test_pattern_in_hot_added_memory(tmp_path: Path, protected: bool) -> None:
     """After a rejected handover every page in the DIMM is intact if safemem held it, and lost if nobody did."""
     text = policy_text("online-safe")
-    script = FILL_DIMM + ("decide\nfill 500 >/tmp/filled" if protected else "state\nfill 1400 >/tmp/filled")
-    script = f"NEXT='{'' if protected else 'memhp_default_state=online'}'\n{script}\nreport filled $(cat /tmp/filled)\n"
-    image = (
-        initrd(script, text, next_kernel="current")
-        if protected
-        else harness.image(SHELL + script, next_kernel="current")
-    )
     before: list[int] = []
-    result = harness.run(
-        "pattern-dimm-held" if protected else "pattern-dimm-lost", image,
-        kernel_name="old-kho", next_kernel="current", memory=tmp_path,
-        checkpoint=lambda _: before.append(harness.count_pattern(tmp_path / "dimm", 1500)),
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "memory": tmp_path, "checkpoint": lambda _: before.append(harness.count_pattern(tmp_path / "dimm", 1500))
+    }  # fmt: skip
+    if protected:
+        result = boot(lost("pattern-held", shell("fill-dimm", NEXT="", THEN="decide", MIB=500), text, **options))
+    else:
+        script = shell("fill-dimm", NEXT="memhp_default_state=online", THEN="state", MIB=1400)
+        result = boot(lost("pattern-lost", script, **options))
     after = harness.count_pattern(tmp_path / "dimm", 1500)
     print(f"pattern pages in the DIMM: {before[0]} before, {after} after; {result.report['filled']} MiB used")
 
@@ -105,26 +76,14 @@ def guarded_bytes(result: harness.Result) -> int:
 def test_guard_keeps_boot_memory(tmp_path: Path, guarded: bool) -> None:
     """A guard that online-safe keeps holds every page of boot memory inside it; without one, nearly all is lost."""
     text = policy_text("online-safe")
-    script = f"""{START}
-    if [ "$stage" = 1 ]; then
-        preserve 256
-        guard
-        report checkpoint 1
-        handover "$CMDLINE {"$crashkernel safemem.guard=$first-$last" if guarded else ""}"
-    fi
-    decide
-    report filled "$(fill 500)"
-    """
     before: list[int] = []
 
     def count(report: dict[str, str]) -> None:
         first, last = map(int, report["guarded"].split("-"))
         before.append(harness.count_pattern(tmp_path / "boot", 256, first, last + 1))
 
-    result = harness.run(
-        "guard-kept" if guarded else "guard-none", initrd(script, text, next_kernel="current"),
-        kernel_name="old-kho", next_kernel="current", memory=tmp_path, checkpoint=count,
-    )  # fmt: skip
+    name, script = ("guard-kept", shell("guard-kept", GUARDED="yes")) if guarded else ("guard-none", shell("guard-kept", GUARDED=""))  # fmt: skip
+    result = boot(lost(name, script, text, memory=tmp_path, checkpoint=count))
     count(result.report)
     print(f"pattern pages in the guard: {before[0]} before, {before[1]} after; {result.report['filled']} MiB used")
 
@@ -144,21 +103,12 @@ def test_guard_given_back() -> None:
     """`online-all` gives a guard back to the last byte: the machine has the memory it would have without one."""
     text = policy_text("online-all", extra="accept_data_exposure = true")
     totals = []
-    for arguments in ("$crashkernel safemem.guard=$first-$last", ""):
-        script = f"""{START}
-        [ "$stage" = 2 ] || guard
-        [ "$stage" = 2 ] || handover "$CMDLINE {arguments}"
-        report before "$(sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)"
-        decide
-        """
-        result = harness.run(
-            "guard-given-back" if arguments else "guard-never", initrd(script, text, next_kernel="current"),
-            kernel_name="old-kho", next_kernel="current",
-        )  # fmt: skip
+    for name, script in (("guard-given-back", shell("guarded", LESS=0)), ("guard-never", shell("hand-over"))):
+        result = boot(lost(name, script, text))
         assert result.fate == "poweroff" and result.report["returned"] == "0"
         assert result.report["guard"] == "0" and result.report["dimm"].split() == [ALL_ONLINE]
         totals.append(int(result.report["memtotal"]))
-        if arguments:
+        if "before" in result.report:
             assert int(result.report["before"]) < totals[0] - guarded_bytes(result) // 1024 + 1024
             steps = [step["op"] for step in simulated(result, text)["plan"]]
             assert "release-guard" in steps
@@ -170,17 +120,7 @@ def test_kdump_keeps_its_part_of_a_guard() -> None:
     for action, kept in (("online-all", 128 << 20), ("online-safe", 0)):
         extra = "accept_data_exposure = true" if action == "online-all" else ""
         text = policy_text(action, extra=extra).replace("format = 1", 'format = 1\nkeep_crashkernel = "128MiB"')
-        script = f"""{START}
-        [ "$stage" = 2 ] || guard
-        [ "$stage" = 2 ] || handover "$CMDLINE $crashkernel safemem.guard=$first-$last"
-        decide
-        head -c "$(cat /next_size)" "$(disk kernel)" >/next
-        report load "$(kexec -s -p /next --command-line=x 2>&1 && echo done)"
-        report loaded "$(cat /sys/kernel/kexec_crash_loaded)"
-        """
-        result = harness.run(
-            f"kdump-{action}", initrd(script, text, next_kernel="current"), kernel_name="old-kho", next_kernel="current"
-        )
+        result = boot(lost(f"kdump-{action}", shell("kdump"), text))
 
         assert result.fate == "poweroff" and result.report["returned"] == "0"
         assert result.report["guard"] == str(kept or guarded_bytes(result))
@@ -191,15 +131,7 @@ def test_kdump_keeps_its_part_of_a_guard() -> None:
 def test_boot_memory_is_taken_offline() -> None:
     """After a rejected handover boot memory goes offline where the kernel can; the record says what sysfs says."""
     text = policy_text("online-safe", extra='boot_memory = "offline"')
-    script = f"""{START}
-    [ "$stage" = 2 ] || handover "$CMDLINE"
-    decide
-    report boot "$(blocks 0 7)"
-    report filled "$(fill 64)"
-    """
-    result = harness.run(
-        "boot-memory", initrd(script, text, next_kernel="current"), kernel_name="old-kho", next_kernel="current"
-    )
+    result = boot(lost("boot-memory", shell("lost", MIB=0, FILL=64), text))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     simulated(result, text)
@@ -231,14 +163,7 @@ def test_boot_memory_is_taken_offline() -> None:
 def test_a_foreign_crash_kernel_is_left_alone() -> None:
     """Without `safemem.guard=` a crash kernel reservation is kdump's, and stays whatever is decided."""
     text = policy_text("online-all", extra="accept_data_exposure = true")
-    script = f"""{START}
-    [ "$stage" = 2 ] || guard
-    [ "$stage" = 2 ] || handover "$CMDLINE $crashkernel"
-    decide
-    """
-    result = harness.run(
-        "guard-foreign", initrd(script, text, next_kernel="current"), kernel_name="old-kho", next_kernel="current"
-    )
+    result = boot(lost("guard-foreign", shell("guarded", LESS=""), text))
 
     assert result.fate == "poweroff"
     assert simulated(result, text)["facts"]["guard"]["value"] == "none"

@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.kit import RELEASES, build_deb, contents
-from tests.vm import debian, harness
-from tests.vm.kit import ALL_ONLINE, HELD, RAMOOPS, SITE, initrd, policy_text
+from tests.vm import debian
+from tests.vm.harness import boot, shell
+from tests.vm.kit import ALL_ONLINE, HELD, RAMOOPS, SITE, lost, policy_text
 
 pytestmark = pytest.mark.vm
 
@@ -59,36 +61,19 @@ def test_units_in_two_boots(tmp_path: Path) -> None:
     """The unit keeps the decision on the disk and in the journal; a boot that panics next is found in systemd's archive."""
     files = contents(build_deb("bookworm", tmp_path), tmp_path)
     files["etc/systemd/system/sysinit.target.d/safemem.conf"] = b"[Unit]\nWants=safemem-record.service\n"
-    script = """
-    until [ "$(systemctl show -p ActiveState --value safemem-record.service)" != activating ]; do sleep 1; done
-    report unit "$(systemctl show -p ActiveState,Result,ExecMainStatus safemem-record.service | tr '\\n' ' ')"
-    systemctl status --no-pager safemem-record.service >/tmp/unit; report_file log /tmp/unit
-    report kept "$(ls /var/lib/safemem/history/*/decision.json | wc -l)"
-    journalctl -o export MESSAGE_ID=5ac2c1e3bb1b4cd0a0c1ee0f8f5be0ae >/tmp/entry; report_file entry /tmp/entry
-    safemem status >/tmp/now; report now $?; report_file now_text /tmp/now
-    report archive "$(ls -d /var/lib/systemd/pstore/dmesg* | tr '\\n' ' ')"
-    safemem status --previous >/tmp/previous 2>&1; report previous $?; report_file previous_text /tmp/previous
-    mkdir -p /var/lib/prometheus/node-exporter; systemctl start safemem-metrics.service; report metrics $?
-    report_file prom /var/lib/prometheus/node-exporter/safemem.prom
-    """
     upper = debian.blank(tmp_path / "upper")
-    lost = f"""
-    if [ "$stage" = 1 ]; then handover '{harness.CMDLINE} {RAMOOPS} systemd.firstboot=off'; fi
-    decide
-    """
-    image = debian.initrd(lost, script, policy=policy_text(), files=files, next_kernel="current")
-    first_boot = debian.run(
-        "package-1", "bookworm", image, upper=upper, kernel_name="old-kho", next_kernel="current", timeout=600
-    )
-    crashed = harness.run(
-        "package-2", initrd(f"mount -t debugfs d /sys/kernel/debug\n{lost}", policy_text("panic"), next_kernel="current"),
-        cmdline=RAMOOPS, kernel_name="old-kho", next_kernel="current", memory=tmp_path, timeout=300, dimm_mib=0,
-    )  # fmt: skip
+    options: dict[str, Any] = {"policy": policy_text(), "files": files, "upper": upper, "timeout": 600}
+    early, script = shell("hand-over", NEXT=f"{RAMOOPS} systemd.firstboot=off"), shell("record-unit")
+    losing = debian.guest("package-1", "bookworm", early, script, kernel="old-kho", next_kernel="current", **options)
+    first_boot = boot(losing)
+    crashed = boot(lost(
+        "package-2", early, policy_text("panic"), cmdline=RAMOOPS, memory=tmp_path, timeout=300, dimm_mib=0
+    ))  # fmt: skip
     assert crashed.fate == "panic", crashed.serial[-3000:]
-    cold = debian.initrd("decide\n", script, policy=policy_text(), files=files)
-    last_boot = debian.run(
-        "package-3", "bookworm", cold, upper=upper, cmdline=RAMOOPS, memory=tmp_path, timeout=600, dimm_mib=0
+    cold = debian.guest(
+        "package-3", "bookworm", "decide", script, cmdline=RAMOOPS, memory=tmp_path, dimm_mib=0, **options
     )
+    last_boot = boot(cold)
     results = [first_boot, last_boot]
     for result in results:
         assert result.fate == "poweroff", result.serial[-3000:]
@@ -107,12 +92,6 @@ def test_units_in_two_boots(tmp_path: Path) -> None:
     assert "online-safe  handover lost, says the test" in lines
 
 
-#: Shell: what systemd knows of the unit, in its own order: Result, NRestarts, ExecMainStatus, ActiveState.
-SHOWN = """
-shown() { report "$1" "$(systemctl show -p ActiveState,Result,ExecMainStatus,NRestarts --value safemem-watch | tr '\\n' ' ')"; }
-"""
-
-
 def test_watch_unit(tmp_path: Path) -> None:
     """It comes back when it is killed, not with another policy; what a rule of udev onlines is named and reverted; then a release."""
     text = policy_text(extra='if_onlined = "offline"')
@@ -120,35 +99,11 @@ def test_watch_unit(tmp_path: Path) -> None:
     files["etc/systemd/system/sysinit.target.d/safemem.conf"] = b"[Unit]\nWants=safemem-hold.service\n"
     files["etc/safemem/policy.toml"] = text.encode()
     files["late"] = SITE.encode()
-    script = f"""
-    {SHOWN}
-    systemctl start safemem-watch; report started $?; sleep 1; shown first
-    systemctl kill -s KILL safemem-watch; sleep 8; shown killed
-    cp /late /usr/lib/udev/rules.d/41-late.rules
-    udevadm control --reload
-    udevadm trigger --action=add --subsystem-match=memory
-    udevadm settle
-    until safemem status --format json | grep -q '"reverted": [1-9]'; do sleep 1; done
-    sleep 2
-    report reverted "$(blocks 32 39)"
-    safemem status --format json >/tmp/status; report_file status /tmp/status
-    rm /usr/lib/udev/rules.d/41-late.rules
-    udevadm control --reload
-    cp /etc/safemem/policy.toml /tmp/policy
-    sed -i 's/handover lost, says the test/other words/' /etc/safemem/policy.toml
-    systemctl restart safemem-watch; sleep 5; shown other
-    cp /tmp/policy /etc/safemem/policy.toml
-    systemctl restart safemem-watch; report again $?
-    safemem release --reason "the guests are gone"; report released $?
-    sleep 3
-    report masks "$(ls /run/udev/rules.d | grep -c rules$)"
-    report dimm "$(blocks 32 39)"
-    journalctl -b -u safemem-watch -o cat >/tmp/log; report_file log /tmp/log
-    """
-    image = debian.initrd(
-        f"[ \"$stage\" = 2 ] || handover '{harness.CMDLINE}'\ndecide\n", script, policy=text, files=files, next_kernel="current"
+    guest = debian.guest(
+        "package-watch", "bookworm", shell("hand-over"), shell("watch-unit") + shell("watch-unit-life"), policy=text,
+        files=files, kernel="old-kho", next_kernel="current",
     )  # fmt: skip
-    result = debian.run("package-watch", "bookworm", image, kernel_name="old-kho", next_kernel="current")
+    result = boot(guest)
     report = result.report
 
     assert result.fate == "poweroff", result.serial[-3000:]
@@ -174,14 +129,11 @@ def test_watch_unit_in_a_dry_run(tmp_path: Path) -> None:
     text = policy_text().replace('name = "vm"', 'name = "vm"\nallow_cmdline_override = true')
     files = contents(build_deb("bookworm", tmp_path), tmp_path)
     files["etc/safemem/policy.toml"] = text.encode()
-    script = f"""
-    {SHOWN}
-    systemctl start safemem-watch; report started $?; sleep 3; shown first
-    journalctl -b -u safemem-watch -o cat >/tmp/log; report_file log /tmp/log
-    report dimm "$(blocks 32 39)"
-    """
-    image = debian.initrd("decide\n", script, policy=text, files=files)
-    result = debian.run("package-dry-run", "bookworm", image, cmdline="safemem.dry_run")
+    script = shell("watch-unit") + 'begin 3; log; report dimm "$(blocks 32 39)"'
+    guest = debian.guest(
+        "package-dry-run", "bookworm", "decide", script, policy=text, files=files, cmdline="safemem.dry_run"
+    )
+    result = boot(guest)
     report = result.report
 
     assert result.fate == "poweroff", result.serial[-3000:]

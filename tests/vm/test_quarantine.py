@@ -11,7 +11,8 @@ import pytest
 
 from safemem.boot.ranges import Range, parse_range
 from tests.vm import harness
-from tests.vm.kit import BLOCK, HELD, START, initrd, kinds, policy_text, simulated
+from tests.vm.harness import boot, shell
+from tests.vm.kit import BLOCK, HELD, guest, kinds, lost, policy_text, simulated
 
 pytestmark = pytest.mark.vm
 
@@ -19,10 +20,6 @@ pytestmark = pytest.mark.vm
 OFFLINE = policy_text("online-safe", extra='boot_memory = "offline"').replace('["none", "accepted"]', '"orphaned"')
 #: Why a block is still in use.
 WHY = "unmovable|hole|zone none|kernel text or data|timeout|below the floor"
-#: Reports the state of every block, one word each: NUMBER:STATE.
-ALL_BLOCKS = """
-report all "$(cd /sys/devices/system/memory; for b in memory[0-9]*; do echo "${b#memory}:$(cat $b/state)"; done | tr '\\n' ' ')"
-"""
 
 
 def states(result: harness.Result) -> dict[int, str]:
@@ -56,16 +53,8 @@ def test_a_pinned_page_ends_in_a_timeout() -> None:
     """The kernel tries for ever to move a page that a driver pinned: a signal ends that, twice, and the rest goes on."""
     # 2 GiB, so that some of the pinned blocks would go if they were not.
     text = OFFLINE.replace("[on_failure]\n", "[on_failure]\ndeadline = 4\n")
-    script = f"""
-    pin 128 1500 >/tmp/pinned &
-    until [ -s /tmp/pinned ]; do sleep 0.1; done
-    report pinned "$(cat /tmp/pinned)"
-    decide
-    {ALL_BLOCKS}
-    """
-    result = harness.run(
-        "pinned", initrd(script, text, files={"bin/pin": harness.program("pin").read_bytes()}), boot_mib=2 * harness.GIB
-    )
+    files = {"bin/pin": harness.program("pin").read_bytes()}
+    result = boot(guest("pinned", shell("pinned"), text, files=files, boot_mib=2 * harness.GIB))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     document = checked(result)
@@ -81,44 +70,21 @@ def test_a_pinned_page_ends_in_a_timeout() -> None:
 
 def test_four_gibibytes_without_a_guard() -> None:
     """After a rejection most of 4 GiB goes offline; what does not has a reason; the guest runs a program in the rest."""
-    script = f"""{START}
-    if [ "$stage" = 1 ]; then
-        preserve 256
-        handover "$CMDLINE"
-    fi
-    decide
-    report after "$(grep MemAvailable /proc/meminfo)"
-    report filled "$(fill 100)"
-    {ALL_BLOCKS}
-    """
-    result = harness.run(
-        "quarantine-4g", initrd(script, OFFLINE, next_kernel="current"), kernel_name="old-kho", next_kernel="current",
-        boot_mib=4 * harness.GIB, dimm_mib=0, timeout=240,
-    )  # fmt: skip
+    script = shell("lost", MIB=256, FILL=100)
+    result = boot(lost("quarantine-4g", script, OFFLINE, boot_mib=4 * harness.GIB, dimm_mib=0, timeout=240))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     document = checked(result)
-    print(f"{share(document, 'quarantined')} % quarantined, {document['result']['problems']}, {result.report['after']}")
+    left = f"{result.report['available']} KiB available"
+    print(f"{share(document, 'quarantined')} % quarantined, {document['result']['problems']}, {left}")
     assert share(document, "quarantined") >= 50
     assert result.report["filled"] == "100"
 
 
 def test_two_nodes_with_scratch_on_each() -> None:
     """Scratch of either node stays in use and is called safe; a node's exception holds its memory whatever is decided."""
-    script = f"""{START}
-    if [ "$stage" = 1 ]; then
-        arguments="$(/usr/lib/safemem/handover-args)" || report arguments failed
-        report arguments "$arguments"
-        handover "$CMDLINE ${{arguments#* * }}"
-    fi
-    decide
-    {ALL_BLOCKS}
-    """
     text = OFFLINE + "[[memory]]\nnode = 0\nhold = true\n"
-    result = harness.run(
-        "quarantine-nodes", initrd(script, text, next_kernel="current"), kernel_name="old-kho", next_kernel="current",
-        boot_mib=2 * harness.GIB, nodes=2, timeout=240,
-    )  # fmt: skip
+    result = boot(lost("quarantine-nodes", shell("nodes"), text, boot_mib=2 * harness.GIB, nodes=2, timeout=240))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     document = checked(result)
@@ -149,7 +115,7 @@ def test_an_exception_for_a_node_or_range(exception: str, expected: str) -> None
     """The DIMM is in node 0: an exception for that node holds it under online-all, one for node 1 does not."""
     text = policy_text("panic") + f"[[memory]]\n{exception}\n"
     name = re.sub("[^0-9a-z]+", "-", exception[:12])
-    result = harness.run(f"exception-{name}", initrd("decide", text), boot_mib=2 * harness.GIB, nodes=2)
+    result = boot(guest(f"exception-{name}", text=text, boot_mib=2 * harness.GIB, nodes=2))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     assert result.report["dimm"].split() == expected.split()
@@ -159,8 +125,8 @@ def test_an_exception_for_a_node_or_range(exception: str, expected: str) -> None
 def test_the_floor_is_kept() -> None:
     """With a floor in the policy that much stays available, and what could have gone says so."""
     text = OFFLINE.replace('boot_memory = "offline"', 'boot_memory = "offline"\nfloor = "1200MiB"')
-    script = f"decide\nreport left \"$(sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)\"\n{ALL_BLOCKS}"
-    result = harness.run("floor", initrd(script, text), boot_mib=2 * harness.GIB, dimm_mib=0)
+    script = 'decide; report left "$(meminfo MemAvailable)"; report all "$(all_blocks)"'
+    result = boot(guest("floor", script, text, boot_mib=2 * harness.GIB, dimm_mib=0))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     document = checked(result)
@@ -174,7 +140,7 @@ def test_the_floor_is_kept() -> None:
 def test_a_shortfall_beyond_the_limit_ends_the_boot(limit: str, fate: str) -> None:
     """Some boot memory never goes offline; whether that ends the boot is a question of how much."""
     extra = f'boot_memory = "offline"\non_shortfall = "panic"\nexposed_max = "{limit}"'
-    result = harness.run(f"exposed-{fate}", initrd("decide", OFFLINE.replace('boot_memory = "offline"', extra)))
+    result = boot(guest(f"exposed-{fate}", text=OFFLINE.replace('boot_memory = "offline"', extra)))
 
     assert result.fate == fate
     said = re.search(
@@ -185,9 +151,7 @@ def test_a_shortfall_beyond_the_limit_ends_the_boot(limit: str, fate: str) -> No
 
 def test_a_second_run_of_online_all_changes_nothing() -> None:
     """Everything is online already: nothing is written, nothing fails, and the state is the same."""
-    text = policy_text("panic")
-    script = f"decide\n{ALL_BLOCKS.replace('all', 'before')}\ndecide\n{ALL_BLOCKS}"
-    result = harness.run("twice", initrd(script, text))
+    result = boot(guest("twice", shell("twice"), policy_text("panic")))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     document = json.loads(result.report["record"])
@@ -199,9 +163,7 @@ def test_a_second_run_of_online_all_changes_nothing() -> None:
 @pytest.mark.parametrize("mib", [1000, 1100])
 def test_odd_sizes(mib: int) -> None:
     """Memory that ends inside a block: the block with the hole never goes, the others do, and a second run changes nothing."""
-    script = f"decide\n{ALL_BLOCKS.replace('all', 'before')}\n"
-    script += f"report_file one /run/safemem/decision.json\ndecide\n{ALL_BLOCKS}"
-    result = harness.run(f"odd-{mib}", initrd(script, OFFLINE), boot_mib=mib, dimm_mib=256)
+    result = boot(guest(f"odd-{mib}", shell("twice"), OFFLINE, boot_mib=mib, dimm_mib=256))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     last = mib * (1 << 20) // BLOCK
@@ -217,15 +179,7 @@ def test_odd_sizes(mib: int) -> None:
 def test_a_guard_that_is_not_the_one_that_was_asked_for() -> None:
     """Another range is reserved than `safemem.guard=` says: reported, treated as void, and left alone."""
     text = policy_text("online-all", extra="accept_data_exposure = true")
-    script = f"""{START}
-    [ "$stage" = 2 ] || guard
-    [ "$stage" = 2 ] || handover "$CMDLINE $crashkernel safemem.guard=$first-$((last - 1048576))"
-    report crash "$(grep Crash /proc/iomem)"
-    decide
-    """
-    result = harness.run(
-        "guard-mismatch", initrd(script, text, next_kernel="current"), kernel_name="old-kho", next_kernel="current"
-    )
+    result = boot(lost("guard-mismatch", shell("guarded", LESS=1 << 20), text))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     fact = simulated(result, text)["facts"]["guard"]

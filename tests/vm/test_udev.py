@@ -9,32 +9,11 @@ from typing import Any
 import pytest
 
 from tests.vm import harness
-from tests.vm.kit import ALL_ONLINE, HELD, PLUG, SHELL, VENDOR, decided, initrd, policy_text, span
+from tests.vm.harness import boot, shell
+from tests.vm.kit import ALL_ONLINE, HELD, PLUG, VENDOR, decided, guest, lost, policy_text, span
 
 pytestmark = pytest.mark.vm
 
-UDEV = r"""
-mkdir -p /run/udev /lib/systemd /etc
-ln -sf /bin/udevadm /lib/systemd/systemd-udevd
-coldplug() {
-    /lib/systemd/systemd-udevd --daemon
-    udevadm trigger --type=subsystems --action=add
-    udevadm trigger --type=devices --action=add
-    udevadm settle
-}
-# Plugged after the checkpoint; the boot DIMM has blocks 32 to 39.
-plugged() {
-    report checkpoint 1
-    n=0
-    until [ -e /sys/devices/system/memory/memory47 ] || [ $n = 100 ]; do sleep 0.1; n=$((n + 1)); done
-    udevadm settle
-    sleep 1
-    grown=none
-    until [ "$grown" = "$(blocks 64 87)" ]; do grown=$(blocks 64 87); sleep 2; done
-    report later "$(blocks 40 47)"
-    report grown "$grown"
-}
-"""
 #: A virtio-mem device with blocks 64 to 87, empty until GROW.
 VIRTIO_MEM = (
     "-object", "memory-backend-ram,id=plug,size=3G",
@@ -47,6 +26,8 @@ GROW: list[dict[str, Any]] = [
         "arguments": {"path": "/machine/peripheral/vm0", "property": "requested-size", "value": 3 << 30},
     },
 ]
+#: A guest with that device, and what happens to it at its checkpoint.
+GROWING: dict[str, Any] = {"checkpoint": lambda _: GROW, "devices": VIRTIO_MEM, "timeout": 240}
 #: virtio-mem adds no more while 1 GiB of its memory is offline (VIRTIO_MEM_DEFAULT_OFFLINE_THRESHOLD).
 STALLED, GROWN = "offline*8", "online*24"
 
@@ -59,8 +40,8 @@ def files() -> dict[str, bytes]:
 
 def test_vendor_rules_online_everything_without_safemem() -> None:
     """The same guest without safemem: the test can fail."""
-    image = harness.image(SHELL + UDEV + "coldplug; state; plugged", files=files())
-    result = harness.run("udev-without", image, checkpoint=lambda _: PLUG)
+    script = shell("udev") + "coldplug; state; plugged"
+    result = boot(guest("udev-without", script, files=files(), checkpoint=lambda _: PLUG))
 
     assert result.fate == "poweroff"
     assert result.report["dimm"].split() == [ALL_ONLINE]
@@ -69,20 +50,8 @@ def test_vendor_rules_online_everything_without_safemem() -> None:
 
 def test_held_memory_stays_held() -> None:
     """After online-safe neither coldplug nor a DIMM that is plugged in later brings memory online, and udev says why."""
-    script = f"""{UDEV}
-    [ "$stage" = 2 ] || handover '{harness.CMDLINE}'
-    decide
-    coldplug
-    report coldplug "$(blocks 32 39)"
-    plugged
-    udevadm info /sys/devices/system/memory/memory33 >/tmp/info
-    report_file info /tmp/info
-    """
-    text = policy_text("online-safe")
-    result = harness.run(
-        "udev-held", initrd(script, text, next_kernel="current", files=files()),
-        kernel_name="old-kho", next_kernel="current", checkpoint=lambda _: GROW, devices=VIRTIO_MEM, timeout=240,
-    )  # fmt: skip
+    script = shell("udev") + shell("udev-held")
+    result = boot(lost("udev-held", script, policy_text("online-safe"), files=files(), **GROWING))
 
     assert result.fate == "poweroff"
     assert decided(result)["action"] == "online-safe"
@@ -96,25 +65,8 @@ def test_held_memory_stays_held() -> None:
 def test_before_the_decision_nothing_comes_online() -> None:
     """A udevd that runs too early leaves what is there and what is plugged in then; the decision onlines all of it."""
     early = {path: data for path, data in files().items() if "rules.d" not in path}
-    script = f"""{UDEV}
-    coldplug
-    report early "$(blocks 32 39)"
-    udevadm info /sys/devices/system/memory/memory33 >/tmp/info
-    report_file info /tmp/info
-    plugged
-    decide
-    report after "$(blocks 40 47)"
-    n=0
-    until [ "$(blocks 64 87)" = "online*24 " ] || [ $n = 100 ]; do sleep 0.2; n=$((n + 1)); done
-    report unstalled "$(blocks 64 87)"
-    """
-    result = harness.run(
-        "udev-early",
-        initrd(script, policy_text("panic"), files=early),
-        checkpoint=lambda _: GROW,
-        devices=VIRTIO_MEM,
-        timeout=240,
-    )
+    script = shell("udev") + shell("udev-early")
+    result = boot(guest("udev-early", script, policy_text("panic"), files=early, **GROWING))
 
     assert result.fate == "poweroff"
     assert result.report["early"].split() == [HELD]
@@ -127,15 +79,9 @@ def test_before_the_decision_nothing_comes_online() -> None:
 
 def test_after_online_all_arrivals_come_online_in_the_zone() -> None:
     """A DIMM that is plugged in after online-all is onlined in the decision's zone."""
-    script = f"{UDEV}decide; coldplug; plugged; report zone \"$(cut -d' ' -f1 /sys/devices/system/memory/memory45/valid_zones)\""
+    script = shell("udev") + "decide; coldplug; plugged; report zone \"$(cut -d' ' -f1 $MEMORY/memory45/valid_zones)\""
     clean = {path: data for path, data in files().items() if "rules.d" not in path}
-    result = harness.run(
-        "udev-online",
-        initrd(script, policy_text("panic"), files=clean),
-        checkpoint=lambda _: GROW,
-        devices=VIRTIO_MEM,
-        timeout=240,
-    )
+    result = boot(guest("udev-online", script, policy_text("panic"), files=clean, **GROWING))
 
     assert result.fate == "poweroff"
     assert result.report["later"].split() == [ALL_ONLINE]
@@ -145,7 +91,7 @@ def test_after_online_all_arrivals_come_online_in_the_zone() -> None:
 
 def test_memory_that_the_kernel_onlined_before_us() -> None:
     """A DIMM that is there at boot and was onlined by default is told from boot memory, on the console and in the record."""
-    result = harness.run("udev-late", initrd("decide", policy_text("panic")), cmdline="memhp_default_state=online")
+    result = boot(guest("udev-late", text=policy_text("panic"), cmdline="memhp_default_state=online"))
     says = f"{span(32, 39)} (1 GiB) was hot-added and online before safemem ran"
 
     assert result.fate == "poweroff"
