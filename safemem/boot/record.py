@@ -141,7 +141,8 @@ def env_text(arrivals: str, why: str, *, enter: str, finished: bool, dry_run: bo
         "SAFEMEM_DRY_RUN": "yes" if dry_run else "no",
         "SAFEMEM_FINISHED": "yes" if finished else "no",  # last: a file that is cut off does not say it
     }
-    return "".join(f"{key}={value}\n" for key, value in values.items())
+    # udev takes a key without a value for a damaged line (seen on 252 and 257).
+    return "".join(f"{key}={value}\n" for key, value in values.items() if value)
 
 
 def why_text(action: str, rule: str, policy: str) -> str:
