@@ -31,7 +31,7 @@ test: $(VENV)/.test  ## everything, guests included; installs packages (30 min)
 	$(BIN)/python tests/vm/build_kernels.py --if-missing
 	$(PYTEST)
 
-test-fast: $(VENV)/.dev  ## what needs no guest, no root and no package (1 min)
+test-fast: $(VENV)/.dev  ## what needs no guest, no root and no package (2 min)
 	$(PYTEST) -m "not vm and not pythons"
 
 pythons: $(VENV)/.dev  ## the same on Python 3.11 to 3.14, in scratch roots (2 min)

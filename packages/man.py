@@ -8,13 +8,10 @@ from pathlib import Path
 
 import click
 
+from safemem.cli import codes
 from safemem.cli import main as cli
 
 TREE = Path(__file__).resolve().parent.parent
-EXIT_STATUS = (
-    "0 done, or all memory may be used; 1 failure; 2 usage; 3 an input is invalid; 4 memory is held back; "
-    "5 panic, reboot or halt; 6 unknown; 64 partly."
-)
 
 
 def pages() -> dict[str, str]:
@@ -52,7 +49,7 @@ def command_page() -> str:
         ".TP", "/usr/share/safemem/policies", "policies to begin with, each with its cases",
         ".TP", "/run/safemem/decision.json", "the record of this boot",
         ".TP", "/var/lib/safemem/history", "the records of earlier boots",
-        ".SH EXIT STATUS", EXIT_STATUS,
+        ".SH EXIT STATUS", codes.listing(),
         ".SH SEE ALSO", ".BR safemem\\-policy (5),", ".BR chmem (8)",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -110,7 +110,7 @@ def run(python: Python, *words: str) -> subprocess.CompletedProcess[str]:
         ]  # fmt: skip
         enter = []
         if python.root:
-            maps = [] if os.geteuid() == 0 else ["--map-root-user"]
+            maps = [] if os.geteuid() == 0 else ["--map-root-user", "--map-auto"]
             enter = [
                 "unshare",
                 "--mount",

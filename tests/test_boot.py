@@ -56,7 +56,7 @@ def test_online_safe_holds_and_records(tmp_path: Path) -> None:
     # What udev needs to keep it so: the standing decision, and no vendor's rule.
     assert (root / record.ENV).read_text() == (
         "SAFEMEM_ARRIVALS=hold\nSAFEMEM_WHY=online-safe by rule otherwise, policy test\n"
-        "SAFEMEM_ENTER=\nSAFEMEM_DRY_RUN=no\nSAFEMEM_FINISHED=yes\n"
+        "SAFEMEM_DRY_RUN=no\nSAFEMEM_FINISHED=yes\n"
     )
     assert (root / "run/udev/rules.d/40-vendor.rules").readlink() == Path("/dev/null")
 

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from string import Formatter
 
 import pytest
 from click.testing import CliRunner
@@ -18,7 +21,7 @@ from safemem.boot import main as boot
 from safemem.boot import paths, record
 from safemem.boot.model import Rule
 from safemem.cli import main
-from safemem.host import doctor
+from safemem.host import catalogue, doctor
 from safemem.initramfs.cpio import Archive
 from tests.fakes import make_root
 from tests.kit import guarded, install
@@ -109,7 +112,7 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("initrd-unreadable", "severe", lambda root: pack(root, b"{}")),
     ("cannot-tell", "warning", lambda root: shutil.rmtree(root / "sys/kernel/debug")),
     ("kernel-zone", "severe", kernel_zone),
-    ("not-applied", "warning", result(problems=["a block refused"])),
+    ("not-applied", "warning", result(problems=["a block refused"], problem_codes=["failed"])),
     ("real-root-not-masked", "warning", lambda root: (root / "run/safemem/masked").unlink()),
     ("no-initrd", "note", lambda root: shutil.rmtree(root / "boot")),
     ("old-kexec", "severe", put("etc/init.d/kexec-load", '\t/sbin/kexec -l "$KERNEL_IMAGE" --append="$REAL_APPEND"\n')),
@@ -237,3 +240,49 @@ def test_the_map_of_held_memory_against_the_safe_region(tmp_path: Path) -> None:
     put("sys/kernel/debug/kho/out/scratch_len", "0x1000000\n")(root)
     (found,) = doctor.examine(str(root))
     assert found.message == "holding 1 GiB costs 16 MiB of memory map, out of 16 MiB of safe region"
+
+
+def test_a_policy_that_cannot_be_read_for_lack_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the language needs may be broken: that is a finding, and the others are made all the same."""
+    root = healthy(tmp_path)
+    put("etc/safemem/policy.toml", (POLICIES / "minimal.toml").read_text())(root)
+    monkeypatch.setitem(sys.modules, "safemem.policy.load", None)
+    monkeypatch.delattr("safemem.policy.load", raising=False)
+    (found,) = doctor.examine(str(root))
+    assert (found.code, found.severity) == ("policy-not-read", "warning")
+    assert found.message == "whether the initrd has the policy of /etc/safemem/policy.toml cannot be told"
+
+
+def test_a_warning_is_found_by_its_code(tmp_path: Path) -> None:
+    """Another sentence is the same finding; the same sentence under another code is none."""
+    root = healthy(tmp_path)
+    for code, found in (("too-late", ["too-late"]), ("state-unknown", [])):
+        document = json.loads((root / record.RECORD).read_text())
+        document["decision"].update(warnings=["what was online before the decision stays so"], warning_codes=[code])
+        (root / record.RECORD).write_text(json.dumps(document))
+        assert [item.code for item in doctor.examine(str(root))] == found
+
+
+def yielded() -> list[tuple[str, set[str]]]:
+    """Return each code that a check yields, with the names of the values that it gives."""
+    tree = ast.parse(Path(doctor.__file__).read_text())
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "finding":
+            code = node.args[0]
+            assert isinstance(code, ast.Constant), "a check names its finding"
+            names = {word.arg for word in node.keywords if word.arg} - {"severity"}
+            spread = any(word.arg is None for word in node.keywords)
+            found.append((str(code.value), names | ({"*"} if spread else set())))
+    return found
+
+
+def test_the_catalogue_is_whole() -> None:
+    """Each finding that a check makes is in it, with a text for each value, and none is in it that no check makes."""
+    assert {code for code, _ in yielded()} == set(catalogue.CODES)
+    for code, given in yielded():
+        entry = catalogue.CODES[code]
+        asked = {name for text in (entry.message, entry.remedy) for _, name, _, _ in Formatter().parse(text) if name}
+        assert given == asked or ("*" in given and given - {"*"} < asked), code
+    for code, entry in catalogue.CODES.items():
+        assert entry.severity in catalogue.SEVERITIES and (entry.remedy or entry.severity == "note"), code

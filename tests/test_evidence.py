@@ -279,7 +279,7 @@ def test_metrics(root: Path, tmp_path: Path) -> None:
         for name, family in families.items() for sample in family.samples
     }  # fmt: skip
     info = families["safemem_decision_info"].samples[0].labels
-    assert info.pop("digest") == standing.read(str(root)).decision["policy"]["digest"]
+    assert info.pop("digest") == standing.read(str(root)).decision.policy.digest
     assert info == {"action": "online-safe", "rule": "otherwise", "policy": "test", "handover": "rejected"}
     assert values == {
         ("safemem_decision_recorded", ""): 1, ("safemem_decision_info", ""): 1, ("safemem_decision_in_force", ""): 0,
@@ -296,7 +296,8 @@ def test_metrics_of_names_with_quotes(root: Path) -> None:
     """Whatever an operator calls a rule comes back out of the file."""
     name = 'a "rule" with \\ and\na line'
     found = standing.read(str(root))
-    found.decision["rule"] = name
+    decision = found.decision._replace(rule=found.decision.rule._replace(name=name))
+    found = found._replace(record=found.record._replace(decision=decision))
     families = {family.name: family for family in text_string_to_metric_families(metrics.text(found))}
 
     assert families["safemem_decision_info"].samples[0].labels["rule"] == name
@@ -322,14 +323,15 @@ def test_metrics_that_cannot_be_written(root: Path, tmp_path: Path) -> None:
 def test_journal(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One entry with fields; a value of several lines goes with its length; without a journal nothing is lost."""
     found = standing.read(str(root))
-    found.decision["message"] = "two\nlines"
-    assert not journal.send(str(root), journal.fields(found))
+    decision = found.decision._replace(message="two\nlines")
+    found = found._replace(record=found.record._replace(decision=decision))
+    assert not journal.send(str(root), journal.fields(found, 4))
     path = root / journal.SOCKET
     path.parent.mkdir(parents=True)
     monkeypatch.chdir(root)  # a socket's path has to be short
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(journal.SOCKET)
-        assert journal.send("", journal.fields(found))
+        assert journal.send("", journal.fields(found, 4))
         entry = server.recv(65536)
 
     text = b"online-safe: two\nlines"

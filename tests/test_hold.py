@@ -17,7 +17,7 @@ from safemem.boot import main as boot
 from safemem.boot.model import Plan, Rule
 from safemem.boot.ranges import Range, parse_range
 from safemem.cli import main
-from safemem.host import history, release, standing
+from safemem.host import history, previous, reader, release, standing
 from tests.fakes import make_root
 from tests.kit import guarded, install
 
@@ -143,13 +143,10 @@ def test_bad_releases(root: Path, words: list[str], code: int, says: str) -> Non
     assert not (root / standing.RELEASES).exists()
 
 
-def entries(root: Path, *, durable: bool = False) -> list[dict[str, Any]]:
+def entries(root: Path, *, durable: bool = False) -> tuple[reader.Release, ...]:
     """Return the releases that this boot sees, or what is on the disk of them."""
-    path = str(root / standing.RELEASES)
-    if durable:
-        path = f"{history.current(str(root))}/releases.json"
-    found: list[dict[str, Any]] = json.loads(Path(path).read_text())
-    return found
+    folder = history.current(str(root)) if durable else str(root / "run/safemem")
+    return reader.releases(f"{folder}/releases.json")
 
 
 def test_a_final_hold_needs_force(root: Path) -> None:
@@ -165,7 +162,7 @@ def test_a_final_hold_needs_force(root: Path) -> None:
     assert not (root / standing.RELEASES).exists()
     assert (root / "sys/devices/system/memory/memory32/state").read_text() == "offline\n"
     run(root, "release", "--reason", "x", "--force")
-    assert [item["forced"] for item in entries(root)] == [True]
+    assert [item.forced for item in entries(root)] == [True]
     status = run(root, "status").stdout
     assert "final     the policy says so: `release` needs --force" in status and "(forced) at" in status
 
@@ -173,7 +170,7 @@ def test_a_final_hold_needs_force(root: Path) -> None:
 def test_force_is_recorded_only_where_it_was_needed(root: Path) -> None:
     """A hold that is not final is not forced, whatever the command says."""
     run(root, "release", "--reason", "x", "--force")
-    assert [item["forced"] for item in entries(root)] == [False]
+    assert [item.forced for item in entries(root)] == [False]
 
 
 def test_word_of_a_release_is_on_the_disk_before_the_first_block(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,16 +184,16 @@ def test_word_of_a_release_is_on_the_disk_before_the_first_block(root: Path, mon
     monkeypatch.setattr(apply, "carry_out", cut)
     monkeypatch.setattr(release, "_note", once(release._note))
     run(root, "release", "--reason", "guests moved away")
-    assert [item["state"] for item in seen[0]] == ["begun"]
+    assert [item.state for item in seen[0]] == ["begun"]
     assert "(begun, not finished) at" in run(root, "status").stdout
 
     (root / history.BOOT_ID).write_text("00000002-1111-4222-8333-444455556666\n")
     (root / standing.RELEASES).unlink()
     says = "in the boot before, a release of 0x0-0xffffffffffffffff was begun and not finished: guests moved away"
     assert f"before    {says}" in run(root, "status").stdout.splitlines()
-    previous = run(root, "status", "--previous")
-    assert "released  0x0-0xffffffffffffffff (begun, not finished) at" in previous.stdout
-    assert previous.stdout.startswith("online-safe  handover lost")
+    before = run(root, "status", "--previous")
+    assert "released  0x0-0xffffffffffffffff (begun, not finished) at" in before.stdout
+    assert before.stdout.startswith("online-safe  handover lost")
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,9 +212,9 @@ def test_an_interrupted_release_says_so_and_goes_on(root: Path, monkeypatch: pyt
     """What was given back until then is; the record says `partly`, on the disk too; a second run finishes."""
     real = apply.carry_out
 
-    def carry_out(plan: Plan, folder: str, progress: Callable[[], None]) -> apply.Result:
-        def stop() -> None:
-            progress()
+    def carry_out(plan: Plan, folder: str, progress: Callable[[int], None]) -> apply.Result:
+        def stop(size: int) -> None:
+            progress(size)
             signal.raise_signal(number)  # to this thread, at once
 
         result = real(plan, folder, stop if len(entries(root)) == 1 else progress)
@@ -233,12 +230,12 @@ def test_an_interrupted_release_says_so_and_goes_on(root: Path, monkeypatch: pyt
     settle(root)
     states = [(root / f"sys/devices/system/memory/memory{n}/state").read_text().strip() for n in range(32, 40)]
     assert states == ["online"] + ["offline"] * 7
-    assert [item["state"] for item in entries(root, durable=True)] == ["partly"]
-    assert standing.unfinished(entries(root)) == entries(root)
+    assert [item.state for item in entries(root, durable=True)] == ["partly"]
+    assert previous.unfinished(entries(root)) == entries(root)
 
     assert run(root, "release", "--reason", "second try").exit_code == 0
-    assert [item["state"] for item in entries(root, durable=True)] == ["partly", "done"]
-    assert standing.unfinished(entries(root)) == []
+    assert [item.state for item in entries(root, durable=True)] == ["partly", "done"]
+    assert previous.unfinished(entries(root)) == ()
 
 
 def test_a_history_that_cannot_be_written_is_said_and_no_obstacle(root: Path) -> None:
@@ -299,20 +296,21 @@ def test_a_whole_release_leaves_kdump_its_part_if_it_can_be_used(tmp_path: Path)
 
 
 def test_progress_covers_the_guard(tmp_path: Path) -> None:
-    """The bar's length is the number of signs that come, and the guard ends with what was asked for."""
+    """The bar's length is the bytes that are reported, and the guard ends with what was asked for."""
     words = f"kho=on liveupdate=on safemem.guard=0x{GUARD.replace('-', '-0x')}"
     root = make_root(tmp_path, offered=True, crash=GUARD, cmdline=words, offline="32-49")
     install(root, otherwise=Rule("otherwise", "online-safe"))
     assert boot.main(["--root", str(root)]) == 0
     found = standing.read(str(root))
     what = release.plan(found, (parse_range("0x20000000-0x1ffffffff"),), "movable")
-    signs: list[str] = []
+    signs: list[tuple[str, int]] = []
     first = root / "sys/devices/system/memory/memory32/state"
-    release.carry_out(str(root), found, what, "x", 0, lambda: signs.append(first.read_text().strip()))
+    release.carry_out(str(root), found, what, "x", 0, lambda size: signs.append((first.read_text().strip(), size)))
 
     # What the guard gives back is there before anything is onlined.
-    assert signs[:3] == ["offline"] * 3
-    assert len(signs) == what.ticks == 3 + 3
+    assert [state for state, _ in signs[:3]] == ["offline"] * 3
+    assert {state for state, _ in signs[3:]} == {"online_movable"}
+    assert sum(size for _, size in signs) == what.size == (3 << 28) + (18 << 27)
     assert (root / paths.CRASH_SIZE).read_text() == str(0x10000000)
 
 

@@ -17,7 +17,7 @@ from safemem.boot import main as boot
 from safemem.boot.model import Blocks, Override, Policy, Rule
 from safemem.boot.ranges import Range
 from safemem.cli import main
-from safemem.host import doctor, incidents, metrics, standing, suspects, watch
+from safemem.host import doctor, incidents, metrics, reader, standing, suspects, watch
 from safemem.host.incidents import Counts
 from tests.fakes import make_root
 from tests.kit import install
@@ -57,6 +57,11 @@ def states(root: Path, first: int, last: int) -> list[str]:
     return [(root / f"{MEMORY}/memory{number}/state").read_text().strip() for number in range(first, last + 1)]
 
 
+def counts(root: Path) -> Counts:
+    """Return what has been counted."""
+    return reader.counts(str(root / incidents.COUNTS))
+
+
 def span(first: int, last: int) -> Range:
     """Return the range of blocks."""
     return Range(first * BLOCK, (last + 1) * BLOCK)
@@ -64,73 +69,73 @@ def span(first: int, last: int) -> Range:
 
 def test_the_same_engine_for_what_arrives(tmp_path: Path) -> None:
     """A block inside the safe region comes online, its neighbour does not, and nothing else is touched."""
-    root, policy = decided(tmp_path)
+    root, _ = decided(tmp_path)
     block(root, 41, "offline")
     block(root, 42, "offline")
-    batch = watch.look(str(root), policy, Counts())
+    batch = watch.look(str(root), Counts())
 
     assert states(root, 41, 42) == ["online_movable", "offline"]
     assert states(root, 0, 7) == ["online"] * 8
-    assert (batch.fresh, batch.counts.incidents) == ((), 0)
+    assert (batch.incident, batch.counts.incidents) == ((), 0)
 
 
 @pytest.mark.parametrize("if_onlined", ["report", "offline"])
 def test_what_somebody_onlined(tmp_path: Path, if_onlined: str) -> None:
     """Held since the decision or arrived later: noticed, counted once, and taken off only where the policy says so."""
-    root, policy = decided(tmp_path, if_onlined=if_onlined)
+    root, _ = decided(tmp_path, if_onlined=if_onlined)
     block(root, 35, "online")
     block(root, 50, "online")
     fresh = (span(35, 35), span(50, 50))
-    batch = watch.look(str(root), policy, Counts())
+    batch = watch.look(str(root), Counts())
 
-    assert batch.fresh == fresh
+    assert batch.incident == fresh
     assert (batch.counts.incidents, batch.counts.onlined) == (1, 2 * BLOCK)
     assert states(root, 35, 35) + states(root, 50, 50) == [if_onlined.replace("report", "online")] * 2
     # Boot memory was online before the decision: taken off at boot or not at all.
     assert states(root, 0, 7) == ["online"] * 8
     assert batch.counts.reverted == batch.counts.last[0].taken_offline == (2 * BLOCK if if_onlined == "offline" else 0)
-    assert batch.counts.loose == (() if if_onlined == "offline" else fresh)
-    kept = incidents.read(str(root))
+    assert batch.counts.onlined_by_others == (() if if_onlined == "offline" else fresh)
+    kept = counts(root)
     assert kept == batch.counts
     # A restart counts nothing twice, and a second time is one more.
-    again = watch.look(str(root), policy, kept)
-    assert (again.fresh, again.counts) == ((), kept)
+    again = watch.look(str(root), kept)
+    assert (again.incident, again.counts) == ((), kept)
     block(root, 35, "offline")
-    gone = watch.look(str(root), policy, kept).counts
+    gone = watch.look(str(root), kept).counts
     block(root, 35, "online")
-    assert watch.look(str(root), policy, gone).counts.incidents == 2
+    assert watch.look(str(root), gone).counts.incidents == 2
 
 
 def test_only_what_is_new_is_counted(tmp_path: Path) -> None:
     """A block beside one that is counted already is one block more, not two."""
-    root, policy = decided(tmp_path)
+    root, _ = decided(tmp_path)
     block(root, 35, "online")
-    seen = watch.look(str(root), policy, Counts()).counts
+    seen = watch.look(str(root), Counts()).counts
     block(root, 36, "online")
-    batch = watch.look(str(root), policy, seen)
+    batch = watch.look(str(root), seen)
 
-    assert batch.fresh == (span(36, 36),)
+    assert batch.incident == (span(36, 36),)
     assert (batch.counts.incidents, batch.counts.onlined) == (2, 2 * BLOCK)
 
 
 def test_counted_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon that is killed while it takes memory off again does not hide that it was online."""
-    root, policy = decided(tmp_path, if_onlined="offline")
+    root, _ = decided(tmp_path, if_onlined="offline")
     block(root, 35, "online")
     monkeypatch.setattr(apply, "carry_out", lambda *_: (_ for _ in ()).throw(SystemExit))
     with pytest.raises(SystemExit):
-        watch.look(str(root), policy, Counts())
-    kept = incidents.read(str(root))
+        watch.look(str(root), Counts())
+    kept = counts(root)
 
-    assert kept is not None and (kept.incidents, kept.reverted, kept.loose) == (1, 0, (span(35, 35),))
+    assert (kept.incidents, kept.reverted, kept.onlined_by_others) == (1, 0, (span(35, 35),))
     monkeypatch.undo()
-    after = watch.look(str(root), policy, kept).counts
-    assert (after.incidents, after.onlined, after.reverted, after.loose) == (1, BLOCK, BLOCK, ())
+    after = watch.look(str(root), kept).counts
+    assert (after.incidents, after.onlined, after.reverted, after.onlined_by_others) == (1, BLOCK, BLOCK, ())
 
 
 def test_what_comes_online_in_the_meantime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block that somebody onlines while another one is taken off is an incident of its own, in the next look."""
-    root, policy = decided(tmp_path, if_onlined="offline")
+    root, _ = decided(tmp_path, if_onlined="offline")
     block(root, 35, "online")
     carry_out = apply.carry_out
 
@@ -140,19 +145,19 @@ def test_what_comes_online_in_the_meantime(tmp_path: Path, monkeypatch: pytest.M
         return result
 
     monkeypatch.setattr(apply, "carry_out", busy)
-    seen = watch.look(str(root), policy, Counts()).counts
+    seen = watch.look(str(root), Counts()).counts
     monkeypatch.undo()
-    assert (seen.incidents, seen.loose) == (1, ())
-    batch = watch.look(str(root), policy, seen)
-    assert (batch.fresh, batch.counts.incidents, batch.counts.reverted) == ((span(36, 36),), 2, 2 * BLOCK)
+    assert (seen.incidents, seen.onlined_by_others) == (1, ())
+    batch = watch.look(str(root), seen)
+    assert (batch.incident, batch.counts.incidents, batch.counts.reverted) == ((span(36, 36),), 2, 2 * BLOCK)
 
 
 def test_counts_that_cannot_be_kept(tmp_path: Path) -> None:
     """It is said, and the decision is applied all the same."""
-    root, policy = decided(tmp_path, if_onlined="offline")
+    root, _ = decided(tmp_path, if_onlined="offline")
     block(root, 35, "online")
     (root / incidents.COUNTS).mkdir()
-    batch = watch.look(str(root), policy, Counts())
+    batch = watch.look(str(root), Counts())
 
     assert states(root, 35, 35) == ["offline"]
     assert "what was counted is lost at a restart" in batch.problems[0]
@@ -170,57 +175,58 @@ def test_counts_that_cannot_be_kept(tmp_path: Path) -> None:
         ((), f"{Range(0, 1 << 64)}", set(range(32, 44))),
     ],
 )  # fmt: skip
-def test_loose(tmp_path: Path, memory: tuple[Override, ...], released: str, free: set[int]) -> None:
+def test_onlined_by_others(tmp_path: Path, memory: tuple[Override, ...], released: str, free: set[int]) -> None:
     """Of what was held or arrived and is online now, all but the safe region and what was released; exceptions count."""
-    root, policy = decided(tmp_path, memory=memory)
+    root, _ = decided(tmp_path, memory=memory)
     for number in range(32, 44):
         block(root, number, "online")
     if released:
         entry = {"time": 1, "reason": "x", "ranges": released.split(), "state": "done"}
         files.replace(str(root), standing.RELEASES, json.dumps([entry]))
-    found = standing.read(str(root)).loose
+    found = standing.read(str(root)).onlined_by_others
 
     assert {n for n in range(44) if any(a.start <= n * BLOCK < a.end for a in found)} == set(range(32, 44)) - free
-    assert watch.look(str(root), policy, Counts()).fresh == found
+    assert watch.look(str(root), Counts()).incident == found
 
 
-def test_loose_of_many_blocks(tmp_path: Path) -> None:
+def test_many_blocks_onlined_by_others(tmp_path: Path) -> None:
     """32,768 blocks that alternate take time for their number, not for its square."""
     root, _ = decided(tmp_path)
     found = standing.read(str(root))
     runs = tuple(Blocks(n, n, "offline") for n in range(32768))
     flipped = tuple(run._replace(state="online" if run.first % 2 else "offline") for run in runs)
-    many = found._replace(then=found.then._replace(blocks=runs[::3]), now=found.now._replace(blocks=flipped))
+    snapshot = found.then._replace(blocks=runs[::3])
+    many = found._replace(record=found.record._replace(snapshot=snapshot), now=found.now._replace(blocks=flipped))
     began = time.process_time()
-    loose, arrived = many.loose, many.arrived
+    others, arrived = many.onlined_by_others, many.arrived
 
-    assert sum(area.end - area.start for area in loose) == (16384 - 1) * BLOCK
+    assert sum(area.end - area.start for area in others) == (16384 - 1) * BLOCK
     assert len(arrived) == 32768 - len(runs[::3])
     assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("if_onlined", ["report", "offline"])
 def test_online_all_with_an_exception(tmp_path: Path, if_onlined: str) -> None:
-    """Where everything may be used but one range, that range is all that can be loose."""
+    """Where everything may be used but one range, that range is all that others can online."""
     memory = (Override(range=span(33, 34), hold=True),)
-    root, policy = decided(tmp_path, action="online-all", if_onlined=if_onlined, memory=memory)
+    root, _ = decided(tmp_path, action="online-all", if_onlined=if_onlined, memory=memory)
     for number in range(32, 40):
         block(root, number, "online")
-    batch = watch.look(str(root), policy, Counts())
+    batch = watch.look(str(root), Counts())
 
-    assert batch.fresh == (span(33, 34),)
+    assert batch.incident == (span(33, 34),)
     assert states(root, 32, 35) == ["online", *[if_onlined.replace("report", "online")] * 2, "online"]
 
 
 def test_safemem_off(tmp_path: Path) -> None:
-    """What the command line asked for is the decision that stands: arrivals come online, and nothing is loose."""
-    root, policy = decided(tmp_path, if_onlined="offline", cmdline="kho=on safemem=off memhp_default_state=offline")
+    """What the command line asked for is the decision that stands: arrivals come online, and nothing is others' doing."""
+    root, _ = decided(tmp_path, if_onlined="offline", cmdline="kho=on safemem=off memhp_default_state=offline")
     block(root, 50, "offline")
     block(root, 51, "online")
-    batch = watch.look(str(root), policy, Counts())
+    batch = watch.look(str(root), Counts())
 
     assert batch.decision.action == "online-all"
-    assert (batch.fresh, states(root, 50, 51)) == ((), ["online_movable", "online"])
+    assert (batch.incident, states(root, 50, 51)) == ((), ["online_movable", "online"])
 
 
 def test_after_a_dry_run_nothing_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +234,7 @@ def test_after_a_dry_run_nothing_is_done(tmp_path: Path, monkeypatch: pytest.Mon
     root, policy = decided(tmp_path, cmdline="kho=on safemem.dry_run memhp_default_state=offline")
     file = tmp_path / "policy.toml"
     file.write_text("")
-    monkeypatch.setattr("safemem.cli.watch.load_policy", lambda _: policy)
+    monkeypatch.setattr("safemem.cli.policies.load_policy", lambda _: policy)
     block(root, 35, "online")
     block(root, 40, "offline")
     result = CliRunner().invoke(main, ["watch", "--policy", str(file), "--root", str(root)])
@@ -242,7 +248,7 @@ def test_after_a_dry_run_nothing_is_done(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_who_could_have_done_it(tmp_path: Path) -> None:
     """A rule in force, the kernel, a program that runs: each with its evidence; otherwise it cannot be known."""
-    root, policy = decided(tmp_path)
+    root, _ = decided(tmp_path)
     assert suspects.find(str(root)) == ()
     assert suspects.text(()).startswith("who did it cannot be known")
     for path, text in (
@@ -255,7 +261,7 @@ def test_who_could_have_done_it(tmp_path: Path) -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     block(root, 35, "online")
-    (incident,) = watch.look(str(root), policy, Counts()).counts.last
+    (incident,) = watch.look(str(root), Counts()).counts.last
 
     assert [(item.who, item.evidence.removeprefix(f"{root}/")) for item in incident.suspects] == [
         ('a udev rule: ATTR{state}="online"', "usr/lib/udev/rules.d/41-x.rules:1"),
@@ -271,9 +277,9 @@ def test_who_could_have_done_it(tmp_path: Path) -> None:
 
 def test_what_was_online_was_not_untouched(tmp_path: Path) -> None:
     """Only memory that nobody ever onlined is called held: not what was reverted, released, or boot memory taken off."""
-    root, policy = decided(tmp_path, if_onlined="offline")
+    root, _ = decided(tmp_path, if_onlined="offline")
     block(root, 35, "online")
-    watch.look(str(root), policy, Counts())
+    watch.look(str(root), Counts())
     entries = [
         {"time": 1, "reason": "x", "ranges": [str(span(37, 37))], "state": "done"},
         {"time": 1, "reason": "y", "ranges": [str(span(38, 38))], "state": "begun"},
@@ -284,7 +290,7 @@ def test_what_was_online_was_not_untouched(tmp_path: Path) -> None:
     found = standing.read(str(root))
 
     assert found.held == (span(32, 34), span(36, 36), span(38, 39))
-    assert found.used == (span(3, 3), span(35, 35), span(37, 37))
+    assert found.taken_offline == (span(3, 3), span(35, 35), span(37, 37))
     status = CliRunner().invoke(main, ["status", "--root", str(root)]).stdout
     assert f"offline   {span(35, 35)}  128 MiB: was online in this boot, so what was in it may be lost" in status
     assert f'{{state="quarantined"}} {3 * BLOCK}' in metrics.text(found)

@@ -45,10 +45,10 @@ class Result(NamedTuple):
         return not self.problems
 
 
-def carry_out(plan: Plan, root: str = "/", progress: Progress = lambda: None, patience: float = 5) -> Result:
+def carry_out(plan: Plan, root: str = "/", progress: Progress = lambda _: None, patience: float = 5) -> Result:
     """Do what the plan says, then read back and compare. Panic, reboot and halt are `end`'s.
 
-    `progress` is called as the work goes on: every write to the kernel may take its time, but
+    `progress` gets bytes as the work goes on: every write to the kernel may take its time, but
     no few of them together take long enough to be mistaken for a hang. `patience` is what one
     block may take to go offline, in seconds.
     """
@@ -101,6 +101,7 @@ def _online(root: str, step: Step, meter: Meter) -> tuple[int, list[Note]]:
     word = ONLINE_WORD[step.zone].encode()
     block = step.size // (step.last - step.first + 1)
     failed: dict[int, str] = {}
+    told = step.first  # the first block that `meter` does not know of
     try:
         opened = files.Folder(root, paths.MEMORY)
     except OSError as error:
@@ -112,8 +113,9 @@ def _online(root: str, step: Step, meter: Meter) -> tuple[int, list[Note]]:
                 folder.put(f"memory{number}/state", word)
             except OSError as error:
                 failed[number] = reason(error, "cannot be written")
-            if number % PROGRESS_EVERY == 0:
-                meter.step(min(PROGRESS_EVERY, number + 1 - step.first) * block)
+            if number % PROGRESS_EVERY == 0 or number == step.last:
+                meter.step((number + 1 - told) * block)
+                told = number + 1
         for number in range(step.first, step.last + 1):
             state = folder.word(f"memory{number}/state")
             if state != "online":

@@ -73,6 +73,14 @@ def load(data: bytes, where: str) -> model.Policy:
         raise Invalid(f"{where}: the compiled policy is nested too deeply") from None
 
 
+def check(one: Check, value: object, at: str) -> object:
+    """Return what one check of the tables at the end makes of a value that stands at `at`. Raises Invalid."""
+    try:
+        return one(value, at)
+    except _Fault as fault:
+        raise Invalid(str(fault)) from None
+
+
 class _Fault(Exception):
     """What is wrong, not yet where."""
 

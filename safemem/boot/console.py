@@ -13,7 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Progress = Callable[[], None]
+    #: Gets the bytes that work has been done on since it was called last.
+    Progress = Callable[[int], None]
 
 #: Priorities of syslog(2).
 EMERGENCY, ALERT, WARNING, NOTICE = 0, 1, 4, 5
@@ -65,8 +66,8 @@ class Counter:
         """Begin at 0; nothing is written yet."""
         self._root, self._count = root, 0
 
-    def step(self) -> None:
-        """Count one more. Raises OSError."""
+    def step(self, _size: int) -> None:
+        """Count one more, however much it was. Raises OSError."""
         self._count += 1
         files.create(self._root, record.PROGRESS, b"%d\n" % self._count)
 
@@ -81,7 +82,7 @@ class Meter:
 
     def step(self, size: int, more: str = "") -> None:
         """Count `size` bytes more; `more` is said after the figures."""
-        self._progress()
+        self._progress(size)
         self._done += size
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + SAY_EVERY

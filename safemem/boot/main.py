@@ -126,7 +126,7 @@ def _carry_out(
         policies: the one that is built in first, then those that were asked as well.
         held: what `hold` could not hold.
     """
-    arrivals = hold.ONLINE_WORD[decision.arrivals] if decision.arrivals else "hold"
+    arrivals = "hold" if decision.holds else hold.ONLINE_WORD[decision.arrivals]
     _write_env(root, decision, arrivals, finished=False)
     masked, problems = _keep_others_off(root, snapshot, decision)
     patience = policies[0].on_failure.deadline / 2
@@ -171,7 +171,7 @@ def _carry_out(
 
 def _keep_others_off(root: str, snapshot: Snapshot, decision: Decision) -> tuple[list[str], list[Note]]:
     """Hide what would online held memory, and keep a crash kernel out of the guard; return what was hidden, and what could not be."""
-    names = [] if decision.arrivals else files.read(root, MASKS).decode().split()
+    names = files.read(root, MASKS).decode().split() if decision.holds else []
     problems: list[Note] = []
     if snapshot.guard and decision.action != "online-all":
         problems, units = crashkernel.forbid(root)
@@ -198,7 +198,7 @@ def _shortfall(decision: Decision, result: apply.Result, problems: list[Note], t
     elif result.exposed:
         return f"memory that should be held is online: {result.problems[0]}"
     # A hold that somebody else can end is none: what could not be masked or forbidden counts as well.
-    return problems[0] if problems and not decision.arrivals else ""
+    return problems[0] if problems and decision.holds else ""
 
 
 def _count(root: str, policies: tuple[Policy, ...], snapshot: Snapshot, *, whole: bool, must: bool) -> list[Note]:

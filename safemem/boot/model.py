@@ -249,6 +249,11 @@ class Decision(NamedTuple):
         return self.rule.action
 
     @property
+    def holds(self) -> bool:
+        """Whether some memory is to stay out of use, so that nothing that arrives may come online by itself."""
+        return not self.arrivals
+
+    @property
     def plan(self) -> Plan:
         """What `apply` carries out."""
         return Plan(self.steps, self.arrivals, self.rule.floor)

@@ -109,14 +109,15 @@ def record_text(
         "schema": SCHEMA,
         "kind": "decision",
         "decision": decision_to_json(decision),
-        "result": None if done is None else _done_to_json(done),
+        "result": None if done is None else done_to_json(done),
         **({} if account is None else {"account": account, "totals": totals}),
         "snapshot": snapshot_to_json(snapshot),
     }
     return plainjson.dumps(document) + "\n"
 
 
-def _done_to_json(done: Done) -> dict[str, object]:
+def done_to_json(done: Done) -> dict[str, object]:
+    """Return what came of a decision as plain JSON values."""
     if done.dry_run:
         return {"dry_run": True}
     table = {key: plain(value) for key, value in done._asdict().items() if key != "dry_run"}
@@ -140,7 +141,8 @@ def env_text(arrivals: str, why: str, *, enter: str, finished: bool, dry_run: bo
         "SAFEMEM_DRY_RUN": "yes" if dry_run else "no",
         "SAFEMEM_FINISHED": "yes" if finished else "no",  # last: a file that is cut off does not say it
     }
-    return "".join(f"{key}={value}\n" for key, value in values.items())
+    # udev takes a key without a value for a damaged line (seen on 252 and 257).
+    return "".join(f"{key}={value}\n" for key, value in values.items() if value)
 
 
 def why_text(action: str, rule: str, policy: str) -> str:

@@ -1,51 +1,45 @@
 # SPDX-License-Identifier: MIT
-"""What several commands share: input errors, reading policies, writing files whole or not at all."""
+"""What several commands share: options, input that cannot be read, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from pathlib import Path
+from collections.abc import Iterator
 
 import click
 
-from safemem.boot.model import Policy
-from safemem.host import standing
-from safemem.policy import load
+from safemem.boot.files import reason
+from safemem.boot.model import Refused
 
 ROOT = click.option("--root", metavar="DIR", default="/", help="Look at the /sys, /proc and /run below DIR.")
+FORMAT = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 
 
-class InputError(click.ClickException):
+class InputError(Refused):
     """The policy or another input is invalid; the message says where."""
 
-    exit_code = 3
-
-    def show(self, file: object = None) -> None:
-        """Print the message without a prefix of click's: each line already begins with its place."""
-        for line in self.message.splitlines():
-            click.echo(f"safemem: {line}", err=True)
+    kind = "invalid"
 
 
-def load_policy(path: str) -> Policy:
-    """Return the policy at `path`. Raises InputError."""
-    return load_authored(path).policy
-
-
-def load_authored(path: str) -> load.Authored:
-    """Return the policy at `path` with the places of its rules. Raises InputError."""
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Let a file that cannot be read be an invalid input, not a failure of ours; `path` is its name."""
     try:
-        return load.authored(Path(path))
-    except load.PolicyError as error:
-        raise InputError(str(error)) from None
+        yield
     except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+        raise InputError(f"{error.filename or path}: {reason(error)}") from None
 
 
 def write_whole(path: str, data: bytes, mode: int | None = None) -> None:
-    """Put `data` at `path` in one step, or raise ClickException and leave what was there."""
+    """Put `data` at `path` in one step, or raise Refused and leave what was there; a device or a pipe is written to."""
     folder = os.path.dirname(path) or "."
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "wb") as out:
+                out.write(data)
+            return
         fd, draft = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
         try:
             with open(fd, "wb") as out:
@@ -60,13 +54,4 @@ def write_whole(path: str, data: bytes, mode: int | None = None) -> None:
             os.unlink(draft)
             raise
     except OSError as error:
-        raise click.ClickException(f"{path}: {(error.strerror or 'cannot be written').lower()}") from None
-
-
-def read_standing(context: click.Context, root: str) -> standing.Standing:
-    """Return the decision that stands below `root`, or say that there is none and end with 6."""
-    try:
-        return standing.read(root)
-    except standing.NoDecision as error:
-        click.echo(f"safemem: {error}", err=True)
-        context.exit(6)
+        raise Refused(f"{path}: {reason(error, 'cannot be written')}") from None

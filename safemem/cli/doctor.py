@@ -7,38 +7,34 @@ import json
 
 import click
 
-from safemem.cli.common import ROOT
+from safemem.cli import codes
+from safemem.cli.codes import Code
+from safemem.cli.common import FORMAT, ROOT
 from safemem.host import doctor
+from safemem.render.text import plural
 
 _SEVERITY_COLOUR = {"severe": "red", "warning": "yellow", "note": "cyan"}
 
 
 @click.command("doctor", short_help="Find what would defeat the policy on this machine.")
 @ROOT
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@FORMAT
 @click.pass_context
+@codes.ends(done="nothing severe", failure="something severe")
 def doctor_command(context: click.Context, root: str, form: str) -> None:
-    """Find everything on this machine that would defeat or weaken the policy. Changes nothing.
-
-    Exit code: 0 nothing severe, 1 something severe.
-    """
+    """Find everything on this machine that would defeat or weaken the policy. Changes nothing."""
     found = doctor.examine(root)
-    severe = sum(finding.severity == "severe" for finding in found)
+    severe = sum(item.severity == "severe" for item in found)
     if form == "json":
-        click.echo(
-            json.dumps({"schema": 1, "kind": "doctor", "findings": [finding._asdict() for finding in found]}, indent=1)
-        )
+        document = {"schema": 1, "kind": "doctor", "findings": [item._asdict() for item in found]}
+        click.echo(json.dumps(document, indent=1))
     else:
-        for finding in found:
-            click.echo(
-                f"{click.style(finding.severity, fg=_SEVERITY_COLOUR[finding.severity], bold=True)}: {finding.message} [{finding.code}]"
-            )
-            click.echo(f"    seen: {finding.evidence}")
-            if finding.remedy:
-                click.echo(f"    help: {finding.remedy}")
-        click.echo(
-            f"{len(found)} finding{'s' * (len(found) != 1)}, {severe} severe"
-            if found
-            else "nothing stands in the policy's way"
-        )
-    context.exit(1 if severe else 0)
+        for item in found:
+            severity = click.style(item.severity, fg=_SEVERITY_COLOUR[item.severity], bold=True)
+            click.echo(f"{severity}: {item.message} [{item.code}]")
+            click.echo(f"    seen: {item.evidence}")
+            if item.remedy:
+                click.echo(f"    help: {item.remedy}")
+        count = f"{plural(len(found), 'finding')}, {severe} severe"
+        click.echo(count if found else "nothing stands in the policy's way")
+    context.exit(Code.FAILURE if severe else Code.DONE)

@@ -11,11 +11,15 @@ from pathlib import Path
 import click
 
 from safemem.boot import compiled
+from safemem.boot.model import Refused
 from safemem.boot.ranges import size_text
-from safemem.cli.common import InputError, load_policy, write_whole
-from safemem.cli.policies import named_policies, operators_policy
+from safemem.cli import codes
+from safemem.cli.codes import Code
+from safemem.cli.common import FORMAT, write_whole
+from safemem.cli.policies import load_policy, named_policies, operators_policy
 from safemem.initramfs import build, check, install, items, on_failure
 from safemem.initramfs.makers import MAKERS
+from safemem.initramfs.unpack import Unreadable
 from safemem.policy import compiler
 
 _POLICY = click.option(
@@ -57,12 +61,9 @@ def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) ->
     only if that returns 0; with --systemd nothing of the initrd has to be changed.
     """
     chosen = load_policy(policy_file)
-    try:
-        more = build.policies({Path(path).stem: compiler.dump(load_policy(path)) for path in also})
-        more |= on_failure.unit_files(chosen.on_failure) if systemd else {}
-        cost = build.build(compiler.dump(chosen), Path(output), more=more)
-    except items.BuildError as error:
-        raise InputError(str(error)) from None
+    more = build.policies({Path(path).stem: compiler.dump(load_policy(path)) for path in also})
+    more |= on_failure.unit_files(chosen.on_failure) if systemd else {}
+    cost = build.build(compiler.dump(chosen), Path(output), more=more)
     click.echo(cost_text(output, cost))
 
 
@@ -73,12 +74,7 @@ def tree(folder: str, policy_file: str | None) -> None:
     """Put the files into DIR, which becomes an initramfs; called by the hooks of initramfs-tools and dracut."""
     data = compiler.dump(operators_policy(policy_file))
     named = {} if policy_file else {name: compiler.dump(policy) for name, policy in named_policies().items()}
-    try:
-        items.put({**build.files(data), **items.plain(build.policies(named))}, Path(folder))
-    except items.BuildError as error:
-        raise InputError(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(f"{folder}: {(error.strerror or 'cannot be written').lower()}") from None
+    items.put({**build.files(data), **items.plain(build.policies(named))}, Path(folder))
 
 
 @initramfs.command()
@@ -87,12 +83,7 @@ def tree(folder: str, policy_file: str | None) -> None:
 def units(folder: str, policy_file: str | None) -> None:
     """Put the units for an initramfs with systemd into DIR; called by the module of dracut."""
     failure = operators_policy(policy_file).on_failure
-    try:
-        items.put(items.plain(on_failure.units(failure)), Path(folder))
-    except items.BuildError as error:
-        raise InputError(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(f"{folder}: {(error.strerror or 'cannot be written').lower()}") from None
+    items.put(items.plain(on_failure.units(failure)), Path(folder))
 
 
 def cost_text(output: str, cost: build.Cost) -> str:
@@ -112,21 +103,17 @@ def _maker(command: Callable[..., None]) -> Callable[..., None]:
 @_maker
 @_KERNEL
 @_ROOT
+@codes.ends(done="done", failure="nothing has changed", invalid="the policy is invalid")
 def install_image(maker: str | None, kernel: str | None, root: str) -> None:
     """Put the hook into place where no package has, and make the image by the distribution's own command.
 
     The image in place is replaced in one step, once the new one is known to hold the policy of
     /etc/safemem and to start it before everything else. If anything is wrong it stays as it is.
-
-    Exit code: 0 done, 1 nothing has changed, 3 the policy is invalid.
     """
     _need_root()
     wanted = _wanted(root)
-    try:
-        chosen = install.choose(root, maker or "auto")
-        image = install.install(root, chosen, install.release(root, kernel), wanted)
-    except install.Failed as error:
-        raise click.ClickException(str(error)) from None
+    chosen = install.choose(root, maker or "auto")
+    image = install.install(root, chosen, install.release(root, kernel), wanted)
     click.echo(f"{image}: made by {chosen.name}, with the policy of digest {wanted.digest[:12]}")
 
 
@@ -134,17 +121,12 @@ def install_image(maker: str | None, kernel: str | None, root: str) -> None:
 @_maker
 @_KERNEL
 @_ROOT
+@codes.ends(done="done", failure="nothing has changed")
 def remove(maker: str | None, kernel: str | None, root: str) -> None:
-    """Take the hook that `install` has put into place away, and make the image without it.
-
-    Exit code: 0 done, 1 nothing has changed.
-    """
+    """Take the hook that `install` has put into place away, and make the image without it."""
     _need_root()
-    try:
-        chosen = install.choose(root, maker or "auto")
-        image = install.remove(root, chosen, install.release(root, kernel))
-    except install.Failed as error:
-        raise click.ClickException(str(error)) from None
+    chosen = install.choose(root, maker or "auto")
+    image = install.remove(root, chosen, install.release(root, kernel))
     click.echo(f"{image}: made by {chosen.name}, without safemem")
 
 
@@ -152,14 +134,16 @@ def remove(maker: str | None, kernel: str | None, root: str) -> None:
 @click.argument("image", required=False, metavar="[IMAGE]")
 @_KERNEL
 @_ROOT
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@FORMAT
 @click.pass_context
+@codes.ends(
+    done="safemem is in it, comes first and has the policy of /etc/safemem",
+    failure="it has not",
+    invalid="that policy is invalid",
+    unknown="there is no image, or it cannot be read",
+)
 def check_image(context: click.Context, image: str | None, kernel: str | None, root: str, form: str) -> None:
-    """Look into an initrd or a unified kernel image; default: the one of the kernel that runs.
-
-    Exit code: 0 safemem is in it, comes first and has the policy of /etc/safemem; 1 it has not; 3 that
-    policy is invalid; 6 there is no image, or it cannot be read.
-    """
+    """Look into an initrd or a unified kernel image; default: the one of the kernel that runs."""
     try:
         path = Path(image) if image else check.find(root, kernel or os.uname().release)
         if path is None:
@@ -167,8 +151,7 @@ def check_image(context: click.Context, image: str | None, kernel: str | None, r
         found = check.inside(path.read_bytes())
     except (OSError, ValueError) as error:
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{path}: {error}"
-        click.echo(f"safemem: {why}", err=True)
-        context.exit(6)
+        raise Unreadable(why) from None
     wanted = _wanted(root)
     good = found is not None and not found.fault and not check.differs(found, wanted)
     if form == "json":
@@ -183,7 +166,7 @@ def check_image(context: click.Context, image: str | None, kernel: str | None, r
         )  # fmt: skip
     else:
         click.echo("\n".join(_text(str(path), found, wanted)))
-    context.exit(0 if good else 1)
+    context.exit(Code.DONE if good else Code.FAILURE)
 
 
 def _text(path: str, found: check.Inside | None, wanted: check.Wanted) -> list[str]:
@@ -204,4 +187,4 @@ def _wanted(root: str) -> check.Wanted:
 
 def _need_root() -> None:
     if os.geteuid():
-        raise click.ClickException("only root can make an initramfs")
+        raise Refused("only root can make an initramfs")

@@ -8,12 +8,10 @@ import json
 import click
 
 from safemem.boot import handover_args as handover
-from safemem.boot.guard import CannotSay
 from safemem.boot.ranges import size_text
-from safemem.cli.common import ROOT
+from safemem.cli import codes
+from safemem.cli.common import FORMAT, ROOT
 from safemem.outgoing import layout, nextkernel
-
-FORMAT = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 
 
 @click.command("handover-args", short_help="Print what to append to the next kernel's command line.")
@@ -23,20 +21,16 @@ FORMAT = click.option("--format", "form", type=click.Choice(["text", "json"]), d
 @click.option("--kexec-command", "whole", is_flag=True, help="Print the whole kexec command; needs --kernel.")
 @click.option("--explain", is_flag=True, help="Say how much of memory the guard covers, what stays open and why.")
 @FORMAT
+@codes.ends(done="done", failure="no guard would work here")
 def handover_args(root: str, kernel: str, initrd: str, whole: bool, explain: bool, form: str) -> None:
     """Print guard, safe region and hold for the next kernel, computed from this kernel's scratch areas.
 
     Run it right before the kexec: scratch areas move at each cold boot.
-
-    Exit code: 0 done, 1 no guard would work here.
     """
     if whole and not kernel:
         raise click.UsageError("--kexec-command needs --kernel IMAGE")
-    try:
-        advice = handover.advise(root, kernel, initrd, nextkernel.has_kho(kernel) if kernel else None)
-        command = handover.kexec_command(advice, kernel, initrd) if kernel and (whole or form == "json") else None
-    except CannotSay as error:
-        raise click.ClickException(str(error)) from None
+    advice = handover.advise(root, kernel, initrd, nextkernel.has_kho(kernel) if kernel else None)
+    command = handover.kexec_command(advice, kernel, initrd) if kernel and (whole or form == "json") else None
     for note in advice.notes:
         click.echo(f"safemem: {note}", err=True)
     if form == "json":
@@ -64,18 +58,14 @@ def handover_args(root: str, kernel: str, initrd: str, whole: bool, explain: boo
 @click.command("layout", short_help="Print what to append to the boot loader's command line.")
 @ROOT
 @FORMAT
+@codes.ends(done="done", failure="no layout leaves anything to guard")
 def layout_command(root: str, form: str) -> None:
     """Print the size of the scratch areas with which one guard covers most of this machine's memory.
 
     It goes on the boot loader's command line, and counts from the next cold boot on: a kernel that
     accepts a handover keeps its predecessor's areas.
-
-    Exit code: 0 done, 1 no layout leaves anything to guard.
     """
-    try:
-        found = layout.advise(root)
-    except CannotSay as error:
-        raise click.ClickException(str(error)) from None
+    found = layout.advise(root)
     if form == "json":
         document = {
             "schema": 1, "kind": "layout", "argument": found.argument, "memory": found.memory,

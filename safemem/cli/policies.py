@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""The policies that count on a machine: the operator's, and those that the kernel command line may name."""
+"""The policies that a command is given or that count on a machine; what is wrong with one is a Refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from safemem.boot.model import Policy
-from safemem.cli.common import InputError, load_policy
-from safemem.policy import installed
+from safemem.cli.common import reading
+from safemem.policy import installed, load
+
+
+def load_policy(path: str) -> Policy:
+    """Return the policy at `path`."""
+    return load_authored(path).policy
+
+
+def load_authored(path: str) -> load.Authored:
+    """Return the policy at `path` with the places of its rules."""
+    with reading(path):
+        return load.authored(Path(path))
 
 
 def operators_policy(given: str | None, root: str = "/") -> Policy:
-    """Return the policy that was named, or the operator's. Raises InputError, also if others than root can write it."""
-    try:
-        path = installed.trusted(Path(given)) if given else installed.find(root)
-    except installed.Untrusted as error:
-        raise InputError(str(error)) from None
-    return load_policy(str(path))
+    """Return the policy that was named, or the operator's; neither if others than root can write it."""
+    return load_policy(str(installed.trusted(Path(given)) if given else installed.find(root)))
 
 
 def named_policies(root: str = "/") -> dict[str, Policy]:
-    """Return the policies that the command line may name, by name. Raises InputError."""
-    try:
-        return {path.stem: load_policy(str(path)) for path in installed.others(root)}
-    except installed.Untrusted as error:
-        raise InputError(str(error)) from None
+    """Return the policies that the command line may name, by name."""
+    return {path.stem: load_policy(str(path)) for path in installed.others(root)}

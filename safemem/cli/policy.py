@@ -11,12 +11,21 @@ from pathlib import Path
 
 import click
 
-from safemem.cli.common import InputError, load_authored, load_policy, write_whole
-from safemem.policy import cases, compare, invariants, load, reference
+from safemem.cli import codes
+from safemem.cli.codes import Code
+from safemem.cli.common import InputError, reading, write_whole
+from safemem.cli.policies import load_authored, load_policy
+from safemem.policy import cases, compare, invariants, reference
 from safemem.policy.space import Outcomes, Space, TooLarge
 from safemem.render import findings
 
-_DIFF_EXIT = {"equal": 0, "stricter": 4, "different": 4, "looser": 5, "both": 5}
+_DIFF_ENDS = {
+    "equal": Code.DONE,
+    "stricter": Code.HELD,
+    "different": Code.HELD,
+    "looser": Code.ENDED,
+    "both": Code.ENDED,
+}
 
 
 @click.command(short_help="Prove a policy in every state.")
@@ -26,11 +35,9 @@ _DIFF_EXIT = {"equal": 0, "stricter": 4, "different": 4, "looser": 5, "both": 5}
 )
 @click.option("--strict", is_flag=True, help="Let warnings count as errors.")
 @click.pass_context
+@codes.ends(done="they hold", invalid="one does not, with --strict also if there is a warning")
 def check(context: click.Context, policy_files: tuple[str, ...], form: str, strict: bool) -> None:
-    """Look at every state that each POLICY can meet, and prove its invariants.
-
-    Exit code: 0 they hold, 3 one does not, with --strict also if there is a warning.
-    """
+    """Look at every state that each POLICY can meet, and prove its invariants."""
     results = [_check(path) for path in policy_files]
     if form == "json":
         click.echo(findings.check_json(results))
@@ -41,7 +48,8 @@ def check(context: click.Context, policy_files: tuple[str, ...], form: str, stri
     else:
         click.echo(findings.check_text(results))
     levels = ("error", "warning") if strict else ("error",)
-    context.exit(3 if any(findings.count(result, level) for result in results for level in levels) else 0)
+    failed = any(findings.count(result, level) for result in results for level in levels)
+    context.exit(Code.INVALID if failed else Code.DONE)
 
 
 def _check(path: str) -> findings.Checked:
@@ -70,11 +78,9 @@ def _check(path: str) -> findings.Checked:
 @click.argument("new_file", metavar="NEW")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.pass_context
+@codes.ends(done="equal", held="different and nowhere looser", ended="looser somewhere", invalid="invalid input")
 def diff(context: click.Context, old_file: str, new_file: str, form: str) -> None:
-    """Show every state in which policy NEW decides otherwise than OLD, or for another reason.
-
-    Exit code: 0 equal, 4 different and nowhere looser, 5 looser somewhere, 3 invalid input.
-    """
+    """Show every state in which policy NEW decides otherwise than OLD, or for another reason."""
     old, new = load_policy(old_file), load_policy(new_file)
     try:
         changes, states = compare.compare(old, new)
@@ -84,7 +90,7 @@ def diff(context: click.Context, old_file: str, new_file: str, form: str) -> Non
         click.echo(findings.diff_json(changes, states))
     else:
         click.echo(findings.diff_text(changes, states, old_file, new_file))
-    context.exit(_DIFF_EXIT[findings.verdict(changes)])
+    context.exit(_DIFF_ENDS[findings.verdict(changes)])
 
 
 @click.command("test", short_help="Run *.cases.toml against their policies.")
@@ -95,21 +101,17 @@ def diff(context: click.Context, old_file: str, new_file: str, form: str) -> Non
 )
 @click.option("--format", "form", type=click.Choice(["text", "junit"]), default="text", show_default=True)
 @click.pass_context
+@codes.ends(
+    done="every case holds", failure="one does not or the coverage is below the threshold", invalid="invalid input"
+)
 def test_cases(
     context: click.Context, case_files: tuple[str, ...], coverage: bool, threshold: int | None, form: str
 ) -> None:
-    """Run the cases in CASES (*.cases.toml) against the policy that each names.
-
-    Exit code: 0 every case holds, 1 one does not or the coverage is below the threshold, 3 invalid input.
-    """
+    """Run the cases in CASES (*.cases.toml) against the policy that each names."""
     results = []
     for path in case_files:
-        try:
+        with reading(path):
             results.append(cases.run(Path(path)))
-        except (load.PolicyError, TooLarge) as error:
-            raise InputError(str(error)) from None
-        except OSError as error:
-            raise InputError(f"{error.filename or path}: {(error.strerror or 'cannot be read').lower()}") from None
     low = [result for result in results if threshold is not None and result.coverage * 100 < threshold]
     if form == "junit":
         click.echo(_junit(results, threshold))
@@ -121,7 +123,7 @@ def test_cases(
                 f"safemem: {result.file}: {result.coverage:.0%} are covered, {threshold} % are asked for", err=True
             )
     failed = any(verdict.fault for result in results for verdict in result.verdicts)
-    context.exit(1 if failed or low else 0)
+    context.exit(Code.FAILURE if failed or low else Code.DONE)
 
 
 def _print_result(result: cases.Result, coverage: bool) -> None:

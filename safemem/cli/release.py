@@ -10,10 +10,13 @@ import time
 import click
 
 from safemem.boot import apply
-from safemem.boot.model import ZONES
+from safemem.boot.model import ZONES, Refused
 from safemem.boot.ranges import parse_range, size_text
-from safemem.cli.common import ROOT, InputError, read_standing
+from safemem.cli import codes
+from safemem.cli.codes import Code
+from safemem.cli.common import ROOT
 from safemem.host import release as releasing
+from safemem.host import standing
 
 
 @click.command(short_help="End a hold by hand, wholly or in part.")
@@ -23,6 +26,7 @@ from safemem.host import release as releasing
 @click.option("--force", is_flag=True, help="Also where the policy calls the hold final; that is recorded too.")
 @ROOT
 @click.pass_context
+@codes.ends(done="done", failure="the policy calls the hold final", partly="partly", unknown="there is no decision")
 def release(
     context: click.Context, ranges: tuple[str, ...], reason: str, zone: str | None, force: bool, root: str
 ) -> None:
@@ -31,8 +35,6 @@ def release(
     A guard is given back from its end: a range that covers its tail shrinks it. The release can be
     interrupted, and run again: what is online already is left alone. Word of it is on the disk before
     anything is given back.
-
-    Exit code: 0 done, 1 the policy calls the hold final, 64 partly, 6 there is no decision.
     """
     if not reason.strip() or not reason.isprintable():
         raise click.UsageError("--reason: say why in one line; it is recorded and goes to the kernel log")
@@ -40,41 +42,36 @@ def release(
         areas = tuple(parse_range(text) for text in ranges)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    found = read_standing(context, root)
-    try:
-        what = releasing.plan(found, areas, zone or found.decision["zone"])
-    except releasing.NotPossible as error:
-        raise InputError(str(error)) from None
-    final = bool(found.decision.get("final"))
-    if final and not force:
-        raise click.ClickException(
-            f"rule `{found.decision['rule']}` of policy `{found.decision['policy']['name']}` calls this hold final: nothing"
-            " was released; --force does it anyway, and is recorded"
+    found = standing.read(root)
+    decision = found.decision
+    planned = releasing.plan(found, areas, zone or decision.zone)
+    if decision.rule.final and not force:
+        raise Refused(
+            f"rule `{decision.rule.name}` of policy `{decision.policy.name}` calls this hold final: nothing was"
+            " released; --force does it anyway, and is recorded"
         )
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with click.progressbar(
-            length=what.ticks, label="releasing", file=sys.stderr, hidden=not sys.stderr.isatty()
+            length=planned.size, label="releasing", file=sys.stderr, hidden=not sys.stderr.isatty()
         ) as bar:
             result, problems = releasing.carry_out(
-                root, found, what, reason, time.time(), lambda: bar.update(1), forced=final and force
+                root, found, planned, reason, time.time(), bar.update, forced=decision.rule.final
             )
     except KeyboardInterrupt:
         click.echo("safemem: interrupted: released in part; the same command goes on from there", err=True)
-        context.exit(64)
-    except OSError as error:
-        raise click.ClickException(f"{error.filename}: {(error.strerror or 'cannot be written').lower()}") from None
+        context.exit(Code.PARTLY)
     finally:
         signal.signal(signal.SIGTERM, previous)
-    click.echo(f"released {size_text(result.onlined)} of {size_text(result.wanted)}" + _guard(what, result))
+    click.echo(f"released {size_text(result.onlined)} of {size_text(result.wanted)}" + _guard(planned, result))
     for text in (*problems, *result.problems):
         click.echo(f"safemem: {text}", err=True)
-    context.exit(0 if result.complete else 64)
+    context.exit(Code.DONE if result.complete else Code.PARTLY)
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _guard(what: releasing.Release, result: apply.Result) -> str:
-    return f" and {size_text(what.guard)} of guard" if what.guard and result.complete else ""
+def _guard(planned: releasing.Planned, result: apply.Result) -> str:
+    return f" and {size_text(planned.guard)} of guard" if planned.guard and result.complete else ""

@@ -12,8 +12,10 @@ import click
 
 from safemem.boot import engine, probe
 from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Blocks, Decision, Fact, Policy, Snapshot
-from safemem.cli.common import InputError, load_policy, write_whole
-from safemem.host import reader as capture_file
+from safemem.cli import codes
+from safemem.cli.common import FORMAT, InputError, reading, write_whole
+from safemem.cli.policies import load_policy
+from safemem.host import reader, verdict
 from safemem.render import decision as render
 
 #: A machine to imagine when none is given: 1 GiB of boot memory, 1 GiB held, in blocks of 128 MiB.
@@ -32,8 +34,11 @@ _IMAGINED = (Blocks(0, 7, "online", 0), Blocks(32, 39, "offline", 0))
     is_flag=True,
     help="For each rule, show which condition held, which failed, and where the fact was read.",
 )
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@FORMAT
 @click.pass_context
+@codes.ends(
+    done="memory comes online", held="memory is held back", ended="panic, reboot or halt", invalid="invalid input"
+)
 def simulate(
     context: click.Context,
     policy_file: str,
@@ -49,8 +54,6 @@ def simulate(
 
     Without --live, --state or --root the state is imagined: every fact unknown but those that
     --set gives, 1 GiB of memory online and 1 GiB held.
-
-    Exit code: 0 memory comes online, 4 memory is held back, 5 panic, reboot or halt, 3 invalid input.
     """
     if sum((live, state is not None, root is not None)) > 1:
         raise click.UsageError("--live, --state and --root exclude each other")
@@ -65,13 +68,14 @@ def simulate(
         click.echo(render.matrix_json(rows) if form == "json" else render.matrix_text(rows, facts))
         return
     decision = engine.decide(policy, snapshot)
+    code = codes.of(verdict.decided(decision))
     if form == "json":
-        click.echo(render.decision_json(decision, snapshot))
+        click.echo(render.decision_json(decision, snapshot, code))
     else:
         click.echo(render.decision_text(decision, snapshot, where=" ".join([where, *(f"{c}" for c in changes)])))
         if explain:
             click.echo("\n" + render.trace_text(policy, decision))
-    context.exit(render.EXIT[decision.action])
+    context.exit(code)
 
 
 @click.command(short_help="Write the state of this machine to a file.")
@@ -79,7 +83,7 @@ def simulate(
 @click.option("--root", metavar="DIR", default="/", help="Read the /sys, /proc and /dev below DIR.")
 def capture(output: str, root: str) -> None:
     """Write the state of this machine to FILE, for `simulate --state` elsewhere."""
-    text = capture_file.capture_text(_probe(root))
+    text = reader.capture_text(_probe(root))
     if output == "-":
         click.echo(text, nl=False)
     else:
@@ -89,11 +93,8 @@ def capture(output: str, root: str) -> None:
 def _snapshot(policy: Policy, live: bool, state: str | None, root: str | None) -> tuple[Snapshot, str]:
     if state is not None:
         try:
-            return capture_file.snapshot_from_text(Path(state).read_text("utf-8"), state), f"captured in {state}"
-        except capture_file.Invalid as error:
-            raise InputError(str(error)) from None
-        except OSError as error:
-            raise InputError(f"{state}: {(error.strerror or 'cannot be read').lower()}") from None
+            with reading(state):
+                return reader.snapshot_from_text(Path(state).read_text("utf-8"), state), f"captured in {state}"
         except UnicodeDecodeError:
             raise InputError(f"{state}: this is not a capture: it is not text") from None
     if live or root is not None:

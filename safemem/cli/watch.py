@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import click
 
-from safemem.cli.common import ROOT, InputError, load_policy, read_standing
-from safemem.cli.policies import named_policies, operators_policy
+from safemem.boot.model import Refused
+from safemem.cli import codes
+from safemem.cli.common import ROOT, InputError
 from safemem.host import standing
 from safemem.policy import installed
 
@@ -19,38 +20,46 @@ from safemem.policy import installed
     help="The policy of this boot, as a file. Default: the one in /etc/safemem that decided.",
 )
 @ROOT
-@click.pass_context
-def watch_command(context: click.Context, policy_file: str | None, root: str) -> None:
+@codes.ends(done="it was told to stop", invalid="another policy decided", unknown="no decision is in force")
+def watch_command(policy_file: str | None, root: str) -> None:
     """Watch for memory blocks that arrive, and apply the decision of this boot to them.
 
     Runs until it is told to stop; meant for the unit safemem-watch.service. Refuses a policy that is
     not the one that decided, and does nothing after a dry run.
-
-    Exit code: 0 it was told to stop, 3 another policy decided, 6 no decision is in force.
     """
     from safemem.host import logs, watch  # pyudev and structlog: for this command only
 
-    found = read_standing(context, root)
-    decided = found.decision["policy"]["digest"]
-    known = (
-        [load_policy(policy_file)] if policy_file else [operators_policy(None, root), *named_policies(root).values()]
-    )
-    policy = next((item for item in known if item.digest == decided), None)
-    if policy is None:
-        raise InputError(
-            f"{policy_file or installed.POLICY}: digest {known[0].digest[:12]}, but this boot was decided by {decided[:12]}: give the same policy"
-        )
+    found = standing.read(root)
+    _compare(policy_file, root, found.decision.policy.digest)
     if found.dry_run:
         # To systemd this is success, not a unit that failed before it was ready.
         watch.notify("READY=1\nSTATUS=dry run: nothing is in force")
-        click.echo(
-            "safemem: this boot is a dry run: its decision is not in force, so there is nothing to apply", err=True
-        )
-        context.exit(6)
+        raise standing.NoDecision("this boot is a dry run: its decision is not in force, so there is nothing to apply")
     logs.configure()
+    watch.run(root, found)
+
+
+def _compare(given: str | None, root: str, decided: str) -> None:
+    """Refuse a policy that is not the one of digest `decided`, be it the `given` one or the operator's.
+
+    The record says all that counts of the policy. So where the language cannot be loaded, which needs pydantic, an
+    operator's edit goes unnoticed until the next boot, and the decision stands as ever.
+    """
     try:
-        watch.run(root, policy, found)
-    except OSError as error:
-        raise click.ClickException(f"the kernel's events cannot be had: {error.strerror or error}") from None
-    except standing.NoDecision as error:
-        raise click.ClickException(str(error)) from None
+        from safemem.cli import policies
+    except (ImportError, SystemError) as error:  # the latter is a pydantic that does not fit its own core
+        text = f"{given or installed.POLICY}: whether this is the policy that decided cannot be told: {error}"
+        if given:
+            raise Refused(text) from None
+        click.echo(f"safemem: {text}", err=True)
+        return
+    known = (
+        [policies.load_policy(given)]
+        if given
+        else [policies.operators_policy(None, root), *policies.named_policies(root).values()]
+    )
+    if decided not in [policy.digest for policy in known]:
+        raise InputError(
+            f"{given or installed.POLICY}: digest {known[0].digest[:12]}, but this boot was decided by {decided[:12]}:"
+            " give the same policy"
+        )

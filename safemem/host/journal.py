@@ -12,22 +12,24 @@ from safemem.host.standing import Standing
 SOCKET = "run/systemd/journal/socket"
 #: `journalctl MESSAGE_ID=…` lists the decisions of all boots.
 DECISION = "5ac2c1e3bb1b4cd0a0c1ee0f8f5be0ae"
+#: Of syslog(3): notice, warning; anything else is an error.
+_PRIORITY = {"open": "5", "held": "4"}
 
 
-def fields(found: Standing) -> dict[str, str]:
-    """Return the entry for the decision that stands."""
+def fields(found: Standing, exit_code: int) -> dict[str, str]:
+    """Return the entry for the decision that stands; `exit_code` is what `status` ends with."""
     decision = found.decision
     return {
-        "MESSAGE": f"{decision['action']}: {decision['message']}",
+        "MESSAGE": f"{decision.action}: {decision.message}",
         "MESSAGE_ID": DECISION,
-        "PRIORITY": {0: "5", 4: "4"}.get(found.exit_code, "3"),
+        "PRIORITY": _PRIORITY.get(found.verdict, "3"),
         "SYSLOG_IDENTIFIER": "safemem",
-        "SAFEMEM_ACTION": decision["action"],
-        "SAFEMEM_RULE": decision["rule"],
-        "SAFEMEM_POLICY": decision["policy"]["name"],
-        "SAFEMEM_DIGEST": decision["policy"]["digest"],
+        "SAFEMEM_ACTION": decision.action,
+        "SAFEMEM_RULE": decision.rule.name,
+        "SAFEMEM_POLICY": decision.policy.name,
+        "SAFEMEM_DIGEST": decision.policy.digest,
         "SAFEMEM_HANDOVER": str(found.then.facts["handover"].value),
-        "SAFEMEM_EXIT_CODE": str(found.exit_code),
+        "SAFEMEM_EXIT_CODE": str(exit_code),
     }
 
 

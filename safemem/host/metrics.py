@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from safemem.boot.account import KINDS
+from safemem.boot import account
+from safemem.boot.ranges import total
 from safemem.host.incidents import Counts
 from safemem.host.standing import Standing
 
@@ -17,22 +18,22 @@ def text(found: Standing | None) -> str:
         return "".join(lines)
     decision = found.decision
     info = {
-        "action": decision["action"], "rule": decision["rule"], "policy": decision["policy"]["name"],
-        "digest": decision["policy"]["digest"], "handover": str(found.then.facts["handover"].value),
-    }  # fmt: skip
-    memory = dict.fromkeys(KINDS, 0)
-    for item in found.account:
-        if item["kind"] in memory:
-            memory[item["kind"]] += item["bytes"]
+        "action": decision.action,
+        "rule": decision.rule.name,
+        "policy": decision.policy.name,
+        "digest": decision.policy.digest,
+        "handover": str(found.then.facts["handover"].value),
+    }
+    memory = account.totals(found.record.account)
     # What may have changed since is counted now.
-    memory["held"] = sum(area.size for area in found.held)
-    memory["quarantined"] += sum(area.size for area in found.used)
+    memory["held"] = total(found.held)
+    memory["quarantined"] += total(found.taken_offline)
     memory["guarded"] = found.guard.size if found.guard else 0
     lines += _metric("safemem_decision_info", "What was decided in this boot.", {_labels(info): 1})
     lines += _metric(
         "safemem_decision_in_force",
         "Whether the decision was carried out whole and nobody has undone it since.",
-        {"": int(found.exit_code in (0, 4))},
+        {"": int(found.verdict in ("open", "held"))},
     )
     lines += _metric(
         "safemem_memory_bytes",
@@ -42,7 +43,7 @@ def text(found: Standing | None) -> str:
     lines += _metric(
         "safemem_onlined_by_others_bytes",
         "Held memory that is online although nobody released it, now.",
-        {"": sum(area.size for area in found.loose)},
+        {"": total(found.onlined_by_others)},
     )
     lines += _metric(
         "safemem_releases", "Times that memory was released by hand in this boot.", {"": len(found.releases)}
@@ -50,7 +51,7 @@ def text(found: Standing | None) -> str:
     lines += _metric(
         "safemem_problems",
         "Parts of the decision that could not be carried out.",
-        {"": len((found.result or {}).get("problems", []))},
+        {"": len(found.record.done.problems) if found.record.done else 0},
     )
     if found.watched:
         lines += _counters(found.watched)

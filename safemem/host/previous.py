@@ -7,14 +7,18 @@ it, and systemd moves them to /var/lib/systemd/pstore early in the next boot.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from safemem.host import history
-from safemem.host.standing import NoDecision, parse_record, parse_releases
+from safemem.boot import files
+from safemem.boot.model import FINAL
+from safemem.boot.record import RECORD
+from safemem.host import history, reader
+from safemem.host.reader import Record, Release
+from safemem.host.standing import RELEASES
+from safemem.host.verdict import Verdict, held_then, verdict
 
 PSTORE, ARCHIVE = "sys/fs/pstore", "var/lib/systemd/pstore"
 #: Kernel log and console; EFI cuts a log into files of 1 KiB, written within a second of each other.
@@ -26,7 +30,7 @@ _LINE = re.compile(r"^(?:<\d+>)?(?:\[ *\d+\.\d+\](?:\[[^]]*\])? )?safemem: (.*)$
 #: Part 1 is the end of the log (Documentation/ABI/testing/pstore).
 _PART = re.compile(r"\A\S+#\d+ Part(\d+)\n")
 #: What ends a boot says so in this form (`safemem.boot.console.end`, boot.sh), and in the next line why.
-_END = re.compile(r"end action=(panic|reboot|halt) code=(\S+)")
+_END = re.compile(rf"end action=({'|'.join(FINAL)}) code=(\S+)")
 
 
 class Ending(NamedTuple):
@@ -44,21 +48,14 @@ class Kept(NamedTuple):
     """What an earlier boot left in the history."""
 
     folder: str
-    decision: dict[str, Any] | None  #: None if the record cannot be understood
-    result: dict[str, Any] | None
-    releases: list[dict[str, Any]]
+    record: Record | None  #: None if it cannot be understood
+    releases: tuple[Release, ...]
     problem: str  #: why something of it cannot be read, or nothing
 
     @property
-    def exit_code(self) -> int:
-        """As `status` would have said when the record was completed."""
-        if self.decision is None:
-            return 6
-        if self.decision["action"] in ("panic", "reboot", "halt"):
-            return 5
-        if self.result is None or not self.result.get("complete"):
-            return 64
-        return 0 if self.decision["action"] == "online-all" else 4
+    def verdict(self) -> Verdict:
+        """How that boot stood when its record was completed, as `status` would have said then."""
+        return verdict(self.record, held=self.record is not None and held_then(self.record))
 
 
 class Previous(NamedTuple):
@@ -68,14 +65,14 @@ class Previous(NamedTuple):
     kept: Kept | None  #: the newest recorded boot: the same one, or one before it
 
     @property
-    def exit_code(self) -> int:
-        """The design's, for the newest of the two; 6 if there is neither."""
+    def verdict(self) -> Verdict:
+        """How the newest of the two stood."""
         if self.ending:
-            return 5
-        return self.kept.exit_code if self.kept else 6
+            return "ended"
+        return self.kept.verdict if self.kept else "unknown"
 
 
-def previous(root: str) -> Previous:
+def read(root: str) -> Previous:
     """Return what can be learned about the boot before this one. Raises OSError if the history cannot be read."""
     folder = history.previous(root)
     # An ending is archived at the latest before the record of the boot that follows it is kept.
@@ -86,10 +83,10 @@ def previous(root: str) -> Previous:
 def last_words(root: str, after: float = 0) -> Ending | None:
     """Return the newest ending in pstore or in systemd's archive of it, if it is not older than `after`."""
     # A console's file has no time of its own and looks newer than the crash: what tells the time comes first.
-    files = [item for item in _files(root) if item[0] >= after]
-    files.sort(key=lambda item: (not os.path.basename(item[1]).startswith("console-"), item), reverse=True)
-    for newest, path, _ in files:
-        group = [text for time, _, text in files if newest - _TOGETHER <= time <= newest]
+    logs = [item for item in _logs(root) if item[0] >= after]
+    logs.sort(key=lambda item: (not os.path.basename(item[1]).startswith("console-"), item), reverse=True)
+    for newest, path, _ in logs:
+        group = [text for time, _, text in logs if newest - _TOGETHER <= time <= newest]
         group.sort(key=lambda text: -int(found[1]) if (found := _PART.match(text)) else 0)
         said = tuple(dict.fromkeys(line for text in group for line in _LINE.findall(text)))
         for place in reversed(range(len(said))):
@@ -101,7 +98,7 @@ def last_words(root: str, after: float = 0) -> Ending | None:
     return None
 
 
-def _files(root: str) -> Iterator[tuple[float, str, str]]:
+def _logs(root: str) -> Iterator[tuple[float, str, str]]:
     """Yield time, path and text of what pstore holds; what cannot be read says nothing."""
     for base in (PSTORE, ARCHIVE):
         for folder, _, names in os.walk(os.path.join(root, base)):
@@ -118,24 +115,39 @@ def _files(root: str) -> Iterator[tuple[float, str, str]]:
 
 def kept(folder: str) -> Kept:
     """Return what an earlier boot left in its folder."""
-    decision = result = None
-    releases: list[dict[str, Any]] = []
-    problem = ""
+    found, problem = None, ""
+    releases: tuple[Release, ...] = ()
+    path = os.path.join(folder, os.path.basename(RECORD))
     try:
-        path = os.path.join(folder, "decision.json")
-        with open(path, encoding="utf-8") as file:
-            document = parse_record(file.read(), path)
-        decision, result = document["decision"], document["result"]
-    except NoDecision as error:
+        found = reader.record(path)
+    except reader.Invalid as error:
         problem = str(error)
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"{path}: {getattr(error, 'strerror', None) or 'not text'}".lower()
-    path = os.path.join(folder, "releases.json")
+    except FileNotFoundError as error:
+        problem = f"{path}: {files.reason(error)}"
     try:
-        with open(path, encoding="utf-8") as file:
-            releases = parse_releases(json.load(file))
+        releases = reader.releases(os.path.join(folder, os.path.basename(RELEASES)))
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        problem = problem or f"{path}: what was released by hand cannot be read"
-    return Kept(folder, decision, result, releases, problem)
+    except reader.Invalid as error:
+        problem = problem or str(error)
+    return Kept(folder, found, releases, problem)
+
+
+def unfinished_before(root: str) -> tuple[Release, ...]:
+    """Return what the boot before began to release and did not finish; a history that cannot be read says nothing."""
+    try:
+        folder = history.previous(root)
+    except OSError:
+        return ()
+    return unfinished(kept(folder).releases) if folder else ()
+
+
+def unfinished(releases: tuple[Release, ...]) -> tuple[Release, ...]:
+    """Return the releases that were not carried out whole, neither by themselves nor by a later one."""
+    found = []
+    for index, item in enumerate(releases):
+        later = [area for more in releases[index + 1 :] if more.state == "done" for area in more.ranges]
+        done = all(any(r.start <= area.start and area.end <= r.end for r in later) for area in item.ranges)
+        if item.state != "done" and not done:
+            found.append(item)
+    return tuple(found)

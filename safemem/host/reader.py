@@ -1,19 +1,67 @@
 # SPDX-License-Identifier: MIT
-"""Captures and decision records read back, checked value by value."""
+"""Captures, records, releases and counts read back into values; the only module that looks into their JSON.
+
+Every value is checked where it is read, so that whatever uses it need not ask again. Records of version 0.1.0
+lack codes, `late` and some of a rule's words; they read as that version meant them.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar, get_args
 
-from safemem.boot.model import DRIVERS, FACTS, UNKNOWN, Blocks, Fact, Note, Snapshot
-from safemem.boot.ranges import Range, parse_range
-from safemem.boot.record import SCHEMA, capture_to_json
+from safemem.boot import compiled, files
+from safemem.boot.account import KINDS, Share
+from safemem.boot.model import (
+    DRIVERS,
+    FACTS,
+    UNKNOWN,
+    ZONES,
+    Blocks,
+    Decision,
+    Fact,
+    Miss,
+    Override,
+    PolicyId,
+    Rule,
+    Snapshot,
+    Step,
+)
+from safemem.boot.ranges import Range
+from safemem.boot.record import SCHEMA, Done, capture_to_json
+from safemem.host import incidents
+from safemem.host.incidents import Counts, Incident
+from safemem.host.place import Invalid as Invalid  # whoever reads catches it
+from safemem.host.place import Place
+from safemem.host.suspects import Suspect
 
 _STATES = ("online", "offline", "going-offline", UNKNOWN)
+OPS = ("online", "offline", "hold", "keep", "release-guard", "keep-guard")
+#: How far a release has come. The first is on the disk before anything is given back, so that nothing is given
+#: back unsaid.
+State = Literal["begun", "partly", "done"]
+_RELEASE_STATES: tuple[State, ...] = get_args(State)
+_Value = TypeVar("_Value")
 
 
-class Invalid(ValueError):
-    """A capture or record cannot be used; the message says where and why."""
+class Record(NamedTuple):
+    """What a boot wrote down of itself."""
+
+    decision: Decision  #: of its rule, all but the conditions; message and zone are the decision's
+    done: Done | None  #: None until the plan has been carried out
+    account: tuple[Share, ...]  #: of memory when that was done; empty until then
+    snapshot: Snapshot  #: the machine as it was found
+
+
+class Release(NamedTuple):
+    """Memory that was given back by hand."""
+
+    time: int  #: seconds since 1970
+    reason: str
+    ranges: tuple[Range, ...]
+    state: State
+    forced: bool = False  #: although the policy calls the hold final
 
 
 def capture_text(snapshot: Snapshot) -> str:
@@ -27,6 +75,76 @@ def snapshot_from_text(text: str, where: str) -> Snapshot:
     Raises:
         Invalid: not JSON, not such a file, of a newer schema, or inconsistent.
     """
+    return _snapshot(_document(text, where).item("snapshot"))
+
+
+def record_from_text(text: str, where: str) -> Record:
+    """Return what is in the record of a decision. Raises Invalid, also for a capture."""
+    place = _document(text, where)
+    if place.item("kind").value == "capture":
+        raise Invalid(f"{where}: this is a capture, not the record of a decision")
+    snapshot = _snapshot(place.item("snapshot"))
+    return Record(
+        decision=_decision(place.item("decision")),
+        done=None if place.item("result").value is None else _done(place.item("result")),
+        account=tuple(_share(item) for item in place.items_of("account")),
+        snapshot=snapshot,
+    )
+
+
+def record(path: str) -> Record:
+    """Return what is in the record at `path`.
+
+    Raises:
+        Invalid: it cannot be used.
+        FileNotFoundError: there is none.
+    """
+    return record_from_text(_text(path), path)
+
+
+def releases(path: str) -> tuple[Release, ...]:
+    """Return what was released by hand, as the file at `path` says, in order. Raises as `record` does."""
+    return _read(path, "what was released by hand cannot be read", lambda place: tuple(map(_release, place.items())))
+
+
+def releases_to_json(items: tuple[Release, ...]) -> list[dict[str, object]]:
+    """Return what `releases` reads, as plain JSON values."""
+    return [{**item._asdict(), "ranges": [str(area) for area in item.ranges]} for item in items]
+
+
+def counts(path: str) -> Counts:
+    """Return what `watch` has counted, as the file at `path` says. Raises as `record` does."""
+    return _read(path, "what watch has counted cannot be read", _counts)
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Invalid(f"{path}: {files.reason(error)}") from None
+    except UnicodeDecodeError:
+        raise Invalid(f"{path}: not text") from None
+
+
+class _Newer(Invalid):
+    """A file is of a schema that this version does not read."""
+
+
+def _read(path: str, otherwise: str, use: Callable[[Place], _Value]) -> _Value:
+    """Return what `use` makes of the JSON at `path`; whatever is wrong with it, the message is `otherwise`."""
+    try:
+        return use(Place(json.loads(_text(path)), path))
+    except _Newer as error:
+        raise Invalid(str(error)) from None
+    except (Invalid, ValueError, RecursionError):
+        raise Invalid(f"{path}: {otherwise}") from None
+
+
+def _document(text: str, where: str) -> Place:
+    """Return a capture or record as a whole. Raises Invalid."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -44,78 +162,17 @@ def snapshot_from_text(text: str, where: str) -> Snapshot:
         raise Invalid(
             f"{where}: schema: {schema} is newer than the {SCHEMA} that this safemem reads; use the safemem that wrote it"
         )
-    return _snapshot(_Place(document, where).item("snapshot"))
+    return Place(document, where)
 
 
-class _Place:
-    """A JSON value and the way to it, so that every error can say where."""
-
-    def __init__(self, value: object, where: str) -> None:
-        self.value, self.where = value, where
-
-    def item(self, key: str) -> _Place:
-        if not isinstance(self.value, dict):
-            raise Invalid(f"{self.where}: should be an object")
-        if key not in self.value:
-            raise Invalid(f"{self.where}: `{key}` is missing")
-        return _Place(self.value[key], f"{self.where}: {key}" if ": " not in self.where else f"{self.where}.{key}")
-
-    def items(self) -> list[_Place]:
-        if not isinstance(self.value, list):
-            raise Invalid(f"{self.where}: should be a list")
-        return [_Place(value, f"{self.where}[{index}]") for index, value in enumerate(self.value)]
-
-    def keys(self) -> list[str]:
-        if not isinstance(self.value, dict):
-            raise Invalid(f"{self.where}: should be an object")
-        return list(self.value)
-
-    def text(self) -> str:
-        if not isinstance(self.value, str):
-            raise Invalid(f"{self.where}: should be text")
-        return self.value
-
-    def number(self, low: int = 0) -> int:
-        if not isinstance(self.value, int) or isinstance(self.value, bool) or not low <= self.value < 1 << 64:
-            raise Invalid(f"{self.where}: `{self.value}` should be a whole number from {low} to 2^64")
-        return self.value
-
-    def area(self) -> Range:
-        try:
-            return parse_range(self.text())
-        except ValueError as error:
-            raise Invalid(f"{self.where}: {error}") from None
-
-
-def _snapshot(place: _Place) -> Snapshot:
-    facts = {}
-    fact_place = place.item("facts")
-    for name in fact_place.keys():
-        if name not in FACTS:
-            raise Invalid(f"{fact_place.where}: `{name}` is not a fact")
-        facts[name] = _fact(name, fact_place.item(name))
+def _snapshot(place: Place) -> Snapshot:
+    facts = _facts(place.item("facts"))
     for name in ("handover", "luo", "kho", "guard"):
-        fact_place.item(name)
+        place.item("facts").item(name)
     size = place.item("block_size").number()
-    blocks: list[Blocks] = []
-    for item in place.item("blocks").items():
-        run = Blocks(
-            item.item("first").number(),
-            item.item("last").number(),
-            item.item("state").text(),
-            item.item("node").number(-1),
-            item.item("driver").text(),
-        )
-        if run.last < run.first:
-            raise Invalid(f"{item.where}: `last` lies before `first`")
-        if run.state not in _STATES:
-            raise Invalid(f"{item.where}.state: `{run.state}` is not one of {', '.join(_STATES)}")
-        if run.driver not in DRIVERS:
-            raise Invalid(f"{item.where}.driver: `{run.driver}` is not one of {', '.join(DRIVERS)}")
-        blocks.append(run)
+    blocks = sorted(_blocks(item) for item in place.item("blocks").items())
     if blocks and not size:
         raise Invalid(f"{place.where}.block_size: 0, but there are blocks")
-    blocks.sort()
     for before, after in zip(blocks, blocks[1:], strict=False):
         if after.first <= before.last:
             raise Invalid(f"{place.where}.blocks: block {after.first} is there twice")
@@ -124,30 +181,37 @@ def _snapshot(place: _Place) -> Snapshot:
         facts=facts,
         block_size=size,
         blocks=tuple(blocks),
-        scratch=tuple(item.area() for item in place.item("scratch").items()),
+        scratch=place.item("scratch").areas(),
         cmdline=place.item("cmdline").text(),
-        cmdline_safe=tuple(item.area() for item in place.item("cmdline_safe").items()),
+        cmdline_safe=place.item("cmdline_safe").areas(),
         guard=None if guard.value is None else guard.area(),
         overrides=tuple(item.text() for item in place.item("overrides").items()),
-        notes=_notes(place, "notes", "note_codes"),
-        witness=place.item("witness").text() if _given(place, "witness") else "",
+        notes=place.notes("notes", "note_codes"),
+        witness=place.text_of("witness"),
     )
 
 
-def _notes(place: _Place, texts: str, codes: str) -> tuple[Note, ...]:
-    """Return sentences with their codes; a record of version 0.1 has none."""
-    found = [item.text() for item in place.item(texts).items()]
-    known = [item.text() for item in place.item(codes).items()] if _given(place, codes) else [""] * len(found)
-    if len(known) != len(found):
-        raise Invalid(f"{place.where}: {len(found)} {texts}, but {len(known)} {codes}")
-    return tuple(Note(code, text) for code, text in zip(known, found, strict=True))
+def _blocks(place: Place) -> Blocks:
+    run = Blocks(
+        place.item("first").number(),
+        place.item("last").number(),
+        place.item("state").one_of(_STATES),
+        place.item("node").number(-1),
+        place.item("driver").one_of(DRIVERS),
+    )
+    if run.last < run.first:
+        raise Invalid(f"{place.where}: `last` lies before `first`")
+    return run
 
 
-def _given(place: _Place, key: str) -> bool:
-    return key in place.keys() and place.item(key).value is not None
+def _facts(place: Place) -> dict[str, Fact]:
+    for name in place.table():
+        if name not in FACTS:
+            raise Invalid(f"{place.where}: `{name}` is not a fact")
+    return {name: _fact(name, place.item(name)) for name in place.table()}
 
 
-def _fact(name: str, place: _Place) -> Fact:
+def _fact(name: str, place: Place) -> Fact:
     kind, values = FACTS[name]
     raw = place.item("value")
     value: str | int | tuple[str, ...]
@@ -158,7 +222,111 @@ def _fact(name: str, place: _Place) -> Fact:
     elif kind == "number":
         value = raw.number()
     else:
-        value = raw.text()
-        if kind == "set" and value not in values:
-            raise Invalid(f"{raw.where}: `{value}` is not one of {', '.join(values)}")
+        value = raw.one_of(values) if kind == "set" else raw.text()
     return Fact(value, place.item("source").text(), place.item("reason").text())
+
+
+def _decision(place: Place) -> Decision:
+    policy, region = place.item("policy"), place.item("safe_region")
+    words = {
+        word: place.word(compiled.RULE, word, Rule._field_defaults.get(word))
+        for word in Rule._fields
+        if word not in ("name", "when")
+    }
+    for word in ("action", "message", "zone"):
+        place.item(word).text()
+    rule = Rule(name=place.item("rule").text(), **words)
+    exceptions = [{**Override()._asdict(), **item.table()} for item in place.items_of("exceptions")]
+    return Decision(
+        rule=rule,
+        policy=PolicyId(
+            name=policy.item("name").text(),
+            digest=policy.item("digest").text(),
+            memory=Place({"exceptions": exceptions}, place.where).word(compiled.POLICY, "memory", (), "exceptions"),
+            keep_crashkernel=place.word(compiled.POLICY, "keep_crashkernel", ""),
+        ),
+        message=rule.message,
+        zone=rule.zone,
+        facts=_facts(place.item("facts")),
+        region=region.item("ranges").areas(),
+        region_source=region.item("source").text(),
+        misses=tuple(_miss(item) for item in place.items_of("not_matched")),
+        steps=tuple(_step(item) for item in place.item("plan").items()),
+        warnings=place.notes("warnings", "warning_codes"),
+        arrivals=_zone(place.given("arrivals")),
+    )
+
+
+def _miss(place: Place) -> Miss:
+    return Miss(*(place.item(key).text() for key in ("rule", "fact", "wanted", "value", "source")))
+
+
+def _step(place: Place) -> Step:
+    area, blocks, late = place.item("range").area(), place.given("blocks"), place.given("late")
+    numbers = [item.number() for item in blocks.items()] if blocks else [-1, -1]
+    if len(numbers) != 2:
+        raise Invalid(f"{place.where}.blocks: should be the first and the last block")
+    op, why = place.item("op").one_of(OPS), place.text_of("why")
+    # Version 0.1.0 gave a reason to no other step with blocks that were online.
+    was_late = late.flag() if late else op in ("keep", "offline") and bool(why)
+    return Step(op, area.start, area.end, numbers[0], numbers[1], _zone(place.given("zone")), why, was_late)
+
+
+def _zone(place: Place | None) -> str:
+    return place.one_of(ZONES) if place else ""
+
+
+def _done(place: Place) -> Done:
+    if dry := place.given("dry_run"):
+        return Done(dry_run=dry.flag())
+    complete = place.given("complete")
+    return Done(
+        complete=complete.flag() if complete else False,
+        bytes_onlined=place.number_of("bytes_onlined"),
+        bytes_wanted=place.number_of("bytes_wanted"),
+        bytes_quarantined=place.number_of("bytes_quarantined"),
+        masked=tuple(item.text() for item in place.items_of("masked")),
+        problems=place.notes("problems", "problem_codes") if place.given("problems") else (),
+        shortfall=place.text_of("shortfall"),
+    )
+
+
+def _share(place: Place) -> Share:
+    area, seconds = place.item("range").area(), place.given("seconds_in_use")
+    kind, why = place.item("kind").one_of(KINDS), place.text_of("why")
+    return Share(kind, area.start, area.end, why, seconds.number() if seconds else -1)
+
+
+def _release(place: Place) -> Release:
+    state, forced = place.given("state"), place.given("forced")
+    return Release(
+        time=place.item("time").number(),
+        reason=place.item("reason").text(),
+        ranges=place.item("ranges").areas(),
+        state=state.one_of(_RELEASE_STATES) if state else "done",
+        forced=forced.flag() if forced else False,
+    )
+
+
+def _counts(place: Place) -> Counts:
+    if place.item("schema").number() != incidents.SCHEMA:
+        schema = place.item("schema").value
+        raise _Newer(f"{place.where}: schema {schema} is not {incidents.SCHEMA}, which this version reads")
+    numbers = {name: place.item(name).number() for name in incidents.NUMBERS}
+    return Counts(
+        **numbers,
+        onlined_by_others=place.item(incidents.KEYS["onlined_by_others"]).areas(),
+        touched=place.item("touched").areas(),
+        last=tuple(_incident(item) for item in place.item("last").items()),
+    )
+
+
+def _incident(place: Place) -> Incident:
+    return Incident(
+        time=place.item("time").number(),
+        ranges=place.item("ranges").areas(),
+        taken_offline=place.item("taken_offline").number(),
+        suspects=tuple(
+            Suspect(item.item("who").text(), item.item("evidence").text()) for item in place.item("suspects").items()
+        ),
+    )

@@ -6,17 +6,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safemem.boot import apply, files, record
-from safemem.boot.apply import PROGRESS_EVERY
 from safemem.boot.console import NOTICE, WARNING, say
-from safemem.boot.crashkernel import PIECE
+from safemem.boot.files import reason as why_failed
 from safemem.boot.hold import ONLINE_WORD, unmask
-from safemem.boot.model import Plan, Step
+from safemem.boot.model import Plan, Refused, Step
 from safemem.boot.plan import release_guard
 from safemem.boot.ranges import Range, merge_ranges, size_text
-from safemem.host import history
+from safemem.host import history, reader
+from safemem.host.reader import Release
 from safemem.host.standing import RELEASES, Standing
 from safemem.realroot import hold as realroot
 
@@ -28,33 +28,30 @@ _GRAIN = 1 << 20
 _NO_KDUMP = "kdump gets nothing of the guard: no crash kernel can be loaded any more in this boot"
 
 
-class NotPossible(Exception):
+class NotPossible(Refused):
     """Nothing can be released so; the message says what can be."""
 
+    kind = "invalid"
 
-class Release(NamedTuple):
-    """What `release` is about to do."""
+
+class Planned(NamedTuple):
+    """What a release is about to do."""
 
     plan: Plan
     ranges: tuple[Range, ...]  #: empty: everything
 
     @property
-    def ticks(self) -> int:
-        """How often there will be a sign of progress."""
-        return sum(
-            -(-step.size // PIECE)
-            if step.op == "release-guard"
-            else step.last // PROGRESS_EVERY - (step.first - 1) // PROGRESS_EVERY
-            for step in self.plan.steps
-        )
+    def size(self) -> int:
+        """The bytes that are given back."""
+        return sum(step.size for step in self.plan.steps if step.op in ("online", "release-guard"))
 
     @property
     def guard(self) -> int:
-        """The bytes of the guard that are given back."""
+        """The bytes of the guard among them."""
         return sum(step.size for step in self.plan.steps if step.op == "release-guard")
 
 
-def plan(standing: Standing, ranges: tuple[Range, ...], zone: str) -> Release:
+def plan(standing: Standing, ranges: tuple[Range, ...], zone: str) -> Planned:
     """Return the steps that end the hold on `ranges`, or on everything, guard included, if there are none.
 
     Raises:
@@ -69,13 +66,13 @@ def plan(standing: Standing, ranges: tuple[Range, ...], zone: str) -> Release:
             if first <= last:
                 steps.append(Step("online", first * size, (last + 1) * size, first, last, zone))
     # The guard first, as it is carried out.
-    keep = "" if standing.forbidden else str(standing.decision.get("keep_crashkernel") or "")
+    keep = "" if standing.forbidden else standing.decision.policy.keep_crashkernel
     steps = [*_tail(standing.now.guard, areas, "" if ranges else keep), *steps]
     if ranges and not steps:
         raise NotPossible(
             f"nothing is held wholly inside {', '.join(map(str, ranges))}; `safemem status` lists what is"
         )
-    return Release(Plan(tuple(steps), "" if ranges else zone), ranges)
+    return Planned(Plan(tuple(steps), "" if ranges else zone), ranges)
 
 
 def _tail(guard: Range | None, areas: tuple[Range, ...], keep: str) -> list[Step]:
@@ -97,65 +94,72 @@ def _tail(guard: Range | None, areas: tuple[Range, ...], keep: str) -> list[Step
 def carry_out(
     root: str,
     standing: Standing,
-    what: Release,
+    planned: Planned,
     reason: str,
     now: float,
-    progress: Callable[[], None],
+    progress: Callable[[int], None],
+    *,
     forced: bool = False,
 ) -> tuple[apply.Result, list[str]]:
-    """Carry `what` out and leave a record of it; return what came of it, and why the record may not last.
+    """Carry a release out and leave a record of it; return what came of it, and why the record may not last.
 
     Blocks that are online already are no error: a second run resumes. If it is interrupted
     (KeyboardInterrupt), the record says so before that goes on.
+
+    Args:
+        now: seconds since 1970.
+        progress: gets bytes as they are given back, `planned.size` in all.
+        forced: the policy calls the hold final.
     """
-    plan, old = what.plan, standing.decision
-    spans = [str(area) for area in what.ranges] or [str(_ALL)]
-    entry: dict[str, Any] = {
-        "time": int(now), "reason": reason, "ranges": spans, "state": "begun", "forced": forced,
-    }  # fmt: skip
+    decision = standing.decision
+    areas = planned.ranges or (_ALL,)
+    spans = ", ".join(map(str, areas))
+    entry = Release(int(now), reason, areas, "begun", forced)
     # Before the first block: what is being released is never mistaken for somebody else's doing, and a
     # power cut leaves word of it.
-    _note(root, [*standing.releases, entry])
+    _note(root, (*standing.releases, entry))
     problems: list[str] = []
-    say(root, NOTICE, f"releasing {', '.join(spans)}: {reason}")
+    say(root, NOTICE, f"releasing {spans}: {reason}")
     try:
-        if plan.arrivals:
-            why = record.why_text("online-all", "release", old["policy"]["name"])
-            text = record.env_text(
-                ONLINE_WORD[plan.arrivals], why, enter=old.get("enter") or "", finished=True, dry_run=standing.dry_run
-            )
-            files.replace(root, record.ENV, text)
-            unmask(root, tuple((standing.result or {}).get("masked", [])))
-            for text in realroot.release(root):
-                say(root, WARNING, text)
-        result = apply.carry_out(plan, root, progress)
-        entry["state"] = "done" if result.complete else "partly"
-        if standing.forbidden and what.guard and standing.decision.get("keep_crashkernel"):
-            problems = [*problems, _NO_KDUMP]
+        if planned.plan.arrivals:
+            _let_arrive(root, standing, planned.plan.arrivals)
+        result = apply.carry_out(planned.plan, root, progress)
+        entry = entry._replace(state="done" if result.complete else "partly")
+        if standing.forbidden and planned.guard and decision.policy.keep_crashkernel:
+            problems.append(_NO_KDUMP)
     except BaseException:
-        entry["state"] = "partly"
-        say(root, WARNING, f"the release of {', '.join(spans)} was interrupted")
+        entry = entry._replace(state="partly")
+        say(root, WARNING, f"the release of {spans} was interrupted")
         raise
     finally:
-        problems = [*problems, *_note(root, [*standing.releases, entry])]
-    say(root, NOTICE, f"released {', '.join(spans)}{'' if result.complete else ' in part'}: {reason}")
+        problems += _note(root, (*standing.releases, entry))
+    say(root, NOTICE, f"released {spans}{'' if result.complete else ' in part'}: {reason}")
     return result, problems
 
 
-def _note(root: str, releases: list[dict[str, Any]]) -> list[str]:
+def _let_arrive(root: str, standing: Standing, zone: str) -> None:
+    """Let udev online what arrives, in `zone`, and take every mask back."""
+    decision, done = standing.decision, standing.record.done
+    why = record.why_text("online-all", "release", decision.policy.name)
+    env = record.env_text(ONLINE_WORD[zone], why, enter=decision.rule.enter, finished=True, dry_run=standing.dry_run)
+    files.replace(root, record.ENV, env)
+    unmask(root, done.masked if done else ())
+    for text in realroot.release(root):
+        say(root, WARNING, text)
+
+
+def _note(root: str, releases: tuple[Release, ...]) -> list[str]:
     """Write the releases where this boot looks, and where the next one does; return why the latter failed.
 
     Raises:
         OSError: this boot cannot see them.
     """
-    text = json.dumps(releases) + "\n"
+    text = json.dumps(reader.releases_to_json(releases)) + "\n"
     files.replace(root, RELEASES, text)
     try:
         history.write(root, os.path.basename(RELEASES), text)
         history.keep(root)  # without its decision, nobody could tell what was released
     except OSError as error:
-        return [
-            f"{error.filename or history.FOLDER}: word of this release will not outlive this boot:"
-            f" {(error.strerror or 'cannot be written').lower()}"
-        ]
+        why = why_failed(error, "cannot be written")
+        return [f"{error.filename or history.FOLDER}: word of this release will not outlive this boot: {why}"]
     return []

@@ -15,11 +15,12 @@ from safemem.realroot import udevrules
 #: Programs that online memory, on their own or on somebody else's word, by name.
 PROGRAMS = {
     "qemu-ga": "the QEMU guest agent onlines blocks when the host says guest-set-memory-blocks",
-    "google_guest_agent": "Google's guest agent", "waagent": "Azure's guest agent",
+    "google_guest_agent": "Google's guest agent",
+    "waagent": "Azure's guest agent",
     "tuned": "tuned profiles may write to memory blocks",
     "daxctl": "daxctl onlines the memory that it makes of a dax device",
     "chmem": "chmem onlines what it is told to",
-}  # fmt: skip
+}
 #: Bytes of a program's name in /proc/PID/comm (TASK_COMM_LEN without its end).
 _COMM = 15
 

@@ -2,8 +2,8 @@
 """Apply the standing decision to memory blocks that arrive after it.
 
 The kernel's own events say only that something changed: each batch reads all blocks anew and
-lets the same engine decide over them with the facts of this boot, so a lost event, a restart or a
-full netlink buffer cost nothing but time.
+makes the plan of the decision for them, as the boot program did, so a lost event, a restart or a
+full netlink buffer cost nothing but time. The record says all that counts of the policy.
 """
 
 from __future__ import annotations
@@ -19,16 +19,22 @@ from typing import Any, NamedTuple
 import pyudev
 import structlog
 
-from safemem.boot import apply, engine
-from safemem.boot.model import Decision, Policy, Snapshot, Step
-from safemem.boot.ranges import Range, size_text, without
-from safemem.host import incidents, standing, suspects
+from safemem.boot import apply, plan
+from safemem.boot.files import reason
+from safemem.boot.model import Decision, Plan, Refused, Step
+from safemem.boot.ranges import Range, size_text, total, without
+from safemem.host import incidents, reader, standing, suspects
 from safemem.host.incidents import Counts
+from safemem.host.standing import Standing
 
 #: Seconds without an event after which a burst counts as over, and the longest that one may last.
 QUIET, LONGEST = 0.25, 2.0
 #: Bytes of netlink buffer: 1,024 blocks in one plug are some 300 KiB of events.
 BUFFER = 8 << 20
+
+
+class Stopped(Refused):
+    """The daemon cannot go on; the message says why. It may be started again."""
 
 
 class Batch(NamedTuple):
@@ -38,32 +44,31 @@ class Batch(NamedTuple):
     counts: Counts
     onlined: int  #: bytes
     reverted: int  #: bytes
-    fresh: tuple[Range, ...]  #: held by the decision, not released, and found online for the first time
+    incident: tuple[Range, ...]  #: held by the decision, not released, and found online for the first time
     problems: tuple[str, ...]
 
 
-def look(root: str, policy: Policy, seen: Counts) -> Batch:
-    """Decide over the blocks as they are now, carry it out, and count. Raises NoDecision, OSError."""
+def look(root: str, seen: Counts) -> Batch:
+    """Carry the decision out for the blocks as they are now, and count. Raises NoDecision, OSError."""
     found = standing.read(root)
-    decision = engine.decide(policy, _with_blocks(found.then, found.now))
-    loose, problems = found.loose, []
-    fresh = seen.fresh(loose)
-    after = seen._replace(loose=loose)
-    if fresh:
+    decision, others = found.decision, found.onlined_by_others
+    problems: list[str] = []
+    incident = seen.uncounted(others)
+    after = seen._replace(onlined_by_others=others)
+    if incident:
         # Before anything is done about it: what cuts us off here is not to hide that it happened.
-        after = after.found(fresh, int(time.time()), suspects.find(root))
+        after = after.one_more(incident, int(time.time()), suspects.find(root))
         problems += _keep(root, after)
-    # Boot memory is the boot program's to take off, once; what is held now was never in use until somebody onlined it.
-    size = found.now.block_size
-    steps = [step for step in decision.steps if step.op == "online"]
+    steps = _arrivals(found)
     if decision.rule.if_onlined == "offline":
-        steps += [Step("offline", *area, area.start // size, area.end // size - 1) for area in loose]
-    result = apply.carry_out(decision.plan._replace(steps=tuple(steps)), root)
+        size = found.now.block_size
+        steps += [Step("offline", *area, area.start // size, area.end // size - 1) for area in others]
+    result = apply.carry_out(Plan(tuple(steps), decision.arrivals, decision.rule.floor), root)
     if result.quarantined:
         *before, last = after.last
         after = after._replace(
             # Of what was counted: what has come online since is for the next look.
-            loose=without(loose, without(loose, standing.read(root).loose)),
+            onlined_by_others=without(others, without(others, standing.read(root).onlined_by_others)),
             reverted=after.reverted + result.quarantined,
             last=(*before, last._replace(taken_offline=last.taken_offline + result.quarantined)),
         )
@@ -71,7 +76,24 @@ def look(root: str, policy: Policy, seen: Counts) -> Batch:
         after = after._replace(bursts=after.bursts + 1, applied=after.applied + result.onlined)
     if after != seen:
         problems += _keep(root, after)
-    return Batch(decision, after, result.onlined, result.quarantined, fresh, (*problems, *result.problems))
+    return Batch(decision, after, result.onlined, result.quarantined, incident, (*problems, *result.problems))
+
+
+def _arrivals(found: Standing) -> list[Step]:
+    """Return what the decision onlines of the blocks that are offline now.
+
+    Boot memory is the boot program's to take off, once; what is held now was never in use until somebody onlined it.
+    """
+    decision = found.decision
+    todo = plan.steps(
+        decision.rule,
+        found.now,
+        decision.region,
+        decision.zone,
+        decision.policy.memory,
+        decision.policy.keep_crashkernel,
+    )
+    return [step for step in todo if step.op == "online"]
 
 
 def _keep(root: str, seen: Counts) -> list[str]:
@@ -79,15 +101,9 @@ def _keep(root: str, seen: Counts) -> list[str]:
     try:
         incidents.write(root, seen)
     except OSError as error:
-        return [
-            f"{incidents.COUNTS}: what was counted is lost at a restart: {(error.strerror or 'cannot be written').lower()}"
-        ]
+        why = reason(error, "cannot be written")
+        return [f"{incidents.COUNTS}: what was counted is lost at a restart: {why}"]
     return []
-
-
-def _with_blocks(then: Snapshot, now: Snapshot) -> Snapshot:
-    """Return the boot's facts with the blocks of now: what was decided does not change because memory was added."""
-    return then._replace(blocks=now.blocks, block_size=now.block_size, guard=now.guard)
 
 
 def notify(state: str) -> None:
@@ -100,8 +116,21 @@ def notify(state: str) -> None:
         out.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
-def run(root: str, policy: Policy, found: standing.Standing) -> None:
-    """Watch until told to stop. Raises OSError if the kernel's events cannot be had."""
+def run(root: str, found: Standing) -> None:
+    """Watch until told to stop.
+
+    Raises:
+        Stopped: the kernel's events cannot be had, or the decision is gone.
+    """
+    try:
+        _run(root, found)
+    except OSError as error:
+        raise Stopped(f"the kernel's events cannot be had: {error.strerror or error}") from None
+    except standing.NoDecision as error:
+        raise Stopped(str(error)) from None
+
+
+def _run(root: str, found: Standing) -> None:
     log: Any = structlog.get_logger()
     monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
     monitor.filter_by("memory")
@@ -115,9 +144,10 @@ def run(root: str, policy: Policy, found: standing.Standing) -> None:
     _keep(root, seen)  # a counter that starts at 0 shows the first time that it moves
     events = 0
     notify("READY=1")
-    log.info("watching", policy=policy.name, digest=policy.digest[:12], action=found.decision["action"])
+    decision = found.decision
+    log.info("watching", policy=decision.policy.name, digest=decision.policy.digest[:12], action=decision.action)
     while True:
-        batch = look(root, policy, seen)
+        batch = look(root, seen)
         _tell(log, batch, events)
         seen, events = batch.counts, 0
         while not events:
@@ -135,10 +165,12 @@ def run(root: str, policy: Policy, found: standing.Standing) -> None:
 def _counted(root: str, log: Any) -> Counts:
     """Return what was counted before a restart."""
     try:
-        return incidents.read(root) or Counts()
-    except incidents.Unreadable as error:
+        return reader.counts(os.path.join(root, incidents.COUNTS))
+    except FileNotFoundError:
+        pass
+    except reader.Invalid as error:
         log.warning("counting begins anew", reason=str(error))
-        return Counts()
+    return Counts()
 
 
 def _burst(monitor: pyudev.Monitor) -> tuple[int, bool]:
@@ -174,10 +206,13 @@ def _tell(log: Any, batch: Batch, events: int) -> None:
         )
     for text in batch.problems:
         log.warning("problem", text=text)
-    if batch.fresh:  # once for each time that it happens
+    if batch.incident:  # once for each time that it happens
         log.error(
-            "held memory was onlined", ranges=[str(area) for area in batch.fresh],
-            size=size_text(sum(area.size for area in batch.fresh)), taken_offline=size_text(batch.reverted),
-            if_onlined=batch.decision.rule.if_onlined, who=suspects.text(batch.counts.last[-1].suspects),
+            "held memory was onlined",
+            ranges=[str(area) for area in batch.incident],
+            size=size_text(total(batch.incident)),
+            taken_offline=size_text(batch.reverted),
+            if_onlined=batch.decision.rule.if_onlined,
+            who=suspects.text(batch.counts.last[-1].suspects),
             advice="what was in it may be lost; if somebody is to be stopped, `safemem doctor` has remedies",
-        )  # fmt: skip
+        )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import compiled, model
+from safemem.boot.files import reason
 from safemem.initramfs import interpreter, on_failure, proof
 from safemem.initramfs.cpio import Archive
 from safemem.initramfs.items import POLICIES, PREFIX, BuildError, Item, beside, plain, put, shipped
@@ -48,7 +49,7 @@ def build(policy: bytes, out: Path, python: str | None = None, more: Mapping[str
         draft.rename(out)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise BuildError(f"{out}: {(error.strerror or 'cannot be written').lower()}") from None
+        raise BuildError(f"{out}: {reason(error, 'cannot be written')}") from None
     sizes = sorted(((path, len(item.data)) for path, item in items.items()), key=lambda pair: -pair[1])
     return Cost(len(data), _compressed(data), len(items), tuple(sizes[:5]))
 

@@ -35,7 +35,8 @@ _STOPPED = "this boot stops here"
 _PATIENCE = 120.0
 #: What the wrapper calls on a fake root.
 _PROGRAMS = ("sh", "sleep", "rm")
-#: Programs that print, with the words that make them.
+_ACCEPTED = "an accepted handover"
+#: Programs that print, with the words that make them; tried out where there is most to print.
 _PRINTS: tuple[tuple[Callable[[list[str]], int], list[str]], ...] = ((main.main, ["capture"]), (handover_args.main, []))
 
 
@@ -113,7 +114,6 @@ def machines() -> dict[str, dict[str, bytes]]:
         state = b"online\n" if number < 4 else b"offline\n"
         common[f"sys/devices/system/memory/memory{number}/state"] = state
         common[f"sys/devices/system/memory/memory{number}/valid_zones"] = b"Normal Movable\n"
-        common[f"sys/devices/system/node/node0/memory{number}/phys_index"] = b"%x\n" % number
     offered = {**common, "sys/kernel/boot_params/setup_data/0/type": b"0xa\n"}
     safe, guard = b"0x10000000-0x17ffffff", b"0x40000000-0x4fffffff"
     args = (
@@ -124,7 +124,7 @@ def machines() -> dict[str, dict[str, bytes]]:
     )
     return {
         "no handover": {**common, "proc/cmdline": b"kho=on liveupdate=on\n"},
-        "an accepted handover": {
+        _ACCEPTED: {
             **offered,
             "proc/cmdline": b"kho=on liveupdate=on\n",
             "sys/kernel/debug/kho/in/fdt": _handover_tree(),
@@ -165,7 +165,7 @@ def try_out(folder: Path, items: Mapping[str, Item], policy: Policy) -> None:
     for case in cases(folder, policy, f"{base}/{PREFIX}"):
         root = f"{base}/{case.root.name}"
         (folder / "boot").write_bytes(with_value(items[f"{PREFIX}/boot"].data, f"{PREFIX}/boot", "ROOT", root))
-        for run, words in _PRINTS:
+        for run, words in _PRINTS if case.name == _ACCEPTED else ():
             found = _run(base, enter, run.__module__, ["--root", root, *words])
             if found != _here(run, ["--root", str(case.root), *words]):
                 place = f"on a machine with {case.name} the archive's {run.__module__}"

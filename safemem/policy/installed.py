@@ -12,6 +12,7 @@ import os
 import stat
 from pathlib import Path
 
+from safemem.boot.files import reason
 from safemem.boot.model import Refused
 
 POLICY = "etc/safemem/policy.toml"
@@ -78,5 +79,5 @@ def trusted(path: Path) -> Path:
                     f"than root can write it: `chmod go-w {place}`"
                 )
     except OSError as error:
-        raise Untrusted(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+        raise Untrusted(f"{path}: {reason(error)}") from None
     return path

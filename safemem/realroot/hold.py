@@ -59,11 +59,13 @@ def hold(root: str) -> list[Note]:
     for name in names:
         link, own = f"{UDEV_RUN}/{name}", f"etc/udev/rules.d/{name}"
         if os.path.lexists(os.path.join(root, own)):
-            line, failed = f"mount {own}", [] if f"mount {own}" in done else _cover(os.path.join(root, own))
+            line = f"mount {own}"
+            failed = [] if line in done else _cover(os.path.join(root, own))
         else:
             line, failed = link, mask(root, [name])
         problems += failed
-        done += [line] if line not in done and not failed else []
+        if line not in done and not failed:
+            done.append(line)
     for unit in UNITS:
         path = os.path.join(root, UNITS_RUN, unit)
         try:
@@ -72,7 +74,8 @@ def hold(root: str) -> list[Note]:
                 os.symlink("/dev/null", path)
                 done.append(f"{UNITS_RUN}/{unit}")
         except OSError as error:
-            problems.append(Note("not-masked", f"unit {unit} could not be masked: {reason(error, str(error))}"))
+            text = f"unit {unit} could not be masked: {reason(error, str(error))}"
+            problems.append(Note("not-masked", text))
     files.replace(root, MASKED, "".join(f"{line}\n" for line in done))
     # What is in force afterwards is what counts, not what was tried.
     for rule in udevrules.find(root):
@@ -129,8 +132,10 @@ def _cover(path: str) -> list[Note]:
     except OSError as error:
         why = f"{_MOUNT}: {error.strerror or error}"
     else:
-        why = (result.stderr.strip() or f"mount ended with {result.returncode}") if result.returncode else ""
-    return [Note("not-masked", f"{path} could not be masked, so it may online held memory: {why}")] if why else []
+        if not result.returncode:
+            return []
+        why = result.stderr.strip() or f"mount ended with {result.returncode}"
+    return [Note("not-masked", f"{path} could not be masked, so it may online held memory: {why}")]
 
 
 def _note(root: str, problems: list[Note]) -> None:
@@ -139,12 +144,12 @@ def _note(root: str, problems: list[Note]) -> None:
         with open(os.path.join(root, record.RECORD), encoding="utf-8") as file:
             document = json.load(file)
         result = document["result"] or {}
-        texts = result.get("problems", [])
-        old = dict(zip(texts, result.get("problem_codes") or [""] * len(texts), strict=True))
-        found = {**old, **{str(note): note.code for note in problems}}
-        document["result"] = {
-            **result, "complete": False, "problems": list(found), "problem_codes": list(found.values())
-        }  # fmt: skip
+        texts, known = result.get("problems", []), result.get("problem_codes", [])
+        # A record of version 0.1.0 has no codes.
+        old = [Note(code, text) for code, text in zip(known or [""] * len(texts), texts, strict=True)]
+        both = (*(note for note in old if note not in problems), *problems)
+        changed = {"complete": False, "problems": list(both), "problem_codes": record.codes(both)}
+        document["result"] = {**result, **changed}
         files.replace(root, record.RECORD, json.dumps(document, separators=(",", ":")) + "\n")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         say(root, ALERT, f"the record could not be completed: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from itertools import groupby
+from typing import NamedTuple
 
 import click
 
@@ -12,19 +13,28 @@ from safemem.boot import conditions, record
 from safemem.boot.model import FINAL, UNKNOWN, Decision, Policy, Snapshot, Step
 from safemem.boot.ranges import Range, size_text
 
-#: Exit code for each action (docs and design fix them): 0 onlines, 4 holds back, 5 ends the boot.
-EXIT = {"online-all": 0, "online-safe": 4, "panic": 5, "reboot": 5, "halt": 5}
 _COLOUR = {"online-all": "green", "online-safe": "yellow", "panic": "red", "reboot": "red", "halt": "red"}
-#: How the map draws each step: (sign, legend, colour).
-_SIGNS = {
-    "online": ("+", "comes online", "green"),
-    "keep": ("#", "online already", None),
-    "hold": (".", "held", "yellow"),
-    "offline": ("q", "taken offline", "magenta"),
-    "guard": ("G", "guarded", "cyan"),
-    "gap": (" ", "no memory", None),
+
+
+class Sign(NamedTuple):
+    """How the map draws one kind of step."""
+
+    sign: str
+    legend: str
+    colour: str | None
+    rank: int  #: of the kinds in one cell, the highest is shown
+
+
+#: By the step's op, in the order of the legend. A guard that is given back is not drawn: its blocks are.
+SIGNS = {
+    "online": Sign("+", "comes online", "green", 1),
+    "keep": Sign("#", "online already", None, 0),
+    "hold": Sign(".", "held", "yellow", 2),
+    "offline": Sign("q", "taken offline", "magenta", 0),
+    "keep-guard": Sign("G", "guarded", "cyan", 3),
 }
-_VERB = {
+_NO_MEMORY = Sign(" ", "", None, 0)
+VERBS = {
     "online": "online",
     "hold": "hold",
     "keep": "leave online",
@@ -34,13 +44,13 @@ _VERB = {
 }
 
 
-def decision_json(decision: Decision, snapshot: Snapshot) -> str:
+def decision_json(decision: Decision, snapshot: Snapshot, exit_code: int) -> str:
     """Return the decision as JSON, schema 1, with the exit code and the snapshot it follows from."""
     return json.dumps(
         {
             "schema": record.SCHEMA,
             "kind": "simulation",
-            "exit_code": EXIT[decision.action],
+            "exit_code": exit_code,
             "decision": record.decision_to_json(decision),
             "snapshot": record.snapshot_to_json(snapshot),
         },
@@ -121,7 +131,7 @@ def _step_text(step: Step) -> str:
     blocks = f"  blocks {step.first}-{step.last}" if step.first >= 0 else ""
     zone = f"  zone {step.zone}" if step.zone else ""
     why = f"  ({step.why})" if step.why else ""
-    return f"{_VERB[step.op]:<16}{Range(step.start, step.end)!s:<28}{size_text(step.size):>9}{blocks}{zone}{why}"
+    return f"{VERBS[step.op]:<16}{Range(step.start, step.end)!s:<28}{size_text(step.size):>9}{blocks}{zone}{why}"
 
 
 def memory_map(decision: Decision, width: int = 64) -> list[str]:
@@ -130,19 +140,17 @@ def memory_map(decision: Decision, width: int = 64) -> list[str]:
     A cell that covers more than one kind shows the one that is kept back: the map may
     understate what comes online, never what is held.
     """
-    spans = [(step.start, step.end, "guard" if "guard" in step.op else step.op) for step in decision.steps
-             if step.op != "release-guard"]  # fmt: skip
+    spans = [(step.start, step.end, SIGNS[step.op]) for step in decision.steps if step.op in SIGNS]
     if not spans:
         return []
     low, high = min(s for s, _, _ in spans), max(e for _, e, _ in spans)
     cell = max(1, -(-(high - low) // width))
-    rank = {"guard": 3, "hold": 2, "online": 1, "keep": 0, "offline": 0}
     cells = []
     for start in range(low, high, cell):
-        kinds = [kind for s, e, kind in spans if s < start + cell and start < e]
-        cells.append(max(kinds, key=lambda kind: rank[kind]) if kinds else "gap")
-    bar = "".join(click.style(_SIGNS[kind][0] * len(list(run)), fg=_SIGNS[kind][2]) for kind, run in groupby(cells))
-    legend = "   ".join(f"{_SIGNS[kind][0]} {_SIGNS[kind][1]}" for kind in _SIGNS if kind in cells and kind != "gap")
+        signs = [sign for s, e, sign in spans if s < start + cell and start < e]
+        cells.append(max(signs, key=lambda sign: sign.rank) if signs else _NO_MEMORY)
+    bar = "".join(click.style(sign.sign * len(list(run)), fg=sign.colour) for sign, run in groupby(cells))
+    legend = "   ".join(f"{sign.sign} {sign.legend}" for sign in SIGNS.values() if sign in cells)
     return [f"0x{low:x} [{bar}] 0x{high - 1:x}", f"{legend}   one sign is {size_text(cell)}"]
 
 

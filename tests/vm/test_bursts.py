@@ -35,7 +35,7 @@ def burst(name: str, safe: str, words: str, timeout: float, size: int = SIZE, **
     """Run guest/bursts.py in a guest where everything but `safe` is held."""
     text = policy_text("online-safe", sources=f'"{safe}"')
     script = shell("bursts", PYTHON=sys.executable, MODULES=str(harness.REPOSITORY), WORDS=words)
-    files = {"policy.toml": text.encode(), "bursts.py": GUEST.read_bytes()}
+    files = {"bursts.py": GUEST.read_bytes()}
     options = {"devices": SHARE, "checkpoint": lambda report: plug(int(report["checkpoint"]), size), **more}
     result = boot(lost(name, shell("hand-over") + COMMAND + script, text, files=files, timeout=timeout, **options))
     assert result.fate == "poweroff", result.serial[-2000:]
@@ -45,7 +45,7 @@ def burst(name: str, safe: str, words: str, timeout: float, size: int = SIZE, **
 
 def test_eight_gib_at_once() -> None:
     """64 blocks in one plug are one decision and one line, and not much slower than who decides nothing."""
-    report = burst("burst-race", "0x140000000-0x73fffffff", "race /run/etc/vm.toml", 200).report
+    report = burst("burst-race", "0x140000000-0x73fffffff", "race", 200).report
     kernel, loop, watch = (float(report[key]) for key in ("kernel", "loop", "watch"))
     print(f"64 blocks from the first to the last online: watch {watch:.2f} s, "
           f"{watch / loop:.2f} of a shell loop, {watch / kernel:.2f} of the kernel's own")  # fmt: skip
@@ -59,7 +59,7 @@ def test_eight_gib_at_once() -> None:
 def test_1024_blocks_in_one_plug() -> None:
     """128 GiB at once are one decision and one line in the log."""
     report = burst(
-        "burst-many", "0x140000000-0x213fffffff", "many /run/etc/vm.toml", 300, 128 << 30,
+        "burst-many", "0x140000000-0x213fffffff", "many", 300, 128 << 30,
         boot_mib=3 * harness.GIB, devices=(*SHARE, "-m", "maxmem=256G"),
     ).report  # fmt: skip
     print(f"1,024 blocks from the first to the last online: {float(report['watch']):.2f} s")
@@ -73,7 +73,7 @@ def test_killed_fifty_times() -> None:
     """SIGKILL at random points of bursts: no block is ever in a state that the decision forbids, and the next one finishes."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
-    report = burst("burst-kill", "0x140000000-0x23fffffff", f"kill /run/etc/vm.toml {seed}", 400).report
+    report = burst("burst-kill", "0x140000000-0x23fffffff", f"kill {seed}", 400).report
     print(f"{report['early']} times before the first block, {report['cut']} times between two")
 
     assert report["killed"] == "50"

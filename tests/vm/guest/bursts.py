@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 from safemem.host import logs, standing, watch
-from safemem.policy import load
 
 MEMORY = Path("/sys/devices/system/memory")
 LOOP = """
@@ -50,7 +49,7 @@ def write(number: int, word: str) -> None:
         (MEMORY / f"memory{number}/state").write_text(word)
 
 
-def start(path: str, log: str) -> int:
+def start(log: str) -> int:
     """Start `safemem watch` as a process of its own, everything imported already; return its number."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     child = os.fork()
@@ -59,7 +58,7 @@ def start(path: str, log: str) -> int:
         return child
     os.dup2(out, 2)
     logs.configure()
-    watch.run("/", load.read(Path(path)), standing.read("/"))
+    watch.run("/", standing.read("/"))
     os._exit(0)
 
 
@@ -79,7 +78,7 @@ def seconds(first: int, last: int) -> float:
     return time.monotonic() - began
 
 
-def race(path: str) -> None:
+def race() -> None:
     """Three plugs of 64 blocks: onlined by the kernel itself, by a shell loop, by `watch`."""
     auto = MEMORY / "auto_online_blocks"
     auto.write_text("online_movable")
@@ -90,7 +89,7 @@ def race(path: str) -> None:
     say("checkpoint", 2)
     say("loop", seconds(104, 167))
     loop.wait()
-    child = start(path, "/run/watch.log")
+    child = start("/run/watch.log")
     while "watching" not in Path("/run/watch.log").read_text():
         time.sleep(0.1)
     say("checkpoint", 3)
@@ -102,9 +101,9 @@ def race(path: str) -> None:
     say("line", applied[-1])
 
 
-def many(path: str) -> None:
+def many() -> None:
     """One plug of 1,024 blocks, onlined by `watch`."""
-    child = start(path, "/run/watch.log")
+    child = start("/run/watch.log")
     while "watching" not in Path("/run/watch.log").read_text():
         time.sleep(0.1)
     say("checkpoint", 1)
@@ -116,13 +115,13 @@ def many(path: str) -> None:
     say("line", applied[-1])
 
 
-def kill(path: str, seed: str) -> None:
+def kill(seed: str) -> None:
     """Kill `watch` 50 times at random while blocks arrive and go; blocks 72 and up of each plug must stay held."""
     draw = random.Random(int(seed))
     wanted, forbidden, bad, killed = [*range(40, 72)], [*range(32, 40)], [], 0
     early = cut = 0
     for turn in range(50):
-        child = start(path, "/run/watch.log")
+        child = start("/run/watch.log")
         if turn in (10, 25, 40):
             say("checkpoint", turn)
             first = 40 + 64 * (10, 25, 40).index(turn)
@@ -141,7 +140,7 @@ def kill(path: str, seed: str) -> None:
     say("killed", killed)
     say("bad", " ".join(bad))
     say("seen", sum(state(number) == "offline" for number in forbidden))
-    child = start(path, "/run/watch.log")
+    child = start("/run/watch.log")
     deadline = time.monotonic() + 60
     while any(state(number) != "online" for number in wanted) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -153,8 +152,8 @@ def kill(path: str, seed: str) -> None:
 
 
 if sys.argv[1] == "race":
-    race(sys.argv[2])
+    race()
 elif sys.argv[1] == "many":
-    many(sys.argv[2])
+    many()
 else:
-    kill(sys.argv[2], sys.argv[3])
+    kill(sys.argv[2])

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=sh
 # Runs guest/bursts.py with $WORDS and $PYTHON of the share, beside the modules in $MODULES.
-mkdir -p /run/etc
-cp /policy.toml /run/etc/vm.toml
 cp /bursts.py /run/bursts.py
 # shellcheck disable=SC2086  # words
 chroot /host "$PYTHON" -B -c '

@@ -8,9 +8,7 @@ block() { read -r state <"$MEMORY/memory$1/state"; echo "$state"; }
 left() { read -r size </sys/kernel/kexec_crash_size; echo "$size"; }
 whole=$(left)
 report whole "$whole"
-release() {
-    exec chroot /host env PYTHONDONTWRITEBYTECODE=1 nice -n 10 "$SAFEMEM" release "$@" --reason "guests moved away"
-}
+release() { exec env PYTHONDONTWRITEBYTECODE=1 chroot /host nice -n 10 "$SAFEMEM" release "$@" --reason "guests moved away"; }
 middle() {
     # What watches comes first, once the release has said that it begins.
     until grep -q begun /run/safemem/releases.json; do sleep 0.1; done

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: MIT
+"""The decision that stands, and what is left of the boot before: as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+
+from safemem.boot import account, record
+from safemem.boot.account import Share
+from safemem.boot.model import UNKNOWN, Decision, Fact
+from safemem.boot.ranges import Range, size_text
+from safemem.boot.record import Done
+from safemem.host import incidents, reader, suspects
+from safemem.host.previous import Previous
+from safemem.host.reader import Release
+from safemem.host.standing import Standing
+from safemem.render.decision import action_text
+from safemem.render.text import plural, utc
+
+#: As on the command line; whether they count is in the warnings, and the decision shows it.
+_ARGUMENTS = {"off": "safemem=off", "dry-run": "safemem.dry_run"}
+#: What is listed range by range; after `online-all`, everything may be used and one line says so.
+_LISTED = {"online-safe": ("quarantined", "exposed")}
+_RELEASE_STATES = {"begun": " (begun, not finished)", "partly": " (in part)", "done": ""}
+
+
+def status_json(found: Standing, exit_code: int) -> str:
+    """Return how this boot stands as JSON, schema 1."""
+    document = {
+        "schema": record.SCHEMA,
+        "kind": "status",
+        "exit_code": exit_code,
+        "decision": record.decision_to_json(found.decision),
+        "result": _done_json(found.record.done),
+        "held": _sizes(found.held),
+        "taken_offline": _sizes(found.taken_offline),
+        "guard": str(found.guard) if found.guard else None,
+        "account": account.to_json(found.record.account),
+        "totals": found.totals,
+        "overrides": list(found.then.overrides),
+        "cmdline_safe": [str(area) for area in found.then.cmdline_safe],
+        "arrived": [{"range": str(area), "state": state} for area, state in found.arrived],
+        "onlined_by_others": [str(area) for area in found.onlined_by_others],
+        "watch": incidents.to_json(found.watched) if found.watched else None,
+        "releases": reader.releases_to_json(found.releases),
+    }
+    return json.dumps(document, indent=1)
+
+
+def _done_json(done: Done | None) -> dict[str, object] | None:
+    return None if done is None else record.done_to_json(done)
+
+
+def _sizes(areas: tuple[Range, ...]) -> list[dict[str, object]]:
+    return [{"range": str(area), "bytes": area.size} for area in areas]
+
+
+def status_text(found: Standing, before: tuple[Release, ...], ways: list[str]) -> str:
+    """Return the outcome, then why, then what is held, then what has changed since.
+
+    Args:
+        found: this boot.
+        before: the releases that the boot before this one left unfinished.
+        ways: out of maintenance, one a line; they are shown in maintenance only.
+    """
+    decision = found.decision
+    lines = [
+        *_why(decision),
+        *_asked(found),
+        *_offline(found),
+        *(_share(share) for share in found.record.account if share.kind in _LISTED.get(decision.action, ())),
+    ]
+    if found.totals:
+        lines.append(f"memory    {account.totals_text(found.totals)}")
+    lines += _applied(found.record.done)
+    lines += [f"warning   {text}" for text in decision.warnings]
+    lines += [f"arrived   {area}  {size_text(area.size)}, {state}" for area, state in found.arrived]
+    lines += [
+        f"changed   {area} was held and is online now: somebody else did that" for area in found.onlined_by_others
+    ]
+    lines += _watched(found)
+    if decision.rule.enter == "maintenance":
+        lines += [f"next    {line}" for line in ways]
+    if decision.rule.final:
+        lines.append("final     the policy says so: `release` needs --force")
+    lines += _released(found.releases)
+    lines += [f"before    {unfinished_text(item)}" for item in before]
+    return "\n".join(lines)
+
+
+def unfinished_text(item: Release) -> str:
+    """Return that a release of the boot before this one was not finished."""
+    areas = ", ".join(map(str, item.ranges))
+    return f"in the boot before, a release of {areas} was begun and not finished: {item.reason}"
+
+
+def _why(decision: Decision) -> list[str]:
+    handover = decision.facts.get("handover", Fact(UNKNOWN, ""))
+    lines = [
+        f"{action_text(decision.action)}  {decision.message}",
+        "",
+        f"policy    {decision.policy.name}  {decision.policy.digest[:12]}",
+        f"rule      {decision.rule.name}",
+        f"handover  {handover.value}: {handover.reason or handover.source or 'not recorded'}",
+    ]
+    return [*lines, f"enter     {decision.rule.enter}"] if decision.rule.enter else lines
+
+
+def _asked(found: Standing) -> list[str]:
+    """Return what the kernel command line asked for."""
+    lines = [f"cmdline   {_ARGUMENTS.get(text, f'safemem.{text}')}" for text in found.then.overrides]
+    safe = ",".join(map(str, found.then.cmdline_safe))
+    return [*lines, f"cmdline   safemem.safe={safe}"] if safe else lines
+
+
+def _offline(found: Standing) -> list[str]:
+    """Return what is out of use now."""
+    size, lines = found.now.block_size, []
+    for area in found.held:
+        blocks = f"blocks {area.start // size}-{area.end // size - 1}"
+        lines.append(f"held      {area}  {size_text(area.size)}  {blocks}: never used in this boot")
+    for area in found.taken_offline:
+        lost = "was online in this boot, so what was in it may be lost"
+        lines.append(f"offline   {area}  {size_text(area.size)}: {lost}")
+    if found.guard:
+        lines.append(f"guarded   {found.guard}  {size_text(found.guard.size)}: never used in this boot")
+    return lines
+
+
+def _share(share: Share) -> str:
+    why = share.why or "was in use, and still may be"
+    if share.kind == "quarantined":
+        seconds = "a time" if share.seconds < 0 else f"{share.seconds} s"
+        why = f"in use for {seconds}, then taken offline"
+    return f"{share.kind:<9} {Range(share.start, share.end)}  {size_text(share.size)}: {why}"
+
+
+def _applied(done: Done | None) -> list[str]:
+    if done is None:
+        return ["applied   not finished: the boot program did not complete its record"]
+    if done.dry_run:
+        return ["applied   nothing: this was a dry run"]
+    lines = [f"applied   {size_text(done.bytes_onlined)} of {size_text(done.bytes_wanted)} onlined"]
+    return lines + [f"problem   {text}" for text in done.problems]
+
+
+def _watched(found: Standing) -> list[str]:
+    seen = found.watched
+    if seen is None:
+        return [f"problem   {found.problem}"] if found.problem else []
+    times = {name: plural(getattr(seen, name), "time") for name in ("incidents", "bursts", "lost")}
+    lines = [
+        f"watch     held memory was found online {times['incidents']} ({size_text(seen.onlined)}),"
+        f" {size_text(seen.reverted)} taken offline again; arrivals onlined {times['bursts']}"
+        f" ({size_text(seen.applied)}); events lost {times['lost']}"
+    ]
+    for item in seen.last[-1:]:
+        lines.append(f"who       {utc(item.time)}, {', '.join(map(str, item.ranges))}: {suspects.text(item.suspects)}")
+    return lines
+
+
+def _released(releases: tuple[Release, ...]) -> list[str]:
+    return [
+        f"released  {', '.join(map(str, item.ranges))}{_RELEASE_STATES[item.state]}{' (forced)' if item.forced else ''}"
+        f" at {utc(item.time)}: {item.reason}"
+        for item in releases
+    ]
+
+
+def previous_json(found: Previous, exit_code: int) -> str:
+    """Return what is known of the boot before as JSON, schema 1."""
+    kept = found.kept
+    document = {
+        "schema": record.SCHEMA,
+        "kind": "previous",
+        "exit_code": exit_code,
+        "ending": found.ending._asdict() if found.ending else None,
+        "record": {
+            "folder": kept.folder,
+            "decision": record.decision_to_json(kept.record.decision) if kept.record else None,
+            "result": _done_json(kept.record.done) if kept.record else None,
+            "releases": reader.releases_to_json(kept.releases),
+            "problem": kept.problem,
+        }
+        if kept
+        else None,
+    }
+    return json.dumps(document, indent=1)
+
+
+def previous_text(found: Previous) -> str:
+    """Return the last words of the boot before, if it left any, then its record."""
+    lines, end, kept = [], found.ending, found.kept
+    if end:
+        lines = [f"{action_text(end.action)}  {end.reason}", "", f"found     {end.file}, {utc(end.time)}"]
+        lines += [f"said      {line}" for line in end.lines]
+    if kept:
+        if end:
+            lines += ["", "the last boot on record, which may be the same one or one before it:", ""]
+        if kept.record:
+            lines += [*_why(kept.record.decision), *_applied(kept.record.done), *_released(kept.releases)]
+        if kept.problem:
+            lines.append(f"problem   {kept.problem}")
+        lines.append(f"kept      {kept.folder}")
+    return "\n".join(lines)
