@@ -9,7 +9,7 @@ from __future__ import annotations
 from safemem.boot import files, paths
 from safemem.boot.files import reason
 from safemem.boot.model import UNKNOWN, Blocks, Note, Snapshot
-from safemem.boot.ranges import Range, cut, joined, merge_ranges, size_text, whole_blocks
+from safemem.boot.ranges import Range, cut, merge_ranges, size_text, whole_blocks
 from safemem.boot.tuples import NamedTuple
 
 #: Offsets in the x86 zero page (Documentation/arch/x86/zero-page.rst): entries, table; 20 bytes each.
@@ -143,7 +143,7 @@ def states(root: str) -> tuple[Blocks, ...]:
 
 def _numbers(names: list[str]) -> list[int]:
     """Return the numbers of the memory blocks among the names in a folder."""
-    return sorted([int(name[6:]) for name in names if name[:6] == "memory" and name[6:].isdecimal()])
+    return [int(name[6:]) for name in names if name[:6] == "memory" and name[6:].isdecimal()]
 
 
 def _node_of(root: str) -> dict[int, int]:
@@ -154,8 +154,11 @@ def _node_of(root: str) -> dict[int, int]:
 
 
 def _runs(folder: files.Folder, node_of: dict[int, int], notes: list[Note]) -> tuple[Blocks, ...]:
-    found = []
-    for number in _numbers(folder.names()):
+    # Joined on the way: this runs once for every block of the machine.
+    found: list[tuple[int, int, str, int]] = []
+    first = end = -1
+    last: tuple[str, int] = ("", -1)
+    for number in sorted(_numbers(folder.names())):
         try:
             state = _STATES.get(folder.read(f"memory{number}/state", 64), UNKNOWN)
         except FileNotFoundError:
@@ -164,8 +167,15 @@ def _runs(folder: files.Folder, node_of: dict[int, int], notes: list[Note]) -> t
         except OSError as error:
             notes.append(Note("block-unreadable", f"state of block {number} cannot be read: {reason(error)}"))
             state = UNKNOWN
-        found.append((number, number + 1, (state, node_of.get(number, -1))))
-    return tuple(Blocks(first, end - 1, state, node) for first, end, (state, node) in joined(found))
+        this = (state, node_of.get(number, -1))
+        if number != end or this != last:
+            if last[0]:
+                found.append((first, end - 1, *last))
+            first, last = number, this
+        end = number + 1
+    if last[0]:
+        found.append((first, end - 1, *last))
+    return tuple(Blocks(*run) for run in found)
 
 
 def _drivers(root: str) -> list[tuple[Range, str]]:

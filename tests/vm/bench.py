@@ -28,11 +28,10 @@ _CARRY_OUT = f"""
 import sys, time
 sys.path.insert(0, "/usr/lib/safemem/app")
 from safemem.boot import apply
-from safemem.boot.model import Decision, Step
+from safemem.boot.model import Plan, Step
 step = Step("online", 32 << 27, (32 + {BLOCKS}) << 27, 32, 31 + {BLOCKS}, "movable")
-decision = Decision("online-all", "r", "", "movable", "", "continue", "p", "", {{}}, (), "", (), (step,), ())
 start = time.monotonic()
-result = apply.carry_out(decision)
+result = apply.carry_out(Plan((step,)))
 print(int((time.monotonic() - start) * 1e6) if result.complete else result.problems)
 """
 
