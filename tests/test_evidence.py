@@ -157,7 +157,7 @@ def test_a_record_that_cannot_be_kept(root: Path) -> None:
     (root / history.BOOT_ID).write_text("")
     result = status(root, "--keep")
 
-    assert (result.exit_code, "the record is not kept: this is not a boot id" in result.stderr) == (1, True)
+    assert (result.exit_code, "the record is not kept: this is not a boot ID" in result.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,11 @@ STATES: list[tuple[str, dict[str, Any], str]] = [
     ("KHO asked for but not started", {"offered": True, "kho_out": False}, "rejected"),
     ("the last kho= counts", {"offered": True, "kho_out": False, "cmdline": "kho=on kho=off"}, "orphaned"),
     ("no KHO", {"offered": True, "kho_out": False, "config": "CONFIG_64BIT=y\n"}, "unsupported"),
-    ("no KHO and no debugfs", {"offered": True, "debugfs": False, "config": "CONFIG_64BIT=y\n"}, "unsupported"),
+    (
+        "no KHO and no debugfs",
+        {"offered": True, "debugfs": False, "luo": False, "config": "CONFIG_64BIT=y\n"},
+        "unsupported",
+    ),
     ("no debugfs files", {"offered": True, "kho_out": False, "config": "CONFIG_KEXEC_HANDOVER=y\n"}, UNKNOWN),
     ("no configuration", {"offered": True, "kho_out": False, "config": None}, UNKNOWN),
     ("debugfs not mounted", {"offered": True, "debugfs": False}, UNKNOWN),
@@ -55,7 +59,9 @@ def test_handover(tmp_path: Path, name: str, options: dict[str, Any], expected: 
     assert fact.source and fact.reason
 
 
-@pytest.mark.parametrize(("files", "expected"), [(("linux,kho-fdt",), "rejected"), ((), "none")])
+@pytest.mark.parametrize(
+    ("files", "expected"), [(("name", "linux,kho-fdt"), "rejected"), (("name", "bootargs"), "none"), ((), UNKNOWN)]
+)
 def test_handover_on_a_device_tree_machine(tmp_path: Path, files: tuple[str, ...], expected: str) -> None:
     """Without boot_params, the chosen node says whether a handover was offered."""
     root = make_root(tmp_path)
@@ -279,7 +285,7 @@ def test_a_guard_that_is_not_in_force_is_a_witness(tmp_path: Path, options: dict
     found = probe.read_snapshot(str(root))
 
     assert (found.witness != "") == expected
-    assert found.facts["handover"].value == ("unknown" if options.get("offered", True) else "none")
+    assert found.facts["handover"].value == ("unknown" if options.get("offered", True) else "lost")
     in_force = options.get("crash") == "01000000-24ffffff"
     assert found.facts["handover"].reason.endswith("it was not accepted: the guard is in force") == in_force
     again = reader.snapshot_from_text(reader.capture_text(found), "x")

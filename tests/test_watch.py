@@ -37,10 +37,12 @@ def decided(
 ) -> tuple[Path, Policy]:
     """Return a machine on which a lost handover was decided, and the policy; blocks 40 and 41 are safe."""
     root = make_root(base, offered=True, **options)
-    (root / "proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n")
+    # Boot memory stays in use, as on a machine that needs it.
+    (root / "proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 4000 kB\n")
     rule = Rule("otherwise", action, if_onlined=if_onlined, boot_memory="offline")
     install(root, otherwise=rule, sources=sources, memory=memory, allow_cmdline_override=True)
     boot.main(["--root", str(root)])
+    (root / "proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n")
     for number in range(8):  # as they are on a real machine: what refused is online
         block(root, number, "online")
     return root, compiled.load((root / boot.POLICY).read_bytes(), "policy")

@@ -24,7 +24,7 @@ PERMISSIVENESS = {"halt": 0, "panic": 0, "reboot": 0, "online-safe": 1, "online-
 #: `version` a glob or version comparison, `number` an integer or comparison, `names` membership.
 #: Facts a rule may ask for; each can also be `unknown`, which matches only a rule that names it.
 FACTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "handover": ("set", ("none", "accepted", "rejected", "orphaned", "unsupported", UNKNOWN)),
+    "handover": ("set", ("none", "lost", "accepted", "rejected", "orphaned", "unsupported", UNKNOWN)),
     "luo": ("set", ("off", "ready", "failed", "busy", "missing", UNKNOWN)),
     "kho": ("set", ("on", "off", UNKNOWN)),
     "auto_online": ("set", ("offline", "online", "online_movable", "online_kernel", UNKNOWN)),
@@ -172,7 +172,7 @@ class Policy(NamedTuple):
     on_failure: Failure
     sources: tuple[str | Range, ...]  #: of the safe region, in order: `kho-scratch`, `cmdline`, `none`, a range
     allow_cmdline_override: bool = False
-    memory: tuple[Override, ...] = ()  #: the first that is about a block counts
+    memory: tuple[Override, ...] = ()  #: a hold counts wherever it stands, of zones the first that is about a block
     open_luo: bool = False  #: open /dev/liveupdate to tell ready from failed
     keep_crashkernel: str = ""  #: size that is left of a guard for kdump when it is given back
     trust_guard: bool = False  #: where the handover cannot be told, take a witness's word that it was accepted
