@@ -98,7 +98,7 @@ def test_matrix_covers_every_handover_state() -> None:
     states = json.loads(result.output)["states"]
 
     assert result.exit_code == 0
-    assert {"none", "accepted", "rejected", "orphaned", "unsupported", "unknown"} == {
+    assert {"none", "lost", "accepted", "rejected", "orphaned", "unsupported", "unknown"} == {
         state["facts"]["handover"] for state in states
     }
     assert {"panic"} == {s["action"] for s in states if s["facts"]["handover"] not in ("none", "accepted")}
@@ -109,7 +109,7 @@ def test_matrix_covers_every_handover_state() -> None:
     ("words", "code", "message"),
     [
         (["--set", "hanover=none"], 2, "--set `hanover`: there is no such fact; did you mean `handover`?"),
-        (["--set", "handover=rejectd"], 2, "`rejectd` is not one of none, accepted, rejected"),
+        (["--set", "handover=rejectd"], 2, "`rejectd` is not one of none, lost, accepted, rejected"),
         (["--set", "handover"], 2, "--set `handover`: expected FACT=VALUE"),
         (["--set", "kexec_count=many"], 2, "--set kexec_count: `many` is not a whole number"),
         (

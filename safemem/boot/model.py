@@ -24,7 +24,7 @@ PERMISSIVENESS = {"halt": 0, "panic": 0, "reboot": 0, "online-safe": 1, "online-
 #: `version` a glob or version comparison, `number` an integer or comparison, `names` membership.
 #: Facts a rule may ask for; each can also be `unknown`, which matches only a rule that names it.
 FACTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "handover": ("set", ("none", "accepted", "rejected", "orphaned", "unsupported", UNKNOWN)),
+    "handover": ("set", ("none", "lost", "accepted", "rejected", "orphaned", "unsupported", UNKNOWN)),
     "luo": ("set", ("off", "ready", "failed", "busy", "missing", UNKNOWN)),
     "kho": ("set", ("on", "off", UNKNOWN)),
     "auto_online": ("set", ("offline", "online", "online_movable", "online_kernel", UNKNOWN)),
