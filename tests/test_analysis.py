@@ -20,7 +20,7 @@ from safemem.boot import engine, probe
 from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Condition, Fact, Policy, Rule, Term
 from safemem.boot.ranges import Range
 from safemem.policy import cases, invariants, load
-from safemem.policy.space import CONSTRAINTS, FROM_THE_TREE, Outcomes, Space, TooLarge
+from safemem.policy.space import CONSTRAINTS, FROM_THE_TREE, LOST, Outcomes, Space, TooLarge
 from tests.fakes import SHIPPED, make_root
 from tests.kit import policy, snapshot, when
 
@@ -112,6 +112,8 @@ def together(facts: dict[str, Any]) -> dict[str, Any]:
         facts = {**facts, **dict.fromkeys(FROM_THE_TREE, UNKNOWN)}
     if facts["handover"] == "accepted":
         facts = {**facts, "kho": facts["kho"].replace("off", "on"), "guard": facts["guard"].replace("held", "void")}
+    if facts["handover"] == "none" and facts["guard"] in ("held", "void"):
+        facts = {**facts, "guard": "none"}
     if facts["handover"] in ("orphaned", "unsupported"):
         facts = {**facts, "kho": "off"}
     if facts["kho"] == "off" and facts["luo"] in ("ready", "failed", "busy"):
@@ -176,11 +178,7 @@ def test_brute_force_finds_the_same(rules: list[Rule], action: str) -> None:
     }
     for handover, luo in states:
         rule = decide(handover, luo)
-        if (
-            handover in ("rejected", "orphaned", "unsupported")
-            and rule.action == "online-all"
-            and not rule.accept_data_exposure
-        ):
+        if handover in LOST and rule.action == "online-all" and not rule.accept_data_exposure:
             wrong.add(("exposes-handover", rule.name))
         others = [(h, luo) for h in FACTS["handover"][1] if handover == UNKNOWN] + [
             (handover, v) for v in FACTS["luo"][1] if luo == UNKNOWN

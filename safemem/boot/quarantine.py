@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from safemem.boot.console import Progress
 
 #: Bytes that stay available for the first programs of a real root; what grows with the machine comes on top.
-_FLOOR = 128 << 20
+FLOOR = 128 << 20
 _ENOENT, _EBUSY, _EINVAL = 2, 16, 22
 
 
@@ -38,7 +38,7 @@ class Quarantine:
         movable = {number for number in numbers if files.word(root, _file(number, "valid_zones")) == "Movable"}
         self._left = sorted(numbers, key=lambda number: (number not in movable, -number))
         blocks = sum(step.size for step in plan.steps if step.first >= 0)
-        self.floor = parse_size(plan.floor) if plan.floor else _FLOOR + 4 * initrd_size(root) + blocks // 64
+        self.floor = parse_size(plan.floor) if plan.floor else FLOOR + 4 * initrd_size(root) + blocks // 64
         known = iomem(root)
         self._kernel, self._ram = known.named("Kernel "), known.named("System RAM")
         self._gone: list[int] = []

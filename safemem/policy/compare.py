@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""What changes from one policy to another: every state in which they differ, and which of the two is stricter there."""
+"""What changes from one policy to another: every state in which they differ, and which of the two is stricter there.
+
+Judged word by word: a change that is looser in one word is looser, whatever else is stricter in it. What cannot be
+compared, such as a share with a size, counts as looser.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from safemem.boot.model import FINAL, PERMISSIVENESS, Failure, Policy, Rule
-from safemem.boot.ranges import Range, parse_limit
+from safemem.boot.model import DERIVED, UNKNOWN, Failure, Policy, Rule
+from safemem.boot.quarantine import FLOOR
+from safemem.boot.ranges import Range, parse_limit, parse_size
+from safemem.policy.exceptions import HELD, changes_of, text_of
+from safemem.policy.language import ONLY_WITH
 from safemem.policy.space import OUTCOME, Outcomes, Space, State, Value
 
 
@@ -22,7 +29,7 @@ class Beside(NamedTuple):
 class Change(NamedTuple):
     """States in which two policies differ in the same way, or a difference beside their rules."""
 
-    direction: str  #: `stricter`, `looser`, `other` (neither), or `reason` (same outcome, said otherwise)
+    direction: str  #: `stricter`, `looser`, `both`, `other` (neither), or `reason` (same outcome, said otherwise)
     before: Rule | Beside
     after: Rule | Beside
     states: int  #: 0 for a difference beside the rules
@@ -50,37 +57,68 @@ def compare(old: Policy, new: Policy) -> tuple[list[Change], int]:
             if len(values) < len(space.classes[place]):
                 where[name] = values
         changes.append(Change(
-            _direction(before.rules[first], after.rules[second]), before.rules[first], after.rules[second], len(states), where,
+            _direction(old, before.rules[first], new, after.rules[second]),
+            before.rules[first], after.rules[second], len(states), where,
             {name: space.named(states[0])[name] for name in (*where, *(["handover"] if "handover" not in where else []))},
         ))  # fmt: skip
-    order = {"looser": 0, "stricter": 1, "other": 2, "reason": 3}
+    order = {"looser": 0, "both": 1, "stricter": 2, "other": 3, "reason": 4}
     changes.sort(key=lambda change: (order[change.direction], -change.states))
-    return [*_beside(old, new), *changes], len(before.of)
+    return [*_beside(old, new, before, after), *changes], len(before.of)
 
 
 # ---- rules
 
+#: A reset is followed by a boot that knows of no handover and uses all memory.
+_ENDS = {"continue": 0, "reboot": 1, "panic": 2, "halt": 2}
+#: What may be allocated in a zone: the more, the larger. Without a zone the engine takes movable or auto.
+_ZONES = {HELD: -1, "movable": 0, "": 1, "auto": 2, "kernel": 3}
+_LARGEST = 1 << 100
 
-def _allowed(mine: str, other: str) -> int:
-    """Return the size of a limit as far as it can be compared with `other`: two sizes, or two shares."""
-    if not mine or not other or mine.endswith("%") != other.endswith("%"):
-        return 0
-    return parse_limit(mine, 1 << 40)
+
+def _strictness_of_action(mine: str, _: str) -> int:
+    return {"online-all": -2, "online-safe": -1}.get(mine, _ENDS.get(mine, 0))
 
 
-#: A word of a rule -> how strict its value is beside the other rule's; the larger, the stricter. The first word that
-#: differs tells: the action; then whether the boot goes on as usual; then what a shortfall leads to, and whether the
-#: hold outlasts a hand. None: the word makes a rule neither stricter nor looser.
-STRICTNESS: dict[str, Callable[[Any, Any], int] | None] = {
-    "action": lambda mine, _: -PERMISSIVENESS[mine],
+def _allowed(mine: str, other: str) -> int | None:
+    """Return how much a limit allows; None for a share beside a size, and beside none, which counts other memory."""
+    if not mine or not other:
+        return None
+    whole = 1 << 40
+    sizes = [parse_limit(text, whole) for text in (mine, other)]
+    shares = [text.endswith("%") for text in (mine, other)]
+    bounds = [not size or (share and size == whole) for size, share in zip(sizes, shares, strict=True)]
+    if shares[0] != shares[1] and not any(bounds):
+        return None
+    return _LARGEST if shares[0] and sizes[0] == whole else sizes[0]
+
+
+def _kept(mine: str, other: str) -> int | None:
+    """Return how much a floor keeps in use; the default grows with the machine, so a large size cannot be compared."""
+    if "" in (mine, other) and parse_size(mine or other) > FLOOR:
+        return None
+    return parse_size(mine) if mine else _LARGEST
+
+
+def _less(amount: Callable[[str, str], int | None]) -> Callable[[str, str], int | None]:
+    def strict(mine: str, other: str) -> int | None:
+        size = amount(mine, other)
+        return None if size is None else -size
+
+    return strict
+
+
+#: A word of a rule -> how strict its value is beside the other rule's; the larger, the stricter. None as the answer: the
+#: two cannot be compared. None in the table: the word makes a rule neither stricter nor looser.
+STRICTNESS: dict[str, Callable[[Any, Any], int | None] | None] = {
+    "action": _strictness_of_action,
     "boot_memory": lambda mine, _: mine == "offline",
     "enter": lambda mine, _: bool(mine),
-    "on_shortfall": lambda mine, _: mine in FINAL,
-    "exposed_max": lambda mine, other: -_allowed(mine, other),
-    "floor": lambda mine, other: -_allowed(mine, other),
+    "on_shortfall": lambda mine, _: _ENDS[mine],
+    "exposed_max": _less(_allowed),
+    "floor": _less(_kept),
     "final": lambda mine, _: mine,
     "if_onlined": lambda mine, _: mine == "offline",
-    "zone": None,
+    "zone": lambda mine, _: -_ZONES[mine],
     "name": None,
     "when": None,
     "message": None,
@@ -94,24 +132,46 @@ def _outcome(rule: Rule) -> tuple[object, ...]:
     return tuple(getattr(rule, word) for word in OUTCOME)
 
 
-def _direction(old: Rule, new: Rule) -> str:
-    if all(getattr(old, word) == getattr(new, word) for word in EFFECT):
+def _direction(old: Policy, before: Rule, new: Policy, after: Rule) -> str:
+    if all(getattr(before, word) == getattr(after, word) for word in EFFECT):
         return "reason"
-    before, after = (
-        [strict(getattr(rule, word), getattr(other, word)) for word, strict in STRICTNESS.items() if strict]
-        for rule, other in ((old, new), (new, old))
-    )
+    return _joined(_words(old, before, new, after))
+
+
+def _words(old: Policy, before: Rule, new: Policy, after: Rule) -> Iterator[str]:
+    """Yield the direction of each word that differs and counts in both rules; what makes it idle in one is judged itself."""
+    for word, strict in STRICTNESS.items():
+        first, second = getattr(before, word), getattr(after, word)
+        if strict and first != second and _counts(word, old, before) and _counts(word, new, after):
+            yield _step(strict(first, second), strict(second, first))
+
+
+def _counts(word: str, policy: Policy, rule: Rule) -> bool:
+    return all(only.effective(policy, rule) for only in ONLY_WITH if only.key == word)
+
+
+def _step(before: int | None, after: int | None) -> str:
+    """Return the direction from one strictness to the other."""
+    if before is None or after is None:
+        return "looser"
     return "other" if before == after else "stricter" if after > before else "looser"
+
+
+def _joined(directions: Iterable[str]) -> str:
+    found = set(directions)
+    if {"looser", "stricter"} <= found:
+        return "both"
+    return next((direction for direction in ("both", "looser", "stricter") if direction in found), "other")
 
 
 # ---- beside the rules
 
 
 class Comparison(NamedTuple):
-    """How a field of a policy reads when it is compared, and in which direction a change of it goes."""
+    """How a field of a policy reads when it is compared, and in which direction a change of it goes, from policy to policy."""
 
     text: Callable[[Any], str]
-    direction: Callable[[Any, Any], str]
+    direction: Callable[[Policy, Policy], str]
     name: str = ""  #: in the policy file, where the field's own is another
 
 
@@ -119,34 +179,58 @@ def _neither(_old: object, _new: object) -> str:
     return "other"
 
 
-def _permits(_old: bool, new: bool) -> str:
-    return "looser" if new else "stricter"
-
-
-def _region(old: tuple[str | Range, ...], new: tuple[str | Range, ...]) -> str:
+def _region(old: Policy, new: Policy) -> str:
     """Return `stricter` for ranges inside of the old ones, the one case that can be told without a machine."""
-    olds, news = ([source for source in sources if isinstance(source, Range)] for sources in (old, new))
+    olds, news = ([item for item in policy.sources if isinstance(item, Range)] for policy in (old, new))
     inside = all(any(area.start <= item.start and item.end <= area.end for area in olds) for item in news)
-    return "stricter" if inside and len(olds) == len(old) and len(news) == len(new) else "looser"
+    named = len(olds) == len(old.sources) and len(news) == len(new.sources)
+    # With another region the same machine can be decided by another rule.
+    derived = any(c.fact in DERIVED for policy in (old, new) for rule in policy.rules for c in rule.when)
+    return "stricter" if inside and named and not derived else "looser"
+
+
+def _failure(old: Policy, new: Policy) -> str:
+    before, after = old.on_failure, new.on_failure
+    found = {_step(_ENDS[before.action], _ENDS[after.action])} if before.action != after.action else {"reason"}
+    if before.deadline != after.deadline:
+        # Half of it is the time in which a block has to go offline.
+        found.add("looser" if after.deadline < before.deadline and _takes_offline(new) else "other")
+    return "reason" if found == {"reason"} else _joined(found)
+
+
+def _takes_offline(policy: Policy) -> bool:
+    return any(rule.boot_memory == "offline" for rule in (*policy.rules, policy.otherwise))
+
+
+def _kdump(old: Policy, new: Policy) -> str:
+    """Less that is kept is more for the allocator, which writes into all of it."""
+    before, after = (parse_size(policy.keep_crashkernel or "0KiB") for policy in (old, new))
+    return _step(before, after)
+
+
+def _exceptions(old: Policy, new: Policy) -> str:
+    zones = {rule.zone for policy in (old, new) for rule in (*policy.rules, policy.otherwise)}
+    found = {_step(-_ZONES[before], -_ZONES[after]) for before, after in changes_of(old.memory, new.memory, zones)}
+    # Any exception has what arrives later held, because nobody can tell one block that arrives from another.
+    arrives = "looser" if not new.memory else "stricter" if not old.memory else "other"
+    return _joined({*found, arrives})
 
 
 #: A field of a policy -> how it is compared, in the order of the output. None: state by state, or not at all.
 FIELDS: dict[str, Comparison | None] = {
     "sources": Comparison(lambda sources: f"sources {', '.join(map(str, sources))}", _region, "safe_region"),
     "allow_cmdline_override": Comparison(
-        lambda may: f"the command line may {'' if may else 'not '}loosen the outcome", _permits
+        lambda may: f"the command line may {'' if may else 'not '}loosen the outcome",
+        lambda _, new: "looser" if new.allow_cmdline_override else "stricter",
     ),
-    "memory": Comparison(lambda items: f"{len(items)} [[memory]] tables", _neither),
+    "memory": Comparison(text_of, _exceptions),
     "open_luo": Comparison(lambda opened: f"/dev/liveupdate is {'' if opened else 'not '}opened", _neither),
     "trust_guard": Comparison(
         lambda trust: f"a guard that is not in force is {'' if trust else 'not '}taken for an accepted handover",
-        _permits,
+        lambda _, new: "looser" if new.trust_guard else "stricter",
     ),
-    "keep_crashkernel": Comparison(lambda size: f"kdump keeps {size or 'nothing'} of a guard", _neither),
-    "on_failure": Comparison(
-        lambda failure: f"{failure.message}, after {failure.deadline} s",
-        lambda old, new: "other" if old.action != new.action else "reason",
-    ),
+    "keep_crashkernel": Comparison(lambda size: f"kdump keeps {size or 'nothing'} of a guard", _kdump),
+    "on_failure": Comparison(lambda failure: f"{failure.message}, after {failure.deadline} s", _failure),
     "name": None,
     "rules": None,
     "otherwise": None,
@@ -154,17 +238,51 @@ FIELDS: dict[str, Comparison | None] = {
 }
 
 
-def _beside(old: Policy, new: Policy) -> Iterator[Change]:
+def _beside(old: Policy, new: Policy, before: Outcomes, after: Outcomes) -> Iterator[Change]:
     """Yield what differs outside the rules: the safe region, what the command line may do, on_failure and so on."""
+    seen: set[str] | None = None
     for key, comparison in FIELDS.items():
-        before, after = getattr(old, key), getattr(new, key)
-        if comparison and before != after:
-            first, second = (
-                Beside(
-                    comparison.name or key,
-                    value.action if isinstance(value, Failure) else "online-safe",
-                    comparison.text(value),
-                )
-                for value in (before, after)
+        first, second = getattr(old, key), getattr(new, key)
+        if not comparison or first == second:
+            continue
+        direction = comparison.direction(old, new)
+        if key in ("open_luo", "trust_guard"):
+            seen = seen if seen is not None else set(_sight(before, after))
+            direction = _joined({*seen, direction})
+        one, other = (
+            Beside(
+                comparison.name or key,
+                value.action if isinstance(value, Failure) else "online-safe",
+                comparison.text(value),
             )
-            yield Change(comparison.direction(before, after), first, second, 0, {}, {})
+            for value in (first, second)
+        )
+        yield Change(direction, one, other, 0, {}, {})
+
+
+def _sight(before: Outcomes, after: Outcomes) -> Iterator[str]:
+    """Yield how outcomes change on machines that the two policies see in different states, in one of two ways.
+
+    Who does not open /dev/liveupdate takes any device for `ready`; who trusts the guard takes a handover that cannot be
+    told for an accepted one.
+    """
+    space, old, new = before.space, before.policy, after.policy
+    rules = {
+        (before.of[first], after.of[second])
+        for state in before.of
+        for device in (True, False)
+        for witness in (True, False)
+        for first, second in [(_seen(space, old, state, device, witness), _seen(space, new, state, device, witness))]
+        if first != second and first in before.of and second in after.of
+    }
+    for first, second in rules:
+        yield _direction(old, before.rules[first], new, after.rules[second])
+
+
+def _seen(space: Space, policy: Policy, state: State, device: bool, witness: bool) -> State:
+    facts = space.named(state)
+    if device and not policy.open_luo and facts.get("luo") in ("failed", "busy", UNKNOWN):
+        facts["luo"] = "ready"
+    if witness and policy.trust_guard and facts["handover"] == UNKNOWN and facts.get("guard", "void") == "void":
+        facts["handover"] = "accepted"
+    return tuple(facts.values())

@@ -10,7 +10,7 @@ from safemem.boot import engine
 from safemem.boot.conditions import fact_text, matches
 from safemem.boot.model import FACTS, FINAL, PERMISSIVENESS, UNKNOWN, Blocks, Fact, Policy, Rule, Snapshot
 from safemem.boot.ranges import Range
-from safemem.policy.space import FROM_THE_TREE, Outcomes, Space, State, Value, smallest
+from safemem.policy.space import FROM_THE_TREE, LOST, Outcomes, Space, State, Value, smallest
 
 
 class Finding(NamedTuple):
@@ -81,11 +81,7 @@ def _exposes(outcomes: Outcomes) -> Iterator[Finding]:
     bad: dict[int, list[State]] = {}
     for state, index in outcomes.of.items():
         rule = outcomes.rules[index]
-        if (
-            state[0] in ("rejected", "orphaned", "unsupported")
-            and rule.action == "online-all"
-            and not rule.accept_data_exposure
-        ):
+        if state[0] in LOST and rule.action == "online-all" and not rule.accept_data_exposure:
             bad.setdefault(index, []).append(state)
     for index, states in sorted(bad.items()):
         yield _finding(
@@ -97,7 +93,7 @@ def _exposes(outcomes: Outcomes) -> Iterator[Finding]:
 
 
 def _idle(outcomes: Outcomes) -> Iterator[Finding]:
-    lost = ("rejected", "orphaned", "unsupported", UNKNOWN)
+    lost = (*LOST, UNKNOWN)
     needed = {index for state, index in outcomes.of.items() if state[0] in lost}
     for index, rule in enumerate(outcomes.rules):
         if rule.accept_data_exposure and (rule.action != "online-all" or index not in needed):
@@ -155,7 +151,7 @@ def _loops(outcomes: Outcomes) -> Iterator[Finding]:
         yield _finding(
             "reboot-loop", outcomes.rules[index].name, "action",
             f"handover {states[0][0]} ends in reboot, and the next boot finds a state that reboots again",
-            "use panic or halt here, or ask for `boot_attempts`; a reboot ends by itself only where a reset clears the handover: rejected, orphaned, unsupported",
+            f"use panic or halt here, or ask for `boot_attempts`; a reboot ends by itself only where a reset clears the handover: {', '.join(LOST)}",
             smallest(outcomes, states),
         )  # fmt: skip
 

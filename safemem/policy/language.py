@@ -162,16 +162,18 @@ class Only(NamedTuple):
     """A key of an outcome that has an effect only together with others."""
 
     key: str
-    effective: Callable[[PolicyFile, Outcome], bool]
+    effective: Callable[[PolicyFile | model.Policy, Outcome | model.Rule], bool]
     otherwise: str  #: why it has none, in words that follow "`key` has no effect"
 
 
-def _holds(table: PolicyFile, outcome: Outcome) -> bool:
+def _holds(table: PolicyFile | model.Policy, outcome: Outcome | model.Rule) -> bool:
     return outcome.action == "online-safe" or (outcome.action == "online-all" and any(m.hold for m in table.memory))
 
 
 #: Of a key that is here twice, the first reason counts.
 ONLY_WITH = (
+    Only("zone", lambda _, o: o.action not in model.FINAL, ": `{action}` onlines nothing"),
+    Only("on_shortfall", lambda _, o: o.action not in model.FINAL, ": after `{action}` the boot does not go on"),
     Only("boot_memory", lambda _, o: o.action == "online-safe", " with `{action}`, only with `online-safe`"),
     Only("floor", lambda _, o: o.boot_memory == "offline", ' without `boot_memory = "offline"`'),
     Only("exposed_max", lambda _, o: o.action == "online-safe", " with `{action}`, only with `online-safe`"),

@@ -22,6 +22,8 @@ Value = str | int | tuple[str, ...]
 State = tuple[Value, ...]
 #: Facts that only an accepted handover tells.
 FROM_THE_TREE = ("nodes", "previous_kernel", "kexec_count")
+#: Values of `handover` that say that a handover was to come and did not arrive.
+LOST = ("lost", "rejected", "orphaned", "unsupported")
 #: The words of a rule that tell what comes of it; when it decides and what its author accepts tell nothing of that.
 OUTCOME = tuple(word for word in Rule._fields if word not in ("when", "accept_data_exposure"))
 #: More states than this take minutes; a policy that asks for so much cannot be reviewed either.
@@ -57,6 +59,10 @@ CONSTRAINTS = (
         "LUO needs KHO",
         lambda s: (s["handover"] in ("orphaned", "unsupported") or s.get("kho") == "off")
         and s.get("luo") in ("ready", "failed", "busy"),
+    ),
+    Constraint(
+        "who asks for a guard offers a handover: without one it is lost",
+        lambda s: s["handover"] == "none" and s.get("guard") in ("held", "void"),
     ),
     Constraint(
         "a guard is in force only if nothing was accepted", lambda s: s["handover"] == "accepted" and s.get("guard") == "held"

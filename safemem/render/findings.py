@@ -174,7 +174,7 @@ VERDICTS = {
     "equal": "the same outcome for the same reason in every state",
     "stricter": "stricter somewhere, looser nowhere",
     "looser": "looser somewhere, stricter nowhere",
-    "both": "stricter in some states, looser in others",
+    "both": "stricter in some states or words, looser in others",
     "different": "different, but neither stricter nor looser",
 }
 
@@ -182,7 +182,7 @@ VERDICTS = {
 def verdict(changes: list[Change]) -> str:
     """Return one of VERDICTS."""
     directions = {change.direction for change in changes}
-    if {"looser", "stricter"} <= directions:
+    if "both" in directions or {"looser", "stricter"} <= directions:
         return "both"
     for direction in ("looser", "stricter"):
         if direction in directions:
@@ -193,7 +193,7 @@ def verdict(changes: list[Change]) -> str:
 def diff_text(changes: list[Change], states: int, old: str, new: str) -> str:
     """Return the differences grouped, looser ones first."""
     lines = []
-    colours = {"looser": "red", "stricter": "green"}
+    colours = {"looser": "red", "both": "red", "stricter": "green"}
     for change in changes:
         head = click.style(change.direction, fg=colours.get(change.direction, "cyan"), bold=True)
         where = "; ".join(
