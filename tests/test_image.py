@@ -206,7 +206,7 @@ def test_the_archives_own_program(items: dict[str, Item], tmp_path: Path) -> Non
     path = f"{PREFIX}/app/safemem/boot/engine.pyc"
     left = {name: item for name, item in items.items() if name != path}
     with pytest.raises(
-        BuildError, match="boot program decides nothing: ModuleNotFoundError: No module named 'safemem.boot.engine'"
+        BuildError, match=r"boot program decides nothing: ModuleNotFoundError: No module named 'safemem.boot.engine'"
     ):
         proof.try_out(tmp_path / "missing", left, policy("panic"))
 

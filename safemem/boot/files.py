@@ -136,6 +136,16 @@ class Folder:
         """Return what is in it, in no order."""
         return posix.listdir(self._fd)
 
+    def has(self, name: str) -> bool | None:
+        """Return whether there is such a file or folder in it; None if that cannot be told."""
+        try:
+            posix.stat(name, dir_fd=self._fd)
+            return True
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return None
+
     def read(self, name: str, size: int) -> bytes:
         """Return what one read of at most `size` bytes gives: a file of the kernel's, with one value."""
         fd = posix.open(name, _READ, dir_fd=self._fd)
@@ -224,7 +234,10 @@ def replace(root: str, name: str, data: str) -> None:
         posix.fchmod(fd, 0o644)  # whatever the umask of the initramfs
         left = content
         while left:
-            left = left[posix.write(fd, left) :]
+            written = posix.write(fd, left)
+            if not written:
+                raise OSError(_EIO, "nothing more is taken", draft)
+            left = left[written:]
     finally:
         posix.close(fd)
     posix.rename(draft, place)

@@ -36,7 +36,7 @@ POLICIES = "usr/lib/safemem/policies"
 #: Names of udev rules files that online memory, one a line; found when the archive was built.
 MASKS = "usr/lib/safemem/masks"
 #: Codes of notes that count as a problem and a shortfall: nobody knows what there is to hold.
-UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable")
+UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
 _FAILED, _HALT = 1, 5
 
 
@@ -89,9 +89,12 @@ def _boot(root: str) -> int:
         for text in _count(root, policies, snapshot, whole=False, must=must):
             say(root, WARNING, text)
         return _end(root, decision.action, "decided", decision.message)
-    # What could not be looked at may be otherwise than the decision takes it to be.
-    unseen = [note for note in snapshot.notes if note.code in UNSEEN]
-    return _carry_out(root, policies, snapshot, decision, limits, [*problems, *unseen])
+    return _carry_out(root, policies, snapshot, decision, limits, [*problems, *_unseen(snapshot.notes)])
+
+
+def _unseen(notes: tuple[Note, ...]) -> list[Note]:
+    """Return what could not be looked at: it may be otherwise than the decision takes it to be."""
+    return [note for note in notes if note.code in UNSEEN]
 
 
 def _policy(root: str, path: str) -> Policy:
@@ -182,7 +185,7 @@ def _carry_out(
         taken,
     )
     totals = account.totals(shares)
-    short = _shortfall(decision, limits, result, [*held, *problems], totals)
+    short = _shortfall(decision, limits, result, [*held, *problems, *_unseen(result.problems)], totals)
     ends = bool(short) and decision.rule.on_shortfall != "continue"
     whole = decision.action == "online-all" and not ends
     problems += _count(root, policies, snapshot, whole=whole, must=ends and decision.rule.on_shortfall == "reboot")
@@ -247,7 +250,7 @@ def _shortfall(
         elif result.exposed:
             return f"memory that should be held is online: {result.problems[0]}"
     # A hold that somebody else can end is none: what could not be masked, forbidden or looked at counts as well.
-    counts = problems if decision.holds else [note for note in problems if note.code in UNSEEN]
+    counts = problems if decision.holds else _unseen(tuple(problems))
     return counts[0] if counts else ""
 
 

@@ -134,8 +134,14 @@ def blocks(root: str) -> tuple[int, tuple[Blocks, ...], tuple[Note, ...]]:
 
 
 def can_hotplug(root: str) -> bool:
-    """Return False only where sysfs is there and has no folder for memory blocks: this kernel cannot hot-add memory."""
-    return files.is_folder(root, paths.MEMORY) is not False or not files.is_folder(root, paths.SYSTEM)
+    """Return False only where sysfs is there and lists no folder for memory blocks: this kernel cannot hot-add memory."""
+    if files.is_folder(root, paths.MEMORY) is not False:
+        return True
+    try:
+        shown = files.names(root, paths.SYSTEM)
+    except OSError:
+        return True
+    return not shown or "memory" in shown
 
 
 def _unreadable(why: str) -> Note:
@@ -176,11 +182,14 @@ def _runs(folder: files.Folder, node_of: dict[int, int], notes: list[Note]) -> t
     last: tuple[str, int] = ("", -1)
     for number in sorted(_numbers(folder.names())):
         try:
-            state = _STATES.get(folder.read(f"memory{number}/state", 64), UNKNOWN)
-        except FileNotFoundError:
-            notes.append(Note("block-gone", f"block {number} disappeared while it was read"))
-            continue
+            read = folder.read(f"memory{number}/state", 64)
+            state = _STATES.get(read, UNKNOWN)
+            if state == UNKNOWN:
+                notes.append(Note("block-unreadable", f"state of block {number} reads {ascii(read)[1:]}"))
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and folder.has(f"memory{number}") is False:
+                notes.append(Note("block-gone", f"block {number} disappeared while it was read"))
+                continue
             notes.append(Note("block-unreadable", f"state of block {number} cannot be read: {reason(error)}"))
             state = UNKNOWN
         this = (state, node_of.get(number, -1))
