@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from safemem.boot.console import KEYS
 from safemem.boot.model import FINAL, Failure
 from safemem.cli import main
-from safemem.initramfs import check, on_failure, unpack
+from safemem.initramfs import check, on_failure, packed
 from safemem.initramfs.items import PREFIX, BuildError
 from safemem.initramfs.makers import GATE, PROOF
 from safemem.policy import installed, load
@@ -46,10 +46,10 @@ def test_unified_kernel_image() -> None:
     found = check.inside(unified(b".initrd", data))
 
     assert found is not None and (found.start, found.fault) == ("systemd", "")
-    with pytest.raises(unpack.Unreadable, match="cut off"):
+    with pytest.raises(packed.Unreadable, match="cut off"):
         check.inside(unified(b".initrd", data)[:-600])
     for broken in (unified(b".text", data), b"MZ" + bytes(600)):
-        with pytest.raises(unpack.Unreadable, match=r"without an \.initrd section|a program for DOS"):
+        with pytest.raises(packed.Unreadable, match=r"without an \.initrd section|a program for DOS"):
             check.inside(broken)
 
 

@@ -19,7 +19,7 @@ from safemem.cli.common import FORMAT, write_whole
 from safemem.cli.policies import load_policy, named_policies, operators_policy
 from safemem.initramfs import build, check, install, items, on_failure
 from safemem.initramfs.makers import MAKERS
-from safemem.initramfs.unpack import Unreadable
+from safemem.initramfs.packed import Unreadable
 from safemem.policy import compiler
 
 _POLICY = click.option(

@@ -89,7 +89,7 @@ def inside(data: bytes) -> Inside | None:
     """Return what the image `data` has of safemem, or None if nothing.
 
     Raises:
-        unpack.Unreadable: the image cannot be read.
+        packed.Unreadable: the image cannot be read.
         compiled.Invalid: the policy in it is not one that this version can use.
     """
     own = f"{PREFIX}/policy.json"
