@@ -229,10 +229,11 @@ main(sys.argv[2:])' "$home/app" --root "$ROOT"
 @pytest.mark.parametrize(
     ("script", "says"),
     [
-        ("exit 0", "on a machine with no handover the boot program decides nothing: nothing was said"),
+        ("exit 0", "the wrapper returns with status 0, and never should: nothing was said"),
         ("exit 3", "the wrapper returns with status 3, and never should: nothing was said"),
-        ("echo 'safemem: this boot stops here'; sleep 9", "decides nothing: this boot stops here"),
-        ("program; exit 0", "on a machine with no handover the boot program lets the boot go on, and should end it: nothing was said"),
+        ("exit 42", "on a machine with no handover the boot program decides nothing: nothing was said"),
+        ("echo 'safemem: end code=stopped'; sleep 9", "decides nothing: end code=stopped"),
+        ("program; exit 42", "on a machine with no handover the boot program lets the boot go on, and should end it: nothing was said"),
         ("echo oops; program; kill -9 $$", "the wrapper returns with status -9, and never should: oops"),
     ],
 )  # fmt: skip
