@@ -144,16 +144,12 @@ def test_generator_lets_udev_wait_for_the_hold(tmp_path: Path, action: str, held
         "systemd-udevd.service.d": needs,
         "systemd-udev-trigger.service.d": needs,
     }
-    for unit in ("hold", "shortfall", "mask"):
+    for unit in ("hold", "mask"):
         (folders[0] / f"safemem-{unit}.service").write_text(
             (HERE / f"systemd/safemem-{unit}.service").read_text().replace("/usr/lib/safemem/hold", "/bin/true")
         )
-    words = [
-        "systemd-analyze",
-        "verify",
-        "--man=no",
-        *(folders[0] / f"safemem-{unit}.service" for unit in ("hold", "shortfall", "mask")),
-    ]
+    units = [str(folders[0] / f"safemem-{unit}.service") for unit in ("hold", "shortfall", "mask")]
+    words = ["systemd-analyze", "verify", "--man=no", *units]
     result = subprocess.run(words, capture_output=True, text=True)
     assert not [line for line in result.stderr.splitlines() if "safemem" in line and "halt-immediate" not in line]
 
