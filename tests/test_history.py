@@ -124,7 +124,7 @@ def test_a_clock_does_not_order_boots(tmp_path: Path, monkeypatch: pytest.Monkey
         then = time.strptime(f"{year}0101", "%Y%m%d")
         with monkeypatch.context() as patch:
             if number == 1:
-                patch.setattr("time.gmtime", lambda: then)
+                patch.setattr("time.gmtime", lambda then=then: then)
             paths.append(os.path.dirname(history.write(str(root), "decision.json", "{}")))
         assert paths[-1].endswith(name)
         assert history.previous(str(root)) == (paths[-2] if number else None)
