@@ -12,6 +12,7 @@ import click
 
 from safemem.boot import apply
 from safemem.boot.model import ZONES, Refused
+from safemem.boot.printable import printable
 from safemem.boot.ranges import parse_range, size_text
 from safemem.cli import codes
 from safemem.cli.codes import Code
@@ -70,7 +71,7 @@ def release(
             signal.signal(signal.SIGTERM, previous)
     click.echo(f"released {size_text(result.onlined)} of {size_text(result.wanted)}" + _guard(planned, result))
     for text in (*problems, *result.problems):
-        click.echo(f"safemem: {text}", err=True)
+        click.echo(f"safemem: {printable(text)}", err=True)
     context.exit(Code.DONE if result.complete else Code.PARTLY)
 
 

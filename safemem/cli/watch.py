@@ -6,6 +6,7 @@ from __future__ import annotations
 import click
 
 from safemem.boot.model import Refused
+from safemem.boot.printable import printable
 from safemem.cli import codes
 from safemem.cli.common import ROOT, InputError
 from safemem.host import standing
@@ -75,4 +76,4 @@ def _compare(given: str | None, root: str, decided: str) -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(f"safemem: {text}", err=True)
+    click.echo(f"safemem: {printable(text)}", err=True)

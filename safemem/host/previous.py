@@ -13,7 +13,6 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import files
@@ -97,10 +96,9 @@ def note_seen(root: str) -> None:
 def _seen(folder: str) -> frozenset[str]:
     """Return the digests of the endings that the boot of that folder found; none if it did not say."""
     try:
-        found = json.loads(Path(folder, _SEEN).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return reader.digests(os.path.join(folder, _SEEN))
+    except (FileNotFoundError, reader.Invalid):
         return frozenset()
-    return frozenset(item for item in found if isinstance(item, str)) if isinstance(found, list) else frozenset()
 
 
 def _digest(text: str) -> str:

@@ -27,8 +27,8 @@ from safemem.boot.console import ALERT, say
 from safemem.boot.files import reason
 from safemem.boot.hold import ONLINE_WORD, UDEV_RUN, UNITS_RUN, mask
 from safemem.boot.model import FINAL, Note
+from safemem.boot.printable import printable
 from safemem.realroot import storage, udevrules
-from safemem.realroot.printable import printable
 
 #: What was hidden here, one path a line, a mount marked by `mount `. /run outlives udev and us.
 MASKED = "run/safemem/masked"

@@ -12,8 +12,8 @@ import sys
 
 from safemem.boot import record
 from safemem.boot.files import reason
+from safemem.boot.printable import printable
 from safemem.realroot import storage
-from safemem.realroot.printable import printable
 
 ISSUE, MOTD = "run/issue.d/safemem.issue", "run/motd.d/safemem"
 CONSOLES = "sys/class/tty/console/active"
