@@ -277,7 +277,10 @@ def _count(root: str, policies: tuple[Policy, ...], snapshot: Snapshot, *, whole
 
 def _write_env(root: str, decision: Decision, arrivals: str, *, finished: bool, dry_run: bool = False) -> None:
     why = record.why_text(decision.action, decision.rule.name, decision.policy.name)
-    text = record.env_text(arrivals, why, enter=decision.rule.enter, finished=finished, dry_run=dry_run)
+    short = decision.rule.on_shortfall if arrivals == "hold" else ""
+    text = record.env_text(
+        arrivals, why, enter=decision.rule.enter, on_shortfall=short, finished=finished, dry_run=dry_run
+    )
     files.replace(root, record.ENV, text)
 
 
