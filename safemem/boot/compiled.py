@@ -34,6 +34,9 @@ FORMAT = 1
 #: Bytes; a policy is a few thousand.
 MAX_SIZE = 1 << 20
 
+#: Bytes of a text as UTF-8: a line of the kernel's log takes 1,024 (PRINTKRB_RECORD_MAX), with two names and a message.
+MAX_TEXT = 250
+
 #: The closed sets that nothing but the policy has; the language that operators write takes them from here.
 ON_SHORTFALL = ("continue", *model.FINAL)
 ENTER = ("maintenance",)
@@ -294,6 +297,8 @@ def _name(value: object, at: str) -> str:
     # It goes to consoles and the kernel log: one line, and encodable.
     if not value.isprintable():
         _fail(f"`{at}` holds characters that cannot be printed")
+    if len(value.encode()) > MAX_TEXT:
+        _fail(f"`{at}` is longer than {MAX_TEXT} bytes")
     return value
 
 

@@ -135,15 +135,20 @@ def _outcome(rule: Rule) -> tuple[object, ...]:
 def _direction(old: Policy, before: Rule, new: Policy, after: Rule) -> str:
     if all(getattr(before, word) == getattr(after, word) for word in EFFECT):
         return "reason"
-    return _joined(_words(old, before, new, after))
+    return _joined(direction for _, direction in _words(old, before, new, after))
 
 
-def _words(old: Policy, before: Rule, new: Policy, after: Rule) -> Iterator[str]:
-    """Yield the direction of each word that differs and counts in both rules; what makes it idle in one is judged itself."""
+def _words(old: Policy, before: Rule, new: Policy, after: Rule) -> Iterator[tuple[str, str]]:
+    """Yield each word and its direction that differs and counts in both rules; what makes it idle in one is judged itself."""
     for word, strict in STRICTNESS.items():
         first, second = getattr(before, word), getattr(after, word)
         if strict and first != second and _counts(word, old, before) and _counts(word, new, after):
-            yield _step(strict(first, second), strict(second, first))
+            yield word, _step(strict(first, second), strict(second, first))
+
+
+def looser_words(policy: Policy, before: Rule, after: Rule) -> tuple[str, ...]:
+    """Return the words in which the second of two rules of one policy is looser, or cannot be compared."""
+    return tuple(word for word, direction in _words(policy, before, policy, after) if direction == "looser")
 
 
 def _counts(word: str, policy: Policy, rule: Rule) -> bool:
