@@ -111,3 +111,9 @@ def test_bad_content(change: Any, message: str) -> None:
     with pytest.raises(compiled.Invalid) as caught:
         compiled.load(repack(change), "p")
     assert message in str(caught.value)
+
+
+def test_a_fraction_is_refused() -> None:
+    """JSON has fractions, no policy has one, and so no digest of one can be told."""
+    with pytest.raises(compiled.Invalid, match="p: the compiled policy holds a value that no policy has"):
+        compiled.load(b'{"digest":"","format":1,"policy":{"name":1.5}}\n', "p")

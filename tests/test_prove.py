@@ -186,7 +186,7 @@ def test_cases(tmp_path: Path) -> None:
     result = run("test", path, "--coverage")
     assert result.exit_code == 1
     assert f"{path}:41: FAIL a lost handover never boots: rule is `otherwise`, expected `clean boot`" in result.stdout
-    assert "    in state: --set handover=rejected" in result.stdout
+    assert "    in state: --set handover=lost" in result.stdout
     assert "3 of 4 rules; no case that holds asks for: `otherwise`" in result.stdout
     suite = ElementTree.fromstring(run("test", path, "--format", "junit").stdout)[0]
     assert suite.get("failures") == "2"

@@ -110,7 +110,10 @@ def _load(data: bytes) -> model.Policy:
             " the safemem that built this image, or rebuild the image"
         )
     _keys(document, ("digest", "format", "policy"), "the compiled policy")
-    own = digest({"format": version, "policy": document["policy"]})
+    try:
+        own = digest({"format": version, "policy": document["policy"]})
+    except TypeError:  # a fraction
+        _fail("the compiled policy holds a value that no policy has")
     if document["digest"] != own:
         _fail("the digest does not match the content: the compiled policy is damaged or was edited")
     # Spaces, key order and repeated keys are outside the digest, so they are held fixed here.

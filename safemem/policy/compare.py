@@ -184,6 +184,14 @@ def _neither(_old: object, _new: object) -> str:
     return "other"
 
 
+def _command_line(old: Policy, new: Policy) -> str:
+    """`safemem=off` is as loose as can be in all but the zone, where a rule may be looser."""
+    if new.allow_cmdline_override:
+        return "looser"
+    off = Rule("command line", "online-all")
+    return _joined({"stricter", *(_direction(old, off, new, rule) for rule in (*new.rules, new.otherwise))})
+
+
 def _region(old: Policy, new: Policy) -> str:
     """Return `stricter` for ranges inside of the old ones, the one case that can be told without a machine."""
     olds, news = ([item for item in policy.sources if isinstance(item, Range)] for policy in (old, new))
@@ -226,7 +234,7 @@ FIELDS: dict[str, Comparison | None] = {
     "sources": Comparison(lambda sources: f"sources {', '.join(map(str, sources))}", _region, "safe_region"),
     "allow_cmdline_override": Comparison(
         lambda may: f"the command line may {'' if may else 'not '}loosen the outcome",
-        lambda _, new: "looser" if new.allow_cmdline_override else "stricter",
+        _command_line,
     ),
     "memory": Comparison(text_of, _exceptions),
     "open_luo": Comparison(lambda opened: f"/dev/liveupdate is {'' if opened else 'not '}opened", _neither),
