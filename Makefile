@@ -13,7 +13,7 @@ ROOT_PACKAGES := mmdebstrap uidmap
 TEST_PACKAGES := $(RUN_PACKAGES) $(ROOT_PACKAGES) qemu-system-x86 busybox-static kexec-tools systemd udev util-linux \
 	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck squashfs-tools e2fsprogs fakeroot lintian ovmf rpm
 
-.PHONY: help run test test-fast pythons lint draws nightly bench pages vm-demo kernels deb rpm clean
+.PHONY: help run test test-fast pythons lint draws nightly fuzz bench pages vm-demo kernels deb rpm clean
 
 help:  ## what there is to make, and how long it takes on two cores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,11 +41,14 @@ pythons: $(VENV)/.dev  ## the same on Python 3.11 to 3.14, in scratch roots (2 m
 lint: $(VENV)/.dev  ## what the linters say, and what the wheel holds (15 s)
 	$(PYTEST) tests/test_project.py
 
-draws: $(VENV)/.dev  ## the analysis against the engine, 100,000 times (1 h)
-	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py -k every_machine
+draws: $(VENV)/.dev  ## the analysis and `diff` against the engine, 100,000 times (2 h)
+	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py tests/test_search.py -k "every_machine or never_misses"
 
-nightly: $(VENV)/.test  ## the printed guard, 50 boots a verdict (10 min)
+nightly: $(VENV)/.test fuzz  ## the printed guard, 50 boots a verdict, and every parser fuzzed (70 min)
 	SAFEMEM_BOOTS=50 $(PYTEST) tests/vm/test_handover.py
+
+fuzz: $(VENV)/.dev  ## every parser, guided by coverage if atheris is installed (1 h)
+	$(BIN)/python -m tests.fuzz 3600
 
 bench: $(VENV)/.test  ## what safemem costs, as ratios (5 min)
 	$(BIN)/python -m tests.vm.bench

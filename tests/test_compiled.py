@@ -98,6 +98,7 @@ def test_total_behind_a_good_digest(data: st.DataObject) -> None:
         (lambda d: d["policy"]["on_failure"].update(action="online-all"), "p: `policy.on_failure.action` is `online-all`, not one of `panic`, `reboot`, `halt`"),
         (lambda d: d["policy"]["on_failure"].update(deadline=0), "p: `policy.on_failure.deadline` is `0`, not an integer between 1 and 600"),
         (lambda d: d["policy"]["rules"].append(d["policy"]["rules"][0]), "which is taken"),
+        (lambda d: d["policy"]["otherwise"].update(message="x" * 251), "p: `policy.otherwise.message` is longer than 250 bytes"),
         (lambda d: d["policy"].pop("otherwise"), "p: `policy` lacks the key `otherwise`"),
         (lambda d: d["policy"].update(extra=1), "p: `policy` has the unknown key `extra`"),
         (lambda d: d["policy"]["otherwise"].update(action="online"), "p: `policy.otherwise.action` is `online`, not one of"),
@@ -110,3 +111,9 @@ def test_bad_content(change: Any, message: str) -> None:
     with pytest.raises(compiled.Invalid) as caught:
         compiled.load(repack(change), "p")
     assert message in str(caught.value)
+
+
+def test_a_fraction_is_refused() -> None:
+    """JSON has fractions, no policy has one, and so no digest of one can be told."""
+    with pytest.raises(compiled.Invalid, match="p: the compiled policy holds a value that no policy has"):
+        compiled.load(b'{"digest":"","format":1,"policy":{"name":1.5}}\n', "p")

@@ -267,7 +267,7 @@ def test_tree_and_units(tmp_path: Path) -> None:
     mine.write_text(POLICY.read_text().replace('action = "panic"', 'action = "reboot"'))
     if os.geteuid():
         pytest.skip("only root's policies are taken: run this as root")
-    if operator_refuses(tmp_path):
+    if operator_refuses(mine):
         pytest.skip(f"{tmp_path} can be written by others")
     (tmp_path / "tree").mkdir()
     runner = CliRunner()
@@ -286,10 +286,10 @@ def test_tree_and_units(tmp_path: Path) -> None:
     assert f"refused, because the file {mine} has mode 0664" in refused.output
 
 
-def operator_refuses(folder: Path) -> bool:
-    """Return whether files in `folder` could be written by others for a reason that is not ours."""
+def operator_refuses(file: Path) -> bool:
+    """Return whether `file` could be written by others for a reason that is not ours."""
     try:
-        installed.trusted(folder)
+        installed.trusted(file)
     except installed.Untrusted:
         return True
     return False

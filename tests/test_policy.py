@@ -168,6 +168,8 @@ def test_sources() -> None:
         ("[otherwise]", '[otherwise]\nexposed_max = "101%"', "p.toml:8:1: otherwise.exposed_max: `101%` is not a share, such as 1% or 0.5%"),
         ("[otherwise]", '[otherwise]\nexposed_max = "0.55%"', "p.toml:8:1: otherwise.exposed_max: `0.55%` is not a share, such as 1% or 0.5%"),
         ("[otherwise]", '[otherwise]\nexposed_max = 5', "p.toml:8:1: otherwise.exposed_max: expected a size such as `2GiB` or a share such as `1%`, not `5`"),
+        ('name = "test"', f'name = "{"ü" * 126}"', f"p.toml:2:1: name: `{'ü' * 60}…` is longer than the 250 bytes that a line of the kernel's log has for it"),
+        ('"none"', f'"none", arch = "{"x" * 251}"', f"p.toml:5:29: rule `one`, when.arch: `{'x' * 60}…` is longer than 250 bytes"),
         ('name = "test"', 'name = "test"\nname = "twice"', "p.toml:3:15: not valid TOML: cannot overwrite a value: `name = \"twice\"`"),
     ],
 )  # fmt: skip

@@ -148,7 +148,7 @@ def test_diff(tmp_path: Path) -> None:
     assert run("diff", looser, GOOD).exit_code == 4
     assert run("diff", looser, GOOD).stdout.startswith("stricter in 24 of 36 states")
     result = run("diff", GOOD, reworded)
-    assert result.exit_code == 4 and result.stdout.startswith("reason in 6 of 30 states: handover none")
+    assert result.exit_code == 4 and result.stdout.startswith("reason in 6 of 36 states: handover none")
     document = json.loads(run("diff", GOOD, looser, "--format", "json").stdout)
     assert (document["verdict"], document["changes"][0]["new"]["action"]) == ("looser", "online-safe")
 
@@ -186,7 +186,7 @@ def test_cases(tmp_path: Path) -> None:
     result = run("test", path, "--coverage")
     assert result.exit_code == 1
     assert f"{path}:41: FAIL a lost handover never boots: rule is `otherwise`, expected `clean boot`" in result.stdout
-    assert "    in state: --set handover=rejected" in result.stdout
+    assert "    in state: --set handover=lost" in result.stdout
     assert "3 of 4 rules; no case that holds asks for: `otherwise`" in result.stdout
     suite = ElementTree.fromstring(run("test", path, "--format", "junit").stdout)[0]
     assert suite.get("failures") == "2"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safemem.boot.ranges import Range, common, cut, joined, merge_ranges, spans, total, whole_blocks, without
+from safemem.boot.ranges import Range, common, cut, joined, merge_ranges, size_text, spans, total, whole_blocks, without
 
 RANGE = st.tuples(st.integers(0, 40), st.integers(0, 12)).map(lambda pair: Range(pair[0], pair[0] + pair[1]))
 RANGES = st.lists(RANGE, max_size=6).map(lambda found: merge_ranges(tuple(found)))
@@ -69,3 +69,9 @@ def test_blocks_with_one_reason_are_one_span() -> None:
         ("blocks 6-6 (0x600000-0x6fffff, 1 MiB)", "gone"),
         ("blocks 9-9 (0x900000-0x9fffff, 1 MiB)", "busy"),
     ]
+
+
+def test_what_is_no_size_has_a_short_text() -> None:
+    """A number beyond any address is said as such: what it was read from may have thousands of digits."""
+    assert size_text((1 << 64) - 1) == "16777216.0 TiB"
+    assert size_text(1 << 64) == size_text(16**5000) == "16777216 TiB or more"

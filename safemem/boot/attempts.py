@@ -69,7 +69,7 @@ def handed_on(root: str, fact: Fact) -> int:
         return following(fact, document["decision"]["action"] == "online-all")  # type: ignore[index]
     except FileNotFoundError:
         return fact.value if isinstance(fact.value, int) else 0  # no decision in this boot: it is not counted
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return following(fact, False)
 
 

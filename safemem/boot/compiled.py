@@ -34,6 +34,9 @@ FORMAT = 1
 #: Bytes; a policy is a few thousand.
 MAX_SIZE = 1 << 20
 
+#: Bytes of a text as UTF-8: a line of the kernel's log takes 1,024 (PRINTKRB_RECORD_MAX), with two names and a message.
+MAX_TEXT = 250
+
 #: The closed sets that nothing but the policy has; the language that operators write takes them from here.
 ON_SHORTFALL = ("continue", *model.FINAL)
 ENTER = ("maintenance",)
@@ -109,7 +112,10 @@ def _load(data: bytes) -> model.Policy:
             " the safemem that built this image, or rebuild the image"
         )
     _keys(document, ("digest", "format", "policy"), "the compiled policy")
-    own = digest({"format": version, "policy": document["policy"]})
+    try:
+        own = digest({"format": version, "policy": document["policy"]})
+    except TypeError:  # a fraction
+        _fail("the compiled policy holds a value that no policy has")
     if document["digest"] != own:
         _fail("the digest does not match the content: the compiled policy is damaged or was edited")
     # Spaces, key order and repeated keys are outside the digest, so they are held fixed here.
@@ -296,6 +302,8 @@ def _name(value: object, at: str) -> str:
     # It goes to consoles and the kernel log: one line, and encodable.
     if not value.isprintable():
         _fail(f"`{at}` holds characters that cannot be printed")
+    if len(value.encode()) > MAX_TEXT:
+        _fail(f"`{at}` is longer than {MAX_TEXT} bytes")
     return value
 
 

@@ -34,6 +34,8 @@ class Range(NamedTuple):
 
 def size_text(size: int) -> str:
     """Return `size` bytes with the largest binary unit that keeps it whole, or one decimal."""
+    if size >= 1 << 64:  # beyond any address: what has been read is no size, and may have any number of digits
+        return f"{1 << 24} TiB or more"
     for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if size >= unit:
             return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"

@@ -23,9 +23,14 @@ def load_authored(path: str) -> load.Authored:
 
 def operators_policy(given: str | None, root: str = "/") -> Policy:
     """Return the policy that was named, or the operator's; neither if others than root can write it."""
-    return load_policy(str(installed.trusted(Path(given)) if given else installed.find(root)))
+    return _parsed(installed.trusted(Path(given)) if given else installed.find(root))
 
 
 def named_policies(root: str = "/") -> dict[str, Policy]:
     """Return the policies that the command line may name, by name."""
-    return {path.stem: load_policy(str(path)) for path in installed.others(root)}
+    return {file.path.stem: _parsed(file) for file in installed.others(root)}
+
+
+def _parsed(file: installed.Trusted) -> Policy:
+    """Return what was read when the file was looked at: by its name there may be another one by now."""
+    return load.parse(file.data, str(file.path)).policy

@@ -242,7 +242,8 @@ def _other_policy(machine: Machine, seen: str, digest: str) -> Iterator[Finding]
         yield finding("policy-not-read", str(error), policy=installed.POLICY)
         return
     try:
-        own = load.read(installed.find(machine.root)).digest
+        file = installed.find(machine.root)
+        own = load.parse(file.data, str(file.path)).policy.digest
     except (Refused, OSError) as error:
         yield finding("policy-refused", str(error).splitlines()[0], policy=installed.POLICY)
         return

@@ -135,15 +135,20 @@ def _outcome(rule: Rule) -> tuple[object, ...]:
 def _direction(old: Policy, before: Rule, new: Policy, after: Rule) -> str:
     if all(getattr(before, word) == getattr(after, word) for word in EFFECT):
         return "reason"
-    return _joined(_words(old, before, new, after))
+    return _joined(direction for _, direction in _words(old, before, new, after))
 
 
-def _words(old: Policy, before: Rule, new: Policy, after: Rule) -> Iterator[str]:
-    """Yield the direction of each word that differs and counts in both rules; what makes it idle in one is judged itself."""
+def _words(old: Policy, before: Rule, new: Policy, after: Rule) -> Iterator[tuple[str, str]]:
+    """Yield each word and its direction that differs and counts in both rules; what makes it idle in one is judged itself."""
     for word, strict in STRICTNESS.items():
         first, second = getattr(before, word), getattr(after, word)
         if strict and first != second and _counts(word, old, before) and _counts(word, new, after):
-            yield _step(strict(first, second), strict(second, first))
+            yield word, _step(strict(first, second), strict(second, first))
+
+
+def looser_words(policy: Policy, before: Rule, after: Rule) -> tuple[str, ...]:
+    """Return the words in which the second of two rules of one policy is looser, or cannot be compared."""
+    return tuple(word for word, direction in _words(policy, before, policy, after) if direction == "looser")
 
 
 def _counts(word: str, policy: Policy, rule: Rule) -> bool:
@@ -177,6 +182,14 @@ class Comparison(NamedTuple):
 
 def _neither(_old: object, _new: object) -> str:
     return "other"
+
+
+def _command_line(old: Policy, new: Policy) -> str:
+    """`safemem=off` is as loose as can be in all but the zone, where a rule may be looser."""
+    if new.allow_cmdline_override:
+        return "looser"
+    off = Rule("command line", "online-all")
+    return _joined({"stricter", *(_direction(old, off, new, rule) for rule in (*new.rules, new.otherwise))})
 
 
 def _region(old: Policy, new: Policy) -> str:
@@ -221,7 +234,7 @@ FIELDS: dict[str, Comparison | None] = {
     "sources": Comparison(lambda sources: f"sources {', '.join(map(str, sources))}", _region, "safe_region"),
     "allow_cmdline_override": Comparison(
         lambda may: f"the command line may {'' if may else 'not '}loosen the outcome",
-        lambda _, new: "looser" if new.allow_cmdline_override else "stricter",
+        _command_line,
     ),
     "memory": Comparison(text_of, _exceptions),
     "open_luo": Comparison(lambda opened: f"/dev/liveupdate is {'' if opened else 'not '}opened", _neither),

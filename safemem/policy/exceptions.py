@@ -37,24 +37,25 @@ def changes_of(old: tuple[Override, ...], new: tuple[Override, ...], zones: set[
     return {pair for pair in found if pair[0] != pair[1]}
 
 
-def idle(memory: tuple[Override, ...]) -> list[Override]:
-    """Return the exceptions without which every block fares as with them."""
-    whole = list(_fates(memory, memory))
-    return [
-        item
-        for index, item in enumerate(memory)
-        if list(_fates((*memory[:index], *memory[index + 1 :]), memory)) == whole
-    ]
+def idle(memory: tuple[Override, ...]) -> list[int]:
+    """Return the places of exceptions without which every block fares as with them; of two that are alike the later."""
+    whole, kept, found = list(_fates(memory, memory)), dict(enumerate(memory)), []
+    for place in reversed(range(len(memory))):
+        rest = tuple(item for other, item in kept.items() if other != place)
+        if list(_fates(rest, memory)) == whole:
+            found.append(place)
+            del kept[place]
+    return found
 
 
-def overruled(memory: tuple[Override, ...]) -> list[tuple[Override, Override]]:
-    """Return the exceptions that give a zone to blocks which another one holds, each with the first that does."""
+def overruled(memory: tuple[Override, ...]) -> list[tuple[int, Override]]:
+    """Return the places of exceptions that give a zone to blocks which another one holds, each with the first that does."""
     found = []
-    for item in memory:
-        for hold in memory if item.zone else ():
-            alone, both = (list(_fates(some, (item, hold))) for some in ((item,), (item, hold)))
-            if any(one == item.zone and two == HELD for one, two in zip(alone, both, strict=True)):
-                found.append((item, hold))
+    for place, item in enumerate(memory):
+        for hold in (other for other in memory if other.hold and item.zone):
+            one, other = (_fates((some,), (item, hold)) for some in (item, hold))
+            if any(pair == (item.zone, HELD) for pair in zip(one, other, strict=True)):
+                found.append((place, hold))
                 break
     return found
 

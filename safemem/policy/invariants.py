@@ -9,8 +9,13 @@ from typing import NamedTuple
 from safemem.boot import engine
 from safemem.boot.conditions import fact_text, matches
 from safemem.boot.model import FACTS, FINAL, PERMISSIVENESS, UNKNOWN, Blocks, Fact, Policy, Rule, Snapshot
-from safemem.boot.ranges import Range
+from safemem.boot.ranges import Range, size_text, total
+from safemem.policy import limits
+from safemem.policy.compare import looser_words
 from safemem.policy.space import FROM_THE_TREE, LOST, Outcomes, Space, State, Value, smallest
+
+#: Values of `handover` after which memory may hold a guest's pages.
+_LOST = (*LOST, UNKNOWN)
 
 
 class Finding(NamedTuple):
@@ -18,8 +23,8 @@ class Finding(NamedTuple):
 
     code: str
     level: str  #: `error` an invariant fails; `warning`; `note`
-    rule: str  #: name, `otherwise`, `on_failure` or `safe_region`
-    key: str  #: of the rule's table that the message is about
+    rule: str  #: name, `otherwise`, or another table or key beside the rules
+    key: str | int  #: of the rule's table that the message is about; of `memory`, which table
     message: str
     advice: str
     example: dict[str, Value]  #: the smallest state that shows it; facts that do not matter are left out
@@ -32,10 +37,19 @@ CODES = {
     "unknown-permissive": ("error", "Not knowing a fact is never more permissive than knowing it at its worst."),
     "reboot-loop": ("error", "No reboot finds the state that it was decided in again."),
     "unsafe-block": ("error", "online-safe never onlines a block that reaches outside the safe region."),
+    "named-region": (
+        "warning",
+        "After a lost handover no memory comes online because the policy says that it is safe.",
+    ),
+    "unknown-milder": ("warning", "Not knowing a fact ends in no milder words of the same action than knowing it."),
     "failure-loop": ("warning", "A failure that lasts does not reboot for ever."),
-    "useless-region": ("warning", "A range of the safe region holds at least one whole memory block."),
+    "useless-region": ("warning", "A range that memory comes online in holds at least one whole memory block."),
+    "useless-limit": ("warning", "A limit limits, and leaves room to run."),
+    "idle-word": ("warning", "A word of the policy changes something."),
     "idle-acceptance": ("warning", "`accept_data_exposure` stands only where it is needed."),
     "same-as-next": ("warning", "A rule differs from the one after it."),
+    "held-anyway": ("note", "A zone is given to memory that no exception holds."),
+    "loosened-by-cmdline": ("note", "The command line loosens an outcome only where the policy lets it."),
     "trusts-guard": ("note", "Evidence that is no proof counts as an accepted handover only where the policy says so."),
     "only-otherwise": ("note", "States that no rule asks for are decided by `otherwise`."),
 }
@@ -44,14 +58,15 @@ CODES = {
 def check(policy: Policy, outcomes: Outcomes) -> list[Finding]:
     """Return everything that is wrong with `policy`, the invariants first."""
     return [
-        *_unreachable(policy, outcomes), *_exposes(outcomes), *_idle(outcomes), *_unknowns(outcomes), *_loops(outcomes),
-        *_blocks(policy), *_failure(policy), *_regions(policy), *_same(policy), *_trusts(policy, outcomes),
-        *_otherwise(policy, outcomes),
+        *_unreachable(policy, outcomes), *_exposes(policy, outcomes), *_idle(policy, outcomes), *_unknowns(outcomes),
+        *_milder(policy, outcomes), *_loops(outcomes), *_blocks(policy), *_failure(policy), *_same(policy),
+        *(_finding(*complaint) for complaint in limits.check(policy, outcomes)), *_overrides(policy),
+        *_trusts(policy, outcomes), *_otherwise(policy, outcomes),
     ]  # fmt: skip
 
 
 def _finding(
-    code: str, rule: str, key: str, message: str, advice: str, example: dict[str, Value] | None = None
+    code: str, rule: str, key: str | int, message: str, advice: str, example: dict[str, Value] | None = None
 ) -> Finding:
     return Finding(code, CODES[code][0], rule, key, message, advice, example or {})
 
@@ -77,31 +92,55 @@ def _holds(rule: Rule, facts: dict[str, Value]) -> bool:
     return all(matches(condition, Fact(facts[condition.fact], "")) for condition in rule.when)
 
 
-def _exposes(outcomes: Outcomes) -> Iterator[Finding]:
+def _exposes(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
+    """Yield the rules by which memory comes online after a handover that was lost, or may have been, without a word."""
+    named = [source for source in policy.sources if isinstance(source, Range)]
     bad: dict[int, list[State]] = {}
     for state, index in outcomes.of.items():
         rule = outcomes.rules[index]
-        if state[0] in LOST and rule.action == "online-all" and not rule.accept_data_exposure:
+        opens = rule.action == "online-all" or (rule.action == "online-safe" and named)
+        if state[0] in _LOST and opens and not rule.accept_data_exposure:
             bad.setdefault(index, []).append(state)
     for index, states in sorted(bad.items()):
-        yield _finding(
-            "exposes-handover", outcomes.rules[index].name, "action",
-            f"a handover that was {states[0][0]} ends in online-all: guests' memory is put into the allocator",
-            "use online-safe or panic, or say `accept_data_exposure = true` if no guest's memory matters here",
-            smallest(outcomes, states),
-        )  # fmt: skip
+        rule, wide = outcomes.rules[index], total(named) > limits.MOST
+        what = "cannot be told" if states[0][0] == UNKNOWN else f"was {states[0][0]}"
+        if rule.action == "online-all":
+            yield _finding(
+                "exposes-handover", rule.name, "action",
+                f"a handover that {what} ends in online-all: guests' memory is put into the allocator",
+                "use online-safe or panic, or say `accept_data_exposure = true` if no guest's memory matters here",
+                smallest(outcomes, states),
+            )  # fmt: skip
+        else:
+            yield _finding(
+                "exposes-handover" if wide else "named-region", rule.name, "action",
+                f"a handover that {what} ends in online-safe with {size_text(total(named))} that the policy names:"
+                + (" no host runs in so much" if wide else " no predecessor has kept its pages out of there"),
+                "take `kho-scratch` or `cmdline`, which the predecessor fills in, or say `accept_data_exposure = true`",
+                smallest(outcomes, states),
+            )  # fmt: skip
 
 
-def _idle(outcomes: Outcomes) -> Iterator[Finding]:
-    lost = (*LOST, UNKNOWN)
-    needed = {index for state, index in outcomes.of.items() if state[0] in lost}
+def _idle(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
+    named = any(isinstance(source, Range) for source in policy.sources)
+    needed = {index for state, index in outcomes.of.items() if state[0] in _LOST}
     for index, rule in enumerate(outcomes.rules):
-        if rule.accept_data_exposure and (rule.action != "online-all" or index not in needed):
+        opens = rule.action == "online-all" or (rule.action == "online-safe" and named)
+        if rule.accept_data_exposure and not (opens and index in needed):
             yield _finding(
                 "idle-acceptance", rule.name, "accept_data_exposure",
-                "`accept_data_exposure` changes nothing here: no lost handover ends in online-all by this rule",
+                "`accept_data_exposure` changes nothing here: no lost handover has memory onlined by this rule",
                 "remove it, so that it does not hide what a later edit does",
             )  # fmt: skip
+
+
+def _overrides(policy: Policy) -> Iterator[Finding]:
+    if policy.allow_cmdline_override:
+        yield _finding(
+            "loosened-by-cmdline", "allow_cmdline_override", "allow_cmdline_override",
+            "the kernel command line may say `safemem=off`, which is online-all after a lost handover too", "",
+            {"handover": LOST[0]},
+        )  # fmt: skip
 
 
 def _unknowns(outcomes: Outcomes) -> Iterator[Finding]:
@@ -133,6 +172,30 @@ def _unknowns(outcomes: Outcomes) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _milder(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
+    """Yield the rules that decide with a fact unknown as a known one does, but mildly: compared where actions are equal."""
+    space = outcomes.space
+    bad: dict[tuple[int, str], tuple[str, State, Value]] = {}
+    for place, name in enumerate(space.facts):
+        for state, index in outcomes.of.items() if UNKNOWN in space.classes[place] else ():
+            for value in space.classes[place] if state[place] == UNKNOWN else ():
+                other = outcomes.of.get((*state[:place], value, *state[place + 1 :]), index)
+                mine, known = outcomes.rules[index], outcomes.rules[other]
+                if other == index or mine.action != known.action or (index, name) in bad:
+                    continue
+                words = [word for word in looser_words(policy, known, mine) if word != "zone"]
+                if words:
+                    bad[index, name] = (words[0], state, value)
+    for (index, name), (word, state, value) in sorted(bad.items()):
+        place = space.facts.index(name)
+        stricter = outcomes.rules[outcomes.of[(*state[:place], value, *state[place + 1 :])]]
+        yield _finding(
+            "unknown-milder", outcomes.rules[index].name, word,
+            f"with `{name}` unknown `{word}` is milder than with {name} = {fact_text(value)} (rule `{stricter.name}`)",
+            "give both rules the same words, or ask for `unknown` in the stricter one", smallest(outcomes, [state], keep=(name,)),
+        )  # fmt: skip
+
+
 def _loops(outcomes: Outcomes) -> Iterator[Finding]:
     """A firmware reset clears the handover and what came with it; each boot that ends so is counted where anything counts."""
     space = outcomes.space
@@ -141,6 +204,8 @@ def _loops(outcomes: Outcomes) -> Iterator[Finding]:
         if not _reboots(outcomes.rules[index]):
             continue
         cleared = dict.fromkeys(FROM_THE_TREE, UNKNOWN) | {"handover": "none"}
+        if space.named(state).get("guard") in ("held", "void"):
+            cleared["guard"] = "none"  # who asked for it was the predecessor
         after = tuple(cleared.get(name, value) for name, value in zip(space.facts, state, strict=True))
         # Why the handover is unknown, nobody knows: the reset may find it unknown again.
         again = _counted(space, state if state[0] == UNKNOWN else after)
@@ -189,16 +254,6 @@ def _blocks(policy: Policy) -> Iterator[Finding]:
                     "unsafe-block", "safe_region", "sources",
                     f"online-safe would online {Range(step.start, step.end)}, which reaches outside", "report this: the engine is wrong",
                 )  # fmt: skip
-
-
-def _regions(policy: Policy) -> Iterator[Finding]:
-    block = 128 << 20
-    for source in policy.sources:
-        if isinstance(source, Range) and -(-source.start // block) >= source.end // block:
-            yield _finding(
-                "useless-region", "safe_region", "sources", f"range {source} holds no whole memory block of 128 MiB",
-                "give it edges at multiples of the machine's block size, or leave it out",
-            )  # fmt: skip
 
 
 def _failure(policy: Policy) -> Iterator[Finding]:

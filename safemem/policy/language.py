@@ -77,7 +77,8 @@ class Outcome(Table):
     )
     final: bool = Field(False, description="`release` ends this hold only with `--force`, which is recorded.")
     accept_data_exposure: bool = Field(
-        False, description="This outcome may put guests' pages into the allocator; say so on purpose."
+        False,
+        description="This outcome may put guests' pages into the allocator; say so on purpose: with `online-all`, and with `online-safe` where the safe region has ranges, for a handover that is lost or unknown.",
     )
 
 
@@ -100,12 +101,13 @@ class SafeRegion(Table):
     """`[safe_region]`: memory that can hold nothing of a guest's."""
 
     sources: list[Source] = Field(
-        description="The first that can be resolved is used; all ranges of the list count as one.", min_length=1
+        description="The first that can be resolved is used; all ranges of the list count as one. A range is taken in every state, after a lost handover too, which `check` wants accepted.",
+        min_length=1,
     )
 
 
 class Memory(Table):
-    """`[[memory]]`: blocks that get something else than the rule says. The first that is about a block counts.
+    """`[[memory]]`: blocks that get something else than the rule says. A hold counts wherever it stands, of zones the first.
 
     One of `range`, `node` and `driver`, and one of `hold` and `zone`. It applies where a rule would
     online the block; it never onlines one that a rule holds. A block whose node or driver is not

@@ -58,8 +58,8 @@ class Authored(NamedTuple):
     policy: model.Policy
     found: dict[places.Path, places.Place]
 
-    def place(self, rule: str, key: str) -> places.Place:
-        """Return line and column of `key` of a rule, `otherwise`, `on_failure` or `safe_region`, or of its table."""
+    def place(self, rule: str, key: str | int) -> places.Place:
+        """Return line and column of `key` of a rule or another table or key of the file, or of that."""
         table: places.Path = (rule,)
         for index, candidate in enumerate(self.policy.rules):
             if candidate.name == rule:

@@ -55,6 +55,13 @@ def _text(value: object) -> str:
         fail(((), "must not be empty"))
     if not text.isprintable():  # it goes to consoles and to the kernel log
         fail(((), f"{show(text)} holds characters that cannot be printed on one line"))
+    if len(text.encode()) > compiled.MAX_TEXT:
+        fail(
+            (
+                (),
+                f"{show(text)} is longer than the {compiled.MAX_TEXT} bytes that a line of the kernel's log has for it",
+            )
+        )
     return text
 
 
@@ -94,6 +101,8 @@ def _group(fact: str, value: object) -> tuple[Term, ...]:
         return (Term("is", value),)
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise ValueError(f"expected {_EXPECTED[kind]}, not {show(value)}")
+    if len(value.encode()) > compiled.MAX_TEXT:
+        raise ValueError(f"{show(value)} is longer than {compiled.MAX_TEXT} bytes")
     if kind in ("number", "version") and value.lstrip()[0] in "<>=!~^":
         return _comparisons(kind, value)
     if kind == "number":

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: MIT
+"""Every parser of the project as a fuzz target: bytes in, and out comes a value or the parser's own error.
+
+    python -m tests.fuzz SECONDS [TARGET...]
+
+With atheris installed that is a search guided by coverage, one process a target; without, the files of tests/corpus are
+changed at random. What a target raises beyond its own errors, or takes seconds for, fails, and the input is printed. A
+corpus is a folder of the target's name; an input that failed once stays there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from safemem.boot import attempts, cmdline, compiled, conditions, engine, fdt, memory, paths, plainjson, probe, ranges
+from safemem.boot import record as record_files
+from safemem.boot.model import UNKNOWN, Condition, Fact, Refused, Term
+from safemem.host import history, incidents, previous, reader, standing
+from safemem.initramfs import check, unpack
+from safemem.outgoing import nextkernel
+from safemem.policy import cases, compiler, load, places
+from safemem.realroot import maintenance, udevrules
+from tests.fakes import make_root
+from tests.kit import policy
+
+CORPUS = Path(__file__).resolve().parent / "corpus"
+#: Seconds of processor time and bytes of Python's memory that one small input may take.
+SECONDS, BYTES = 2.0, 128 << 20
+#: Inputs are not longer; a target that unpacks is bounded by itself.
+LONGEST = 1 << 16
+
+
+class Target(NamedTuple):
+    """One parser, or a few that read the same."""
+
+    run: Callable[[bytes], object]
+    errors: tuple[type[Exception], ...]  #: its own
+    covers: tuple[Callable[..., object], ...]
+
+
+@functools.cache
+def _root() -> Path:
+    """Return a machine with an accepted handover, made once a process; targets replace its files."""
+    folder = Path(tempfile.mkdtemp(prefix="safemem-fuzz-"))
+    root = make_root(folder, offered=True, kho_in=True, crash="01000000-24ffffff", offline="32-33", online="0-1")
+    efi = root / paths.ATTEMPTS
+    efi.parent.mkdir(parents=True)
+    efi.write_bytes(bytes(8))
+    return root
+
+
+def _with(name: str, data: bytes, call: Callable[[str], object]) -> object:
+    """Call with the root of a machine in which the file `name` holds `data`, and put back what was there."""
+    file = _root() / name
+    before = file.read_bytes() if file.exists() else None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+    try:
+        return call(str(_root()))
+    finally:
+        if before is None:
+            file.unlink()
+        else:
+            file.write_bytes(before)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _machine(root: str) -> None:
+    """Read the machine, decide, and read back what a capture of it says."""
+    snapshot = probe.read_snapshot(root)
+    engine.decide(policy(otherwise="online-safe"), snapshot)
+    if snapshot.block_size < 1 << 64:  # a block that is larger than any address is no machine's
+        assert reader.snapshot_from_text(reader.capture_text(snapshot), "capture").facts == snapshot.facts
+
+
+#: What a target that takes a whole machine may replace; the first byte of the input chooses.
+KERNEL = (
+    paths.CMDLINE, paths.IOMEM, paths.BLOCK_SIZE, paths.AUTO_ONLINE, paths.CRASH_SIZE, paths.RELEASE, paths.ARCH, paths.ATTEMPTS,
+    paths.DMI_VENDOR, paths.CPUINFO, paths.HYPERVISOR, paths.CONFIG[0], paths.LOAD_LIMIT, f"{paths.MEMORY}/memory32/state",
+    f"{paths.SETUP_DATA}/1/type", f"{paths.KHO[1]}/in/fdt", f"{paths.KHO[1]}/in/sub_fdts/kexec-metadata",
+    f"{paths.KHO[1]}/out/scratch_phys", f"{paths.KHO[1]}/out/scratch_len", paths.BOOT_PARAMS, paths.MEMINFO,
+)  # fmt: skip
+
+
+def _kernel(data: bytes) -> None:
+    _with(KERNEL[data[0] % len(KERNEL)] if data else KERNEL[0], data[1:], _machine)
+
+
+def _cmdline(data: bytes) -> None:
+    text = _text(data)
+    for _, value in cmdline.arguments(text):
+        cmdline.boolean(value)
+    cmdline.argument(text, "safemem.guard")
+    attempts.read("/nowhere", dict(cmdline.arguments(text)))
+    _with(paths.CMDLINE, data, _machine)
+
+
+def _amounts(data: bytes) -> None:
+    text = _text(data)
+    for parse in (ranges.parse_size, ranges.parse_range, cmdline.memparse, functools.partial(ranges.parse_limit, whole=1 << 50)):  # fmt: skip
+        try:
+            found = parse(text)
+        except ValueError:
+            continue
+        if isinstance(found, ranges.Range):
+            assert ranges.parse_range(str(found)) == found
+        else:
+            assert ranges.size_text(found)
+
+
+def _facts(data: bytes) -> None:
+    text = _text(data)
+    bound, _, release = text.partition(" ")
+    assert conditions.order_key(release) is None or conditions.order_key(release) == conditions.order_key(release)
+    for op in ("is", "glob", *((">=", "<") if conditions.is_version(bound) else ())):
+        for value in (release, UNKNOWN, 7, (release,)):
+            conditions.matches(Condition("kernel", ((Term(op, bound),),)), Fact(value, ""))
+
+
+def _body(data: bytes) -> None:
+    """A compiled policy whose digest fits: what a reader says that trusts no digest."""
+    body = plainjson.loads(_text(data))
+    document = {"format": 1, "policy": body}
+    try:
+        text = compiled.canonical({**document, "digest": compiled.digest(document)})
+    except TypeError:  # JSON of ours has no fractions
+        return
+    compiled.load(text + b"\n", "p")
+
+
+def _toml(data: bytes) -> None:
+    found = load.parse(data, "p")
+    assert compiled.load(compiler.dump(found.policy), "p") == found.policy
+
+
+def _places(data: bytes) -> None:
+    text = _text(data)
+    try:
+        tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return
+    places.find(text)
+
+
+def _cases(data: bytes) -> None:
+    file = _root() / "x.cases.toml"
+    file.write_bytes(data)
+    (_root() / "p.toml").write_bytes((CORPUS / "policy/plain.toml").read_bytes())
+    cases.run(file)
+
+
+def _udev(data: bytes) -> None:
+    for rule in udevrules.parse(_text(data)):
+        udevrules.onlines(rule)
+
+
+def _reader(data: bytes) -> None:
+    text = _text(data)
+    for read in (reader.snapshot_from_text, reader.record_from_text):
+        try:
+            read(text, "f")
+        except reader.Invalid:
+            continue
+
+
+def _counted(data: bytes) -> None:
+    for read, name in ((reader.releases, "releases.json"), (reader.counts, "watch.json")):
+        try:
+            _with(f"run/{name}", data, lambda root, read=read, name=name: read(f"{root}/run/{name}"))  # type: ignore[misc]
+        except reader.Invalid:
+            continue
+
+
+def _standing(data: bytes) -> None:
+    for name in (record_files.RECORD, standing.RELEASES, incidents.COUNTS):
+        try:
+            _with(name, data, standing.read)
+        except standing.NoDecision:
+            continue
+    _with(record_files.RECORD, data, maintenance.text)
+    _with(record_files.RECORD, data, lambda root: attempts.handed_on(root, Fact(1, "test")))
+
+
+def _previous(data: bytes) -> None:
+    boot = f"{history.FOLDER}/20260101T000000Z-00000000-0000-4000-8000-000000000000"
+    for name in ("decision.json", "releases.json"):
+        _with(f"{boot}/{name}", data, previous.read)
+    _with(f"{previous.PSTORE}/dmesg-efi-1", data, previous.last_words)
+
+
+def _memory(data: bytes) -> None:
+    _with(paths.IOMEM, data, memory.iomem)
+    _with(paths.BOOT_PARAMS, data, memory.initrd_size)
+    _with(paths.BOOT_PARAMS, data, memory.firmware_memory)
+
+
+def _image(data: bytes) -> None:
+    check.inside(data)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        nextkernel.has_kho(file.name)
+
+
+TARGETS = {
+    "fdt": Target(fdt.parse, (fdt.FdtError,), (fdt.parse,)),
+    "kernel": Target(_kernel, (), (probe.read_snapshot,)),
+    "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean)),
+    "amounts": Target(_amounts, (), (ranges.parse_size, ranges.parse_limit, ranges.parse_range, cmdline.memparse)),
+    "facts": Target(_facts, (), (conditions.is_version, conditions.matches)),
+    "json": Target(lambda data: plainjson.loads(_text(data)), (ValueError, RecursionError), (plainjson.loads,)),
+    "compiled": Target(lambda data: compiled.load(data, "p"), (compiled.Invalid,), (compiled.load,)),
+    "compiled-body": Target(_body, (compiled.Invalid, ValueError, RecursionError), (compiled.load,)),
+    "policy": Target(_toml, (load.PolicyError,), (load.parse, load.decode, load.toml)),
+    "places": Target(_places, (), (places.find,)),
+    "cases": Target(_cases, (load.PolicyError, OSError, Refused), (cases.run,)),
+    "udev": Target(_udev, (), (udevrules.parse,)),
+    "image": Target(_image, (unpack.Unreadable, compiled.Invalid), (check.inside, unpack.find, unpack.unpack, nextkernel.has_kho)),
+    "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text)),
+    "counts": Target(_counted, (), (reader.releases, reader.counts)),
+    "standing": Target(_standing, (), (standing.read, maintenance.text, attempts.handed_on)),
+    "previous": Target(_previous, (), (previous.read, previous.last_words)),
+    "memory": Target(_memory, (ValueError,), (memory.iomem, memory.firmware_memory)),
+}  # fmt: skip
+
+
+class Failed(Exception):
+    """A target did not keep its word; the message has the input."""
+
+
+def one(name: str, data: bytes) -> None:
+    """Give `data` to a target. Raises Failed."""
+    target = TARGETS[name]
+    started = time.process_time()
+    try:
+        target.run(data)
+    except target.errors:
+        pass
+    except Exception as error:
+        raise Failed(f"{name}: {type(error).__name__}: {error}: {data!r}") from error
+    took = time.process_time() - started
+    if took > SECONDS:
+        raise Failed(f"{name}: {took:.1f} s: {data!r}")
+
+
+def corpus(name: str) -> list[bytes]:
+    """Return the inputs that are kept for a target."""
+    return [file.read_bytes() for file in sorted((CORPUS / name).iterdir())]
+
+
+#: Bytes that parsers here trip over.
+WORDS = (
+    b"", b"\0", b"\xff", b"-", b"-1", b"0", b"1e999", b"0x", b"1" * 5000, b"9" * 19, b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x80\0\0\0",
+    b"\n", b"\r", b" ", b"\t", b'"', b"'", b"\\", b"\\u0000", b"\\ud800", b"\x1b[2J", b"[", b"]", b"{", b"}", b"[" * 3000, b'{"a":' * 2000,
+    b"null", b"true", b"1.5", b"NaN", b"{}", b"[]", b'""', b"=", b",", b"#", b"..", b"*", b"?", b"%", b"\xe2\x80\xae", b"unknown",
+    "²".encode(), "٣".encode(),
+)  # fmt: skip
+
+
+def mutated(source: random.Random, seeds: list[bytes]) -> bytes:
+    """Return one of `seeds`, changed in a few places."""
+    data = bytearray(source.choice(seeds))
+    for _ in range(source.choice((1, 1, 2, 3, 8))):
+        at = source.randrange(len(data) + 1)
+        end = min(len(data), at + source.choice((0, 1, 1, 2, 4, 8, 40)))
+        kind = source.randrange(6)
+        if kind == 0 and data:
+            data[at % len(data)] ^= 1 << source.randrange(8)
+        elif kind == 1:
+            data[at:end] = source.choice(WORDS)
+        elif kind == 2:
+            data[at:end] = source.randbytes(end - at)
+        elif kind == 3:
+            data[at:at] = data[at:end] * source.choice((1, 2, 100))
+        elif kind == 4:
+            other = source.choice(seeds)
+            start = source.randrange(len(other) + 1)
+            data[at:end] = other[start : start + source.choice((4, 40, 400))]
+        else:
+            del data[at : end if source.randrange(4) else len(data)]
+    return bytes(data[:LONGEST])
+
+
+def inputs(name: str, seed: int) -> Iterator[bytes]:
+    """Yield the corpus, then changes of it without end."""
+    seeds = corpus(name)
+    yield from seeds
+    source = random.Random(f"{name} {seed}")
+    while True:
+        yield mutated(source, seeds)
+
+
+def search(name: str, seconds: float, seed: int) -> int:
+    """Give a target inputs for so long; return how many. Raises Failed."""
+    end, count = time.monotonic() + seconds, 0
+    for data in inputs(name, seed):
+        if count >= len(corpus(name)) and time.monotonic() > end:
+            break
+        one(name, data)
+        count += 1
+    return count
+
+
+def largest(name: str, seed: int) -> int:
+    """Return the most bytes of Python's memory that a target took for one of a few hundred inputs."""
+    tracemalloc.start()
+    try:
+        for _, data in zip(range(200), inputs(name, seed), strict=False):
+            one(name, data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def main(words: list[str]) -> int:
+    """Search all targets, or those that are named, for so many seconds together; say the counts."""
+    names = words[1:] or list(TARGETS)
+    seconds, bad = float(words[0]) / len(names), 0
+    guided = importlib.util.find_spec("atheris") is not None
+    for name in names:
+        if guided:
+            print(f"{name}, guided", flush=True)
+            bad += subprocess.run([sys.executable, "-m", "tests.guided", str(seconds), name]).returncode != 0
+            continue
+        seed = random.randrange(1 << 32)
+        try:
+            print(f"{name}: {search(name, seconds, seed):,} inputs from seed {seed}", flush=True)
+        except Failed as error:
+            bad += 1
+            print(f"{error}\n  seed {seed}", flush=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

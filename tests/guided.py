@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""One fuzz target, guided by coverage: `python -m tests.guided SECONDS TARGET`, which `tests.fuzz` starts.
+
+Inputs that reach other code are left in build/fuzz/TARGET, beside the corpus that is kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["safemem"]):
+    from tests import fuzz
+
+
+def main(seconds: str, name: str) -> None:
+    """Search until the time is over or something fails; ends the process."""
+    found = Path(__file__).resolve().parent.parent / "build/fuzz" / name
+    found.mkdir(parents=True, exist_ok=True)
+    limits = [f"-max_total_time={float(seconds):.0f}", f"-max_len={fuzz.LONGEST}", "-rss_limit_mb=2048"]
+    says = ["-verbosity=0", "-print_final_stats=1", f"-artifact_prefix={found}/"]
+    atheris.Setup([sys.argv[0], *limits, *says, str(found), str(fuzz.CORPUS / name)], lambda data: fuzz.one(name, data))
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
