@@ -88,7 +88,8 @@ class Machine:
             if kind == "folder":
                 path.mkdir(exist_ok=True)
             elif kind == "link":
-                path.is_symlink() or path.symlink_to(data.decode())
+                if not path.is_symlink():
+                    path.symlink_to(data.decode())
             else:
                 path.write_bytes(data)
         self._touched.clear()
@@ -106,9 +107,10 @@ class Machine:
                     saved.append((module, name, real))
                     setattr(module, name, self._wrapped(name, real))
         real_open = builtins.open
-        for holder in (builtins, io):
-            saved.append((holder, "open", real_open))
-            setattr(holder, "open", self._opener(real_open))
+        opener = self._opener(real_open)
+        for holder, name in ((builtins, "open"), (io, "open")):
+            saved.append((holder, name, real_open))
+            setattr(holder, name, opener)
         try:
             yield
         finally:

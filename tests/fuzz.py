@@ -27,7 +27,7 @@ from safemem.boot import attempts, cmdline, compiled, conditions, engine, fdt, m
 from safemem.boot import record as record_files
 from safemem.boot.model import UNKNOWN, Condition, Fact, Refused, Term
 from safemem.host import history, incidents, previous, reader, standing
-from safemem.initramfs import check, unpack
+from safemem.initramfs import check, packed, unpack
 from safemem.outgoing import nextkernel
 from safemem.policy import cases, compiler, load, places
 from safemem.realroot import maintenance, udevrules
@@ -229,7 +229,7 @@ TARGETS = {
     "places": Target(_places, (), (places.find,)),
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (cases.run,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
-    "image": Target(_image, (unpack.Unreadable, compiled.Invalid), (check.inside, unpack.find, unpack.unpack, nextkernel.has_kho)),
+    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, unpack.find, packed.unpack, nextkernel.has_kho)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text)),
     "counts": Target(_counted, (), (reader.releases, reader.counts)),
     "standing": Target(_standing, (), (standing.read, maintenance.text, attempts.handed_on)),

@@ -101,6 +101,18 @@ def install(root: Path, *rules: Rule, otherwise: str | Rule, **more: Any) -> Non
     path.write_bytes(compiler.dump(policy(*(rules or (NEVER,)), otherwise=otherwise, **more)))
 
 
+#: Options of `make_root` for a machine with a guard of 256 MiB in force.
+GUARD: dict[str, Any] = {
+    "crash": "08000000-17ffffff",
+    "cmdline": "kho=on safemem.guard=0x8000000-0x17ffffff crashkernel=256M@128M",
+}
+
+
+def shipped(name: str) -> Policy:
+    """Return a policy that we ship."""
+    return load.read(POLICY.parent / f"{name}.toml")
+
+
 def guarded(base: Path, action: str, keep: str = "", **options: Any) -> Path:
     """Return a machine with a guard of 576 MiB and a policy that is all `action`; `options` are those of `make_root`."""
     base.mkdir()

@@ -17,25 +17,19 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from safemem.boot import crashkernel, hold, paths, record
+from safemem.boot import hold, paths, record
 from safemem.boot import main as boot
-from safemem.boot.model import FINAL, Override, Policy, Rule, Term
+from safemem.boot.model import FINAL, Override, Policy, Term
 from safemem.boot.ranges import Range
-from safemem.policy import compiler, load
-from tests.faults import REACH, Call, Fault, Machine
+from safemem.policy import compiler
 from tests.fakes import BLOCK, make_root
-from tests.kit import NEVER, POLICY, policy, rule, when
+from tests.faults import REACH, Call, Fault, Machine
+from tests.kit import GUARD, NEVER, policy, rule, shipped, when
 
 #: Boots of each scenario in `make test`.
 DRAWN = 300
-GUARD = {"crash": "08000000-17ffffff", "cmdline": "kho=on safemem.guard=0x8000000-0x17ffffff crashkernel=256M@128M"}
 _ACCEPTED = {"offered": True, "kho_in": True}
 _SMALL = {"online": "0-3", "offline": "32-35"}
-
-
-def shipped(name: str) -> Policy:
-    """Return a policy that we ship."""
-    return load.read(POLICY.parent / f"{name}.toml")
 
 
 def _held(**more: Any) -> Policy:
@@ -146,7 +140,8 @@ class Outcome(NamedTuple):
             return [], []
         if not self.goes_on:
             return ["the boot goes on"], []
-        found, said = [], []
+        found: list[str] = []
+        said: list[str] = []
         for what, differs in (
             ("held memory is online", bool((got.online - self.online) & held)),
             ("arrivals are not held", self.holds and not got.holds),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import posix
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import pytest
 from safemem.boot import apply, attempts, console, files, hold, memory, paths, probe, record
 from safemem.boot import main as boot
 from safemem.boot.model import Plan, Step
+from safemem.boot.printable import printable
 from safemem.policy import compiler
 from tests.fakes import BLOCK, make_root
-from tests.kit import NEVER, install, policy, rule
-from tests.test_faults import GUARD, shipped
+from tests.kit import GUARD, NEVER, install, policy, rule, shipped
 
 
 def folder(path: Path) -> None:
@@ -143,10 +144,11 @@ def test_a_hold_is_read_back(tmp_path: Path) -> None:
 def test_a_short_write_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a value is another value."""
     (tmp_path / "x").touch()
-    monkeypatch.setattr(files.posix, "write", lambda fd, data: len(data) - 1)
-    for call in (lambda: files.put(str(tmp_path), "x", "offline"), lambda: files.create(str(tmp_path), "y", b"12")):
-        with pytest.raises(OSError, match="bytes were written"):
-            call()
+    monkeypatch.setattr(posix, "write", lambda fd, data: len(data) - 1)
+    with pytest.raises(OSError, match="6 of 7 bytes were written"):
+        files.put(str(tmp_path), "x", "offline")
+    with pytest.raises(OSError, match="1 of 2 bytes were written"):
+        files.create(str(tmp_path), "y", b"12")
 
 
 @pytest.mark.parametrize("initrd", [True, False])
@@ -215,7 +217,7 @@ def test_the_kernel_takes_every_line_whole(tmp_path: Path, text: str) -> None:
 
     assert all(len(line) < 976 and line.startswith(b"<5>safemem: ") for line in lines)
     assert all(line.isprintable() for line in said)
-    assert "".join("".join(said).split()) == "".join(console.printable(text).split())
+    assert "".join("".join(said).split()) == "".join(printable(text).split())
 
 
 def test_a_guard_without_a_handover_is_not_given_back(tmp_path: Path) -> None:

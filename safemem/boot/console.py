@@ -7,6 +7,7 @@ import time
 
 from safemem.boot import files, paths, record
 from safemem.boot.model import UNKNOWN, Decision, Fact
+from safemem.boot.printable import printable
 from safemem.boot.ranges import Range, size_text
 
 TYPE_CHECKING = False
@@ -44,16 +45,6 @@ def lines(text: str) -> list[str]:
         found.append(rest[: cut if cut > 0 else width])
         rest = rest[len(found[-1]) :].lstrip(" ")
     return [*found, rest]
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line; what steers a terminal, such as an escape or the end of a line, as Python writes it.
-
-    Kernels, predecessors and command lines supply parts of what is said.
-    """
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def end(root: str, action: str, code: str, reason: str) -> None:
