@@ -2,10 +2,12 @@
 """Every parser of the project as a fuzz target: bytes in, and out comes a value or the parser's own error.
 
     python -m tests.fuzz SECONDS [TARGET...]
+    python -m tests.fuzz keep TARGET NAME FILE
 
-With atheris installed that is a search guided by coverage, one process a target; without, the files of tests/corpus are
+With atheris installed that is a search guided by coverage, one process a target; without, what is in tests/corpus is
 changed at random. What a target raises beyond its own errors, or takes seconds for, fails, and the input is printed. A
-corpus is a folder of the target's name; an input that failed once stays there.
+corpus is a file of the target's name, a line an input: its name, and its bytes packed, in hexadecimal. What failed once
+stays there.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import tempfile
 import time
 import tomllib
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -159,7 +162,7 @@ def _places(data: bytes) -> None:
 def _cases(data: bytes) -> None:
     file = _root() / "x.cases.toml"
     file.write_bytes(data)
-    (_root() / "p.toml").write_bytes((CORPUS / "policy/plain.toml").read_bytes())
+    (_root() / "p.toml").write_bytes(corpus("policy")["plain.toml"])
     cases.run(file)
 
 
@@ -257,9 +260,18 @@ def one(name: str, data: bytes) -> None:
         raise Failed(f"{name}: {took:.1f} s: {data!r}")
 
 
-def corpus(name: str) -> list[bytes]:
-    """Return the inputs that are kept for a target."""
-    return [file.read_bytes() for file in sorted((CORPUS / name).iterdir())]
+def corpus(name: str) -> dict[str, bytes]:
+    """Return the inputs that are kept for a target, by name."""
+    file = CORPUS / f"{name}.txt"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return {line.split()[0]: zlib.decompress(bytes.fromhex(line.split()[1])) for line in lines}
+
+
+def keep(name: str, label: str, data: bytes) -> None:
+    """Put one more input into the corpus of a target, or another one in its place."""
+    kept = corpus(name) | {label: data}
+    lines = [f"{key} {zlib.compress(kept[key], 9).hex()}\n" for key in sorted(kept)]
+    (CORPUS / f"{name}.txt").write_text("".join(lines))
 
 
 #: Bytes that parsers here trip over.
@@ -297,7 +309,7 @@ def mutated(source: random.Random, seeds: list[bytes]) -> bytes:
 
 def inputs(name: str, seed: int) -> Iterator[bytes]:
     """Yield the corpus, then changes of it without end."""
-    seeds = corpus(name)
+    seeds = list(corpus(name).values())
     yield from seeds
     source = random.Random(f"{name} {seed}")
     while True:
@@ -316,10 +328,10 @@ def search(name: str, seconds: float, seed: int) -> int:
 
 
 def largest(name: str, seed: int) -> int:
-    """Return the most bytes of Python's memory that a target took for one of a few hundred inputs."""
+    """Return the most bytes of Python's memory that a target took for any of a hundred inputs."""
     tracemalloc.start()
     try:
-        for _, data in zip(range(200), inputs(name, seed), strict=False):
+        for _, data in zip(range(100), inputs(name, seed), strict=False):
             one(name, data)
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -327,7 +339,10 @@ def largest(name: str, seed: int) -> int:
 
 
 def main(words: list[str]) -> int:
-    """Search all targets, or those that are named, for so many seconds together; say the counts."""
+    """Search all targets, or those that are named, for so many seconds together, and say the counts; or keep an input."""
+    if words[0] == "keep":
+        keep(words[1], words[2], Path(words[3]).read_bytes())
+        return 0
     names = words[1:] or list(TARGETS)
     seconds, bad = float(words[0]) / len(names), 0
     guided = importlib.util.find_spec("atheris") is not None
