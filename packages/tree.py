@@ -33,6 +33,7 @@ FILES = (
     File("policies/live-update-host.toml", POLICY),
     File("policies/*.toml", "usr/share/safemem/policies/"),
     File("systemd/*.service", _UNITS),
+    File("systemd/*.path", _UNITS),
     File("systemd/*.target", _UNITS),
     File("systemd/*.timer", _UNITS),
     File("systemd/safemem-generator", "usr/lib/systemd/system-generators/", 0o755),
@@ -44,7 +45,9 @@ FILES = (
     File("packages/debian/copyright", _DOC, only="deb"),
 )
 #: Enabled when the package is first installed; the rest is for the operator, or started by others.
-UNITS = ("safemem-hold.service", "safemem-record.service", "safemem-metrics.timer", "safemem-watch.service")
+UNITS = (
+    "safemem-hold.service", "safemem-mask.path", "safemem-record.service", "safemem-metrics.timer", "safemem-watch.service",
+)  # fmt: skip
 
 #: Programs that are written for where the package has safemem's modules.
 COMMAND = """#!/usr/bin/python3 -I

@@ -24,7 +24,7 @@ def make_root(
     kho_out: bool = True,
     debugfs: bool = True,
     config: str | None = CONFIG_KHO,
-    luo: bool = True,
+    luo: bool | None = None,
     online: str = "0-7",
     offline: str = "32-39",
     scratch: tuple[tuple[int, int], ...] = ((0x2E000000, 0x1000000), (0x3FC00000, 0x400000), (0x2A000000, 0)),
@@ -67,7 +67,7 @@ def make_root(
     else:
         (root / "sys/kernel/debug").mkdir(parents=True)
     (root / "sys/class/misc").mkdir(parents=True, exist_ok=True)
-    if luo:
+    if kho_out if luo is None else luo:  # LUO needs KHO
         text["sys/class/misc/liveupdate/dev"] = "10:122\n"
     for state, spans in (("online", online), ("offline", offline)):
         for number in numbers(spans):

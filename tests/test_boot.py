@@ -674,7 +674,9 @@ def test_a_limit_is_not_kept_by_an_empty_account() -> None:
     result = apply.Result(
         0, 0, 0, (Note("not-offline", "blocks 1-1 could not be taken offline"),), missed=False, exposed=True
     )
-    assert "could not be taken offline" in boot._shortfall(decision, result, [], dict.fromkeys(account.KINDS, 0))
+    assert "could not be taken offline" in boot._shortfall(
+        decision, ("99%",), result, [], dict.fromkeys(account.KINDS, 0)
+    )
 
 
 def test_firmware_is_left_alone_where_no_rule_asks(tmp_path: Path) -> None:

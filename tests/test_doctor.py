@@ -47,7 +47,9 @@ def healthy(base: Path, **options: object) -> Path:
     return root
 
 
-def pack(root: Path, policy: bytes | None, init: bytes = b"#!/bin/sh\n/usr/lib/safemem/boot\n") -> None:
+def pack(
+    root: Path, policy: bytes | None, init: bytes = b"#!/bin/sh\n/usr/lib/safemem/boot; [ $? = 42 ] || exit\n"
+) -> None:
     """Make the initrd of the next boot, with safemem and `policy` in it or without."""
     out = io.BytesIO()
     archive = Archive(out)

@@ -157,7 +157,7 @@ def test_a_record_that_cannot_be_kept(root: Path) -> None:
     (root / history.BOOT_ID).write_text("")
     result = status(root, "--keep")
 
-    assert (result.exit_code, "the record is not kept: this is not a boot id" in result.stderr) == (1, True)
+    assert (result.exit_code, "the record is not kept: this is not a boot ID" in result.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +185,25 @@ def test_last_words_of_an_older_boot(root: Path) -> None:
     next_boot(root)
     crash(root, at=time.time() - 3600)
 
+    assert status(root, "--previous").exit_code == 4
+
+
+@pytest.mark.parametrize("year", [2099, 1970])
+def test_a_wrong_clock_hides_no_ending(root: Path, year: int) -> None:
+    """Which endings a boot has found already is kept by content: what is new since is how a boot ended, whatever its time."""
+    crash(root, CRASH.replace("2.1", "9.1"), "var/lib/systemd/pstore/1/dmesg.txt", at=4_000_000_000)
+    status(root, "--keep")
+    (folder,) = history.boots(str(root))
+    os.rename(folder, os.path.join(os.path.dirname(folder), f"00000001-{year}0101T000000Z-{folder[-36:]}"))
+    next_boot(root)
+    assert status(root, "--previous").exit_code == 4
+    crash(root, at=time.time() if year == 2099 else 60)
+    result = status(root, "--previous")
+
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (5, "panic  handover lost")
+    # One boot later it has been told.
+    status(root, "--keep")
+    (root / history.BOOT_ID).write_text("00000003-1111-4222-8333-444455556666\n")
     assert status(root, "--previous").exit_code == 4
 
 

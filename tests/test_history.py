@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,51 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="Input/output error"):
         history.write(str(root), "releases.json", "[1, 2]")
     assert path.read_text() == "[1]"
+
+
+@pytest.mark.parametrize("year", ["2099", "1970"])
+def test_a_clock_does_not_order_boots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: str) -> None:
+    """A boot whose clock was wrong is the one before for one boot, and is dropped in its turn."""
+    root = make_root(tmp_path)
+    paths = []
+    for number in range(history.BOOTS + 3):
+        name = boot(root, number)
+        then = time.strptime(f"{year}0101", "%Y%m%d")
+        with monkeypatch.context() as patch:
+            if number == 1:
+                patch.setattr("time.gmtime", lambda then=then: then)
+            paths.append(os.path.dirname(history.write(str(root), "decision.json", "{}")))
+        assert paths[-1].endswith(name)
+        assert history.previous(str(root)) == (paths[-2] if number else None)
+    assert history.boots(str(root)) == paths[3:]
+
+
+def test_folders_without_a_number_came_first(tmp_path: Path) -> None:
+    """What version 0.1.0 wrote is read, in its order, and before everything else, whatever its clock said."""
+    root = make_root(tmp_path)
+    early = [old(root, 1), old(root, 2)]
+    future = root / history.FOLDER / "20990101T000000Z-00000003-aaaa-4aaa-8aaa-aaaaaaaaaaaa"
+    future.mkdir()
+    boot(root, 9)
+    mine = os.path.dirname(history.write(str(root), "decision.json", "{}"))
+    boot(root, 10)
+    assert history.boots(str(root)) == [*map(str, [*early, future]), mine]
+    assert history.previous(str(root)) == mine
+    assert os.path.basename(mine).startswith("00000001-")
+
+
+def test_a_name_that_is_no_time(tmp_path: Path) -> None:
+    """Its folder is a boot's all the same."""
+    assert history.started("/x/00000001-20201399T999999Z-00000003-aaaa-4aaa-8aaa-aaaaaaaaaaaa") == 0
+    assert history.started("/x/00000001-20200101T000000Z-00000003-aaaa-4aaa-8aaa-aaaaaaaaaaaa") == 1577836800
+
+
+def test_nobody_else_can_hold_it_up(tmp_path: Path) -> None:
+    """The lock is a file that only root can open: a folder that everybody reads could be locked by anybody."""
+    root = make_root(tmp_path)
+    history.write(str(root), "decision.json", "{}")
+    fd = os.open(root / history.FOLDER, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    history.write(str(root), "decision.json", "{}")
+    os.close(fd)
+    assert stat.S_IMODE((root / history.FOLDER / ".lock").stat().st_mode) == 0o600

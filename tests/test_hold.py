@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from safemem.boot.model import Plan, Rule
 from safemem.boot.ranges import Range, parse_range
 from safemem.cli import main
 from safemem.host import history, previous, reader, release, standing
+from safemem.realroot import storage
 from tests.fakes import make_root
 from tests.kit import guarded, install
 
@@ -236,6 +239,53 @@ def test_an_interrupted_release_says_so_and_goes_on(root: Path, monkeypatch: pyt
     assert run(root, "release", "--reason", "second try").exit_code == 0
     assert [item.state for item in entries(root, durable=True)] == ["partly", "done"]
     assert previous.unfinished(entries(root)) == ()
+
+
+def test_releases_at_once_are_all_on_record(root: Path) -> None:
+    """Whoever comes second waits, sees what the first has done, and forgets nothing of it."""
+    words = [sys.executable, "-c", "from safemem.cli import main; main()", "release", "--root", str(root), "--reason"]
+    running = [
+        subprocess.Popen([*words, f"number {number}"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        for number in range(4)
+    ]
+    for process in running:
+        process.wait()
+    assert sorted(item.reason for item in entries(root)) == [f"number {number}" for number in range(4)]
+    assert entries(root) == entries(root, durable=True) and {item.state for item in entries(root)} <= {"done", "partly"}
+
+
+def test_a_release_that_was_planned_before_another(root: Path) -> None:
+    """What has been released since a plan was made stays on record."""
+    found = standing.read(str(root))
+    for number, reason in enumerate(("first", "second")):
+        what = release.plan(
+            found,
+            (parse_range(f"0x{0x100000000 + number * (1 << 27):x}-0x{0x107FFFFFF + number * (1 << 27):x}"),),
+            "auto",
+        )
+        release.carry_out(str(root), found, what, reason, 5, lambda _: None)
+    assert [item.reason for item in entries(root)] == ["first", "second"]
+
+
+def test_a_release_waits_for_the_lock(root: Path) -> None:
+    """Nothing is read, planned or given back before the lock is had."""
+    words = [
+        sys.executable,
+        "-c",
+        "from safemem.cli import main; main()",
+        "release",
+        "--reason",
+        "x",
+        "--root",
+        str(root),
+    ]
+    with storage.locked(str(root / storage.LOCK)):
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)
+        assert not (root / standing.RELEASES).exists()
+    process.wait()
+    assert len(entries(root)) == 1
 
 
 def test_a_history_that_cannot_be_written_is_said_and_no_obstacle(root: Path) -> None:

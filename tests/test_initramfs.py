@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from safemem.boot.console import KEYS
 from safemem.boot.model import FINAL, Failure
 from safemem.cli import main
-from safemem.initramfs import check, on_failure, unpack
+from safemem.initramfs import check, on_failure, packed
 from safemem.initramfs.items import PREFIX, BuildError
-from safemem.initramfs.makers import GATE
+from safemem.initramfs.makers import GATE, PROOF
 from safemem.policy import installed, load
 from tests.kit import POLICY, archive, base, units
 
@@ -24,6 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = ROOT / "safemem/initramfs/files"
 HOOK = FILES / "initramfs-tools/safemem"
 LINE = "run_scripts /scripts/init-top"
+#: What initramfs with a shell for an init have of ours.
+GATES = {GATE: on_failure.gate(Failure("panic")), PROOF: on_failure.proof(Failure("panic"))}
+HOOKS = "var/lib/dracut/hooks/cmdline"
+FIRST = {f"{HOOKS}/00-gate.sh": GATES[GATE], f"{HOOKS}/00-proof.sh": GATES[PROOF]}
+TOOLS = b"mount\n" + GATES[GATE] + f"{LINE}\n".encode()
 
 
 def unified(section: bytes, data: bytes) -> bytes:
@@ -41,10 +46,10 @@ def test_unified_kernel_image() -> None:
     found = check.inside(unified(b".initrd", data))
 
     assert found is not None and (found.start, found.fault) == ("systemd", "")
-    with pytest.raises(unpack.Unreadable, match="cut off"):
+    with pytest.raises(packed.Unreadable, match="cut off"):
         check.inside(unified(b".initrd", data)[:-600])
     for broken in (unified(b".text", data), b"MZ" + bytes(600)):
-        with pytest.raises(unpack.Unreadable, match=r"without an \.initrd section|a program for DOS"):
+        with pytest.raises(packed.Unreadable, match=r"without an \.initrd section|a program for DOS"):
             check.inside(broken)
 
 
@@ -57,12 +62,18 @@ def test_nothing_inside() -> None:
     ("files", "start", "fault"),
     [
         (units(), "systemd", ""),
-        ({"init": f"mount\n{GATE}\n{LINE}\n".encode()}, "initramfs-tools", ""),
-        ({"var/lib/dracut/hooks/cmdline/00-gate.sh": b"", "var/lib/dracut/hooks/cmdline/01-x.sh": b""}, "dracut", ""),
-        ({"lib/dracut/hooks/cmdline/00-gate.sh": b"", "lib/dracut/hooks/cmdline/00-a.sh": b""}, "dracut", "the hook 00-a.sh runs before it"),
-        ({"init": f"{LINE}\n{GATE}\n".encode()}, "initramfs-tools", "/init does not run"),
+        ({**GATES, "init": TOOLS}, "initramfs-tools", ""),
+        ({**GATES, "init": TOOLS.replace(b"sleep", b"slee")}, "initramfs-tools", "/init has not all of usr/lib/safemem/gate.sh"),
+        ({**GATES, "init": f"{LINE}\n".encode() + TOOLS}, "initramfs-tools", "/init does not run usr/lib/safemem/gate.sh before init-top"),
+        ({**GATES, "init": f"mount\n. /usr/lib/safemem/gate.sh\n{LINE}\n".encode()}, "", "nothing in it starts the boot program"),
+        ({**GATES, **FIRST, f"{HOOKS}/01-x.sh": b"", f"{HOOKS}/00-b": b""}, "dracut", ""),
+        ({**GATES, **FIRST, f"{HOOKS}/00-a.sh": b""}, "dracut", "the hook 00-a.sh runs before 00-gate.sh"),
+        ({**GATES, **FIRST, f"{HOOKS}/00-k.sh": b""}, "dracut", "the hook 00-k.sh runs before 00-proof.sh"),
+        ({**GATES, **FIRST, f"{HOOKS}/00-proof.sh": None}, "dracut", "the hook 00-proof.sh is not usr/lib/safemem/proof.sh"),
+        ({**GATES, **FIRST, f"{HOOKS}/00-gate.sh": b""}, "dracut", "the hook 00-gate.sh is not usr/lib/safemem/gate.sh"),
         ({path: data for path, data in units().items() if "udevd" not in path}, "systemd", "systemd-udevd.service.d/50-safemem.conf is missing"),
-        ({"init": b"#!/bin/sh\n/usr/lib/safemem/boot || exit\n"}, "init", ""),
+        ({"init": b"#!/bin/sh\n/usr/lib/safemem/boot; [ $? = 42 ] || exit\n"}, "init", ""),
+        ({"init": b"#!/bin/sh\n/usr/lib/safemem/boot || exit 142\n"}, "init", "/init does not look for status 42, which alone lets a boot go on"),
         ({**units(), "usr/lib/systemd/systemd": None, "init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
         ({"init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
         ({**units(), f"{PREFIX}/boot": None}, "systemd", "usr/lib/safemem/boot is missing"),
@@ -90,7 +101,11 @@ def test_unit(action: str, line: str) -> None:
     lines = [item for item in text.splitlines() if not item.startswith("#")]
 
     assert line in lines and "@" not in text
-    assert "ExecStart=/usr/lib/safemem/boot" in lines
+    assert "ExecStart=/usr/lib/safemem/boot" in lines and "SuccessExitStatus=42" in lines
+    assert "ExecStartPost=/bin/sh -c '[ -s /run/safemem/passed ]'" in lines
+    for name in on_failure.GUARDED:
+        drop = units(action)[f"usr/lib/systemd/system/{name}.d/50-safemem.conf"].decode().splitlines()
+        assert {"Requires=safemem-decide.service", "AssertFileNotEmpty=/run/safemem/passed"} < set(drop)
     assert not [item for item in lines if item.startswith("Condition")]
     before = {name for item in lines if item.startswith("Before=") for name in item.removeprefix("Before=").split()}
     assert {*on_failure.GUARDED, "dracut-cmdline.service", "dracut-pre-udev.service"} <= before
@@ -102,6 +117,7 @@ def test_every_action_has_its_means() -> None:
     for action in FINAL:
         assert (
             on_failure.gate(Failure(action))
+            and on_failure.proof(Failure(action))
             and on_failure.units(Failure(action))
             and on_failure.wrapper(Failure(action))
         )
@@ -133,22 +149,26 @@ def hook(tmp_path: Path, init: str) -> subprocess.CompletedProcess[str]:
     """Run the hook of initramfs-tools on a tree with this /init, with a `safemem` that only notes its words."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/safemem").write_text('#!/bin/sh\necho "$*" >"$DESTDIR/called"\n')
+    (tmp_path / f"tree/{GATE}").parent.mkdir(parents=True)
+    (tmp_path / f"tree/{GATE}").write_bytes(GATES[GATE])
     (tmp_path / "bin/safemem").chmod(0o755)
-    (tmp_path / "tree").mkdir()
     (tmp_path / "tree/init").write_text(init)
+    (tmp_path / "tree/init").chmod(0o755)
     env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "DESTDIR": str(tmp_path / "tree")}
     return subprocess.run(["sh", HOOK], env=env, capture_output=True, text=True)
 
 
 def test_hook(tmp_path: Path) -> None:
-    """The gate stands right before the line that runs init-top, and `inside` finds it there."""
-    result = hook(tmp_path, f"#!/bin/sh\nmaybe_break top\n{LINE}\nload_modules\n")
+    """All of the gate stands right before the line that runs init-top, and `inside` finds it there."""
+    odd = "  a\\b 'c' \t\n%s\n"
+    result = hook(tmp_path, f"#!/bin/sh\n{odd}{LINE}\nload_modules\n")
     init = (tmp_path / "tree/init").read_bytes()
 
     assert result.returncode == 0, result.stderr
-    assert init.decode().splitlines() == ["#!/bin/sh", "maybe_break top", ". /usr/lib/safemem/gate.sh", LINE, "load_modules"]  # fmt: skip
+    assert init.decode() == f"#!/bin/sh\n{odd}{GATES[GATE].decode()}{LINE}\nload_modules\n"
+    assert os.access(tmp_path / "tree/init", os.X_OK) and not (tmp_path / "tree/init.safemem").exists()
     assert (tmp_path / "tree/called").read_text() == f"initramfs tree {tmp_path / 'tree'}\n"
-    found = check.inside(archive({**base(), "init": init}))
+    found = check.inside(archive({**base(), **GATES, "init": init}))
     assert found is not None and (found.start, found.fault) == ("initramfs-tools", "")
 
 
@@ -162,29 +182,83 @@ def test_hook_fails_on_an_init_it_does_not_know(tmp_path: Path, init: str) -> No
     assert (tmp_path / "tree/init").read_text() == init
 
 
+#: What the wrapper ends with, and what becomes of the boot.
+WRAPPERS = {
+    None: False,
+    "exit 42": True,
+    "": False,
+    "exit 0": False,
+    "exit 4": False,
+    "exit 1": False,
+    "kill -9 $$": False,
+}
+
+
+def moved(folder: Path, data: bytes) -> str:
+    """Return a gate whose files are in `folder`, with each key on a line of its own, that stops instead of sleeping."""
+    text = data.decode()
+    for path in ("/usr/lib/safemem/boot", "/run/safemem/passed", "/dev/kmsg", "/proc/sysrq-trigger"):
+        text = text.replace(path, f"{folder}/{path.rpartition('/')[2]}")
+    return text.replace(f">{folder}/sysrq", f">>{folder}/sysrq").replace("sleep 3600 2>&-", "echo stops; exit 9")
+
+
+def put_wrapper(folder: Path, script: str | None) -> None:
+    """Put a wrapper where the moved gate looks for one."""
+    (folder / "boot").unlink(missing_ok=True)
+    if script is not None:
+        (folder / "boot").write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "boot").chmod(0o755)
+
+
+@pytest.mark.parametrize("words", ["", "set -e;", "set -u;"])
 @pytest.mark.parametrize(("action", "keys"), [("panic", "c b"), ("reboot", "b c"), ("halt", "")])
-def test_gate(tmp_path: Path, action: str, keys: str) -> None:
-    """Returns to the init that sources it if the wrapper said so; otherwise writes the keys and never returns."""
-    text = on_failure.gate(Failure(action)).decode()
-    for path in ("/usr/lib/safemem/boot", "/dev/kmsg", "/proc/sysrq-trigger"):
-        assert path in text
-        text = text.replace(path, f"{tmp_path}{path.replace('/usr/lib/safemem', '')}")
-    for folder in ("dev", "proc"):
-        (tmp_path / folder).mkdir()
-    # Each key on a line of its own instead of the last one only.
-    text = text.replace(f">{tmp_path}/proc", f">>{tmp_path}/proc").replace("sleep 3600", "echo stops; exit 9")
-    (tmp_path / "gate.sh").write_text(text)
-    script = f". {tmp_path}/gate.sh; echo goes on"
+def test_gate(tmp_path: Path, action: str, keys: str, words: str) -> None:
+    """Returns to the init that it is in if the wrapper ended with 42; otherwise writes the keys and never returns."""
+    (tmp_path / "gate.sh").write_text(moved(tmp_path, on_failure.gate(Failure(action))))
+    trigger = tmp_path / "sysrq-trigger"
+    for wrapper, on in WRAPPERS.items():
+        put_wrapper(tmp_path, wrapper)
+        trigger.unlink(missing_ok=True)
+        made = subprocess.run(
+            ["sh", "-c", f"{words} . {tmp_path}/gate.sh; echo goes on"], capture_output=True, text=True
+        )
+        assert (made.returncode, made.stdout) == ((0, "goes on\n") if on else (9, "stops\n")), wrapper
+        assert (trigger.read_text().split() if trigger.exists() else []) == ([] if on else keys.split())
 
-    gone = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
-    (tmp_path / "boot").write_text("#!/bin/sh\nexit 0\n")
-    (tmp_path / "boot").chmod(0o755)
-    there = subprocess.run(["sh", "-c", script], capture_output=True, text=True)
 
-    assert (gone.returncode, gone.stdout) == (9, "stops\n")
-    trigger = tmp_path / "proc/sysrq-trigger"
-    assert (trigger.read_text().split() if trigger.exists() else []) == keys.split()
-    assert (there.returncode, there.stdout) == (0, "goes on\n")
+SHELLS = [pytest.param(name, marks=pytest.mark.needs(name.split()[0])) for name in ("dash", "busybox sh", "bash")]
+
+
+@pytest.mark.parametrize("name", SHELLS)
+def test_an_init_that_is_cut_off(tmp_path: Path, name: str) -> None:
+    """The gate in /init of initramfs-tools, cut off at every byte: whatever is left goes on to init-top only if all of it is there."""
+    init = f"run_scripts() {{ echo goes on; }}\n{moved(tmp_path, GATES[GATE])}{LINE}\n"
+    put_wrapper(tmp_path, "")
+    script = tmp_path / "init"
+    for at in range(0, len(init), 3):
+        script.write_text(init[:at])
+        assert subprocess.run([*name.split(), script], capture_output=True).stdout in (b"", b"stops\n"), init[:at]
+    put_wrapper(tmp_path, "exit 42")
+    script.write_text(init)
+    assert subprocess.run([*name.split(), script], capture_output=True).stdout == b"goes on\n"
+
+
+@pytest.mark.parametrize("name", SHELLS)
+@pytest.mark.parametrize("cut", ["gate", "proof"])
+def test_hooks_that_are_cut_off(tmp_path: Path, name: str, cut: str) -> None:
+    """dracut sources its hooks: with either of the two first ones cut off at every byte, no boot goes on without a decision."""
+    texts = {"gate": moved(tmp_path, GATES[GATE]), "proof": moved(tmp_path, GATES[PROOF])}
+    put_wrapper(tmp_path, "")
+    words = [*name.split(), "-c", f". {tmp_path}/gate.sh; . {tmp_path}/proof.sh; echo goes on"]
+    for at in range(0, len(texts[cut]) - 1, 3):
+        for hook, text in texts.items():
+            (tmp_path / f"{hook}.sh").write_text(text[:at] if hook == cut else text)
+        result = subprocess.run(words, capture_output=True, text=True)
+        assert "goes on" not in result.stdout, texts[cut][:at]
+    for hook, text in texts.items():
+        (tmp_path / f"{hook}.sh").write_text(text)
+    put_wrapper(tmp_path, f"echo yes >{tmp_path}/passed; exit 42")
+    assert subprocess.run(words, capture_output=True, text=True).stdout == "goes on\n"
 
 
 def test_tree_and_units(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safemem.initramfs import unpack
+from safemem.initramfs import packed, unpack
 from safemem.initramfs.cpio import Archive
 
 
@@ -48,7 +48,6 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": program("zstd", "-q", "-c"),
     "zstd-bare": program("zstd", "-q", "-c", "--no-check", "-1"),
     "lz4-legacy": program("lz4", "-l", "-q", "-c"),
-    "lz4": program("lz4", "-q", "-c", "-BX", "--content-size"),
 }
 NOISE = bytes(range(256)) * 997
 
@@ -60,7 +59,7 @@ def test_every_packing(packer: str) -> None:
     """A plain archive, zeros, a packed one, then another plain one: all are read, and the last of one name counts."""
     pack = PACKERS[packer]
     data = archive(early=b"1", a__same=b"old") + bytes(8192) + pack(archive(a__same=b"new", a__big=NOISE, x=b"x"))
-    data += bytes(-len(data) % 4) + archive(a__late=b"3", x=b"y") + bytes(512)
+    data += bytes(4 + -len(data) % 4) + archive(a__late=b"3", x=b"y") + bytes(512)
 
     assert unpack.find(data, ["early", "a/", "x", "absent"]) == {
         "early": b"1", "a/same": b"new", "a/big": NOISE, "a/late": b"3", "x": b"y",
@@ -93,6 +92,9 @@ def test_what_cpio_writes(tmp_path: Path) -> None:
     [
         (b"hello", "byte 0: neither an archive nor a compression that the kernel knows"),
         (archive(a=b"1")[:115], "byte 115: the archive is cut off"),
+        (archive(a=b"1")[:112], "byte 0: the archive is cut off"),
+        (archive(a=b"1")[:116], "byte 116: the archive is cut off"),
+        (archive(a=b"1")[:90], "byte 0: the archive is cut off"),
         (b"070701" + b"z" * 104, "byte 0: the head of an archive entry is damaged"),
         (archive(a=b"1")[:116] + b"x" * 200, "byte 116: this is no entry of a newc archive"),
         (b"\x89LZO\0\r\n", "byte 0: packed with lzo, which cannot be unpacked here"),
@@ -108,9 +110,146 @@ def test_what_cpio_writes(tmp_path: Path) -> None:
 )
 def test_damaged(data: bytes, says: str) -> None:
     """What cannot be read to its end is an error with its place, never an image without the file."""
-    with pytest.raises(unpack.Unreadable) as error:
+    with pytest.raises(packed.Unreadable) as error:
         unpack.find(data, ["b"])
     assert says in str(error.value)
+
+
+def entry(
+    name: bytes = b"init\0", mode: int = 0o100755, data: bytes = b"", *, links: int = 1, inode: int = 1, check: int = 0,
+    magic: bytes = b"070701", length: int | None = None, size: int | None = None,
+) -> bytes:  # fmt: skip
+    """Return one entry of an archive as given, whatever is wrong with it."""
+    size = len(data) if size is None else size
+    fields = (inode, mode, 0, 0, links, 0, size, 0, 0, 0, 0, len(name) if length is None else length, check)
+    head = magic + b"".join(b"%08x" % field for field in fields) + name
+    return head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
+
+
+END = entry(b"TRAILER!!!\0", 0)
+PLAIN, PACKED = archive(a=b"1"), gzip.compress(archive(b=b"2"), mtime=0)
+STOPS = ": the kernel stops here, and unpacks nothing of the rest"
+
+
+@pytest.mark.parametrize("length", range(4))
+def test_where_the_kernel_looks_for_an_archive(length: int) -> None:
+    """A compressed part begins anywhere behind another one, a plain archive only at a multiple of 4."""
+    image = next(
+        made for n in range(64) if len(made := gzip.compress(archive(a=bytes(range(n))), mtime=0)) % 4 == length
+    )
+    after = len(image)
+
+    assert set(unpack.find(image + PACKED, ["a", "b"])) == {"a", "b"}
+    assert set(unpack.find(image + bytes(3) + PACKED, ["a", "b"])) == {"a", "b"}
+    assert set(unpack.find(image + bytes(-after % 4) + PLAIN, ["a"])) == {"a"}
+    if length:
+        with pytest.raises(packed.Unreadable) as error:
+            unpack.find(image + PLAIN, ["a"])
+        assert str(error.value) == f"byte {after}: a plain archive begins at no multiple of 4{STOPS}"
+        # Behind a plain one, padded to a number that is none, nothing at all is unpacked.
+        with pytest.raises(packed.Unreadable) as error:
+            unpack.find(PLAIN + bytes(length) + PACKED, ["a"])
+        assert (
+            str(error.value)
+            == f"byte {len(PLAIN) + length}: the part after a plain archive begins at no multiple of 4{STOPS}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (gzip.compress(PACKED, mtime=0), "byte 0, unpacked byte 0: no archive is here in the compressed part" + STOPS),
+        (gzip.compress(PLAIN + PACKED, mtime=0), f"byte 0, unpacked byte {len(PLAIN)}: no archive is here in the compressed part" + STOPS),
+        (gzip.compress(PLAIN + bytes(2) + PLAIN, mtime=0), f"byte 0, unpacked byte {len(PLAIN) + 2}: no archive is here in the compressed part" + STOPS),
+        (gzip.compress(bytes(512) + PLAIN, mtime=0), "byte 0, unpacked byte 0: no archive is here in the compressed part" + STOPS),
+        (gzip.compress(b"", mtime=0), "byte 0, unpacked byte 0: no archive is here in the compressed part" + STOPS),
+        (gzip.compress((entry(data=b"x") + END)[:-3], mtime=0), "byte 0, unpacked byte 116: the archive is cut off"),
+        (PACKED[:3] + b"\x04" + PACKED[4:], "byte 0: the head of the gzip member has fields that the kernel does not know" + STOPS),
+        (lzma.compress(PLAIN), "byte 0: packed by xz without `--check=crc32`" + STOPS),
+        (entry(b"init", length=4) + END, "byte 0: the name of an archive entry has no end" + STOPS),
+        (entry(b"", length=0) + END, "byte 0: the name of an archive entry is empty or longer than 4096 bytes"),
+        (entry(b"a" * 4096 + b"\0") + END, "byte 0: the name of an archive entry is empty or longer than 4096 bytes"),
+        (entry(mode=0o120777, data=b"a" * 4097) + END, "byte 0: the name of an archive entry is empty or longer than 4096 bytes"),
+        (entry(mode=0o040755, data=b"x") + END, "byte 0: an archive entry that is neither a file nor a link has content"),
+        (entry(b"usr/../init\0") + END, "byte 0: the name of an archive entry has `..` in it"),
+        (entry().replace(b"0000000", b"0x00000", 1) + END, "byte 0: the head of an archive entry is damaged"),
+        (entry(magic=b"070707") + END, "byte 0: this is no entry of a newc archive"),
+        (entry(magic=b"070702", data=b"ab", check=1) + END, "byte 0: the content of an archive entry does not match its sum" + STOPS),
+        (entry() + bytes(2) + END, f"byte {len(entry()) + 2}: an archive entry begins at no multiple of 4" + STOPS),
+        (entry(size=17 << 20), "byte 0: init is larger than 16 MiB, which is not read"),
+        (b"\x04\x22\x4d\x18" + bytes(20), "byte 0: neither an archive nor a compression that the kernel knows"),
+        (b"\x50\x2a\x4d\x18" + bytes(20), "byte 0: neither an archive nor a compression that the kernel knows"),
+    ],
+)  # fmt: skip
+def test_where_the_kernel_stops(data: bytes, says: str) -> None:
+    """Nothing is read that the kernel would not unpack, and nothing behind that."""
+    with pytest.raises(packed.Unreadable) as error:
+        unpack.find(data, ["init", "a"])
+    assert str(error.value) == says
+
+
+@pytest.mark.needs("zstd", "lz4")
+def test_frames() -> None:
+    """Each frame of zstd is a part of its own, and behind one of lz4 the kernel wants zeros."""
+    zstd, lz4 = PACKERS["zstd"], PACKERS["lz4-legacy"]
+    assert set(unpack.find(zstd(PLAIN) + zstd(archive(b=b"2")), ["a", "b"])) == {"a", "b"}
+    with pytest.raises(packed.Unreadable, match="the archive is cut off"):
+        unpack.find(zstd(PLAIN[:116]) + zstd(PLAIN[116:]), ["a"])
+    made = lz4(PLAIN)
+    assert set(unpack.find(made + bytes(4) + PACKED, ["a", "b"])) == {"a", "b"}
+    made += bytes(-len(made) % 4)
+    for more in (made[:-1] + PACKED, lz4(PLAIN) + PLAIN):
+        with pytest.raises(packed.Unreadable, match=r"damaged|cut off|no multiple of 4|less than four zeros"):
+            unpack.find(more, ["a"])
+
+
+def test_nested_deeply() -> None:
+    """One level is what the kernel knows: of 1,500 only the first is looked at."""
+    data = PLAIN
+    for _ in range(1500):
+        data = gzip.compress(data, 0, mtime=0)
+    with pytest.raises(packed.Unreadable, match="byte 0, unpacked byte 0: no archive is here"):
+        unpack.find(data, ["a"])
+
+
+def test_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros by the gigabyte are not unpacked to the end, and are never in memory as a whole."""
+    large = gzip.compress(PLAIN + bytes(64 << 20), 1, mtime=0)
+    assert set(unpack.find(large, ["a"])) == {"a"}
+    monkeypatch.setattr(unpack, "LIMIT", 32 << 20)
+    for data in (large, PACKED + gzip.compress(archive(b=bytes(16 << 20)), 1, mtime=0) * 3):
+        with pytest.raises(
+            packed.Unreadable, match=r"byte \d+: the image unpacks to more than 32 MiB, which is not read"
+        ):
+            unpack.find(data, ["a"])
+    with pytest.raises(
+        packed.Unreadable, match="byte 0: the compressed part unpacks to more than 8 MiB, which is not read"
+    ):
+        packed.whole(large, 0, 8 << 20)
+
+
+def test_names_as_the_kernel_takes_them() -> None:
+    """One file has one path, however it is spelled, and a name ends at its first NUL."""
+    data = (
+        entry(b".//usr/./lib//x\0", data=b"1")
+        + entry(b"/usr/lib/x\0\0\0\0", data=b"2")
+        + entry(mode=0o120777, data=b"y\0z")
+    )
+    assert unpack.find(data + END, ["usr/lib/x", "init"]) == {"usr/lib/x": b"2", "init": b"y"}
+
+
+@pytest.mark.needs("cpio")
+def test_files_with_several_names(tmp_path: Path) -> None:
+    """The content comes with one of the names, the last in what cpio writes, and counts for each."""
+    (tmp_path / "t/d").mkdir(parents=True)
+    (tmp_path / "t/a").write_text("hi")
+    for name in ("b", "d/c"):
+        (tmp_path / "t" / name).hardlink_to(tmp_path / "t/a")
+    made = program("sh", "-c", f"cd {tmp_path}/t && find . | cpio -o -H newc --quiet")(b"")
+    assert unpack.find(made, ["a", "b", "d/"]) == dict.fromkeys(("a", "b", "d/c"), b"hi")
+
+    first = entry(b"a\0", data=b"1", links=2) + entry(b"b\0", links=2) + END + entry(b"c\0", links=2) + END
+    assert unpack.find(first, ["a", "b", "c"]) == {"a": b"1", "b": b"1", "c": b""}
 
 
 @pytest.mark.needs("zstd")
@@ -118,7 +257,7 @@ def test_a_missing_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without zstd the image is unreadable, and the message says what to install."""
     data = PACKERS["zstd"](archive(a=b"1"))
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(unpack.Unreadable, match="packed with zstd, and the program zstd is not installed"):
+    with pytest.raises(packed.Unreadable, match="packed with zstd, and the program zstd is not installed"):
         unpack.find(data, ["a"])
 
 
@@ -127,5 +266,5 @@ def test_a_missing_program(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_bytes(tail: bytes, kind: int) -> None:
     """Whatever the image holds, there is an answer or `Unreadable`."""
     head = (b"", b"070701", b"\x1f\x8b\x08\0\0\0\0\0\0\xff", b"\xfd7zXZ\0", archive(a=b"1"), b"BZh9")[kind]
-    with contextlib.suppress(unpack.Unreadable):
+    with contextlib.suppress(packed.Unreadable):
         unpack.find(head + tail, ["a"])

@@ -14,6 +14,7 @@ from safemem.boot import main as boot
 from safemem.boot import record
 from safemem.boot.model import Rule
 from safemem.cli import main
+from safemem.initramfs.on_failure import UNIT_LINES
 from safemem.realroot import maintenance
 from tests.fakes import make_root
 from tests.kit import install
@@ -112,6 +113,45 @@ def test_generator_with_a_decision_that_cannot_be_read(tmp_path: Path, left: str
     subprocess.run(["sh", tmp_path / "generator", *folders], check=True)
 
     assert (folders[1] / "default.target").is_symlink()
+
+
+@pytest.mark.parametrize("action", ["panic", "reboot", "halt", "continue"])
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.needs("systemd-analyze")
+def test_generator_lets_udev_wait_for_the_hold(tmp_path: Path, action: str, held: bool) -> None:
+    """Where the rule ends a boot that falls short, udev needs the hold, whose failure ends the boot as on_failure's would."""
+    machine = make_root(tmp_path / "machine", offered=True)
+    install(machine, otherwise=Rule("otherwise", "online-safe" if held else "online-all", on_shortfall=action))
+    boot.main(["--root", str(machine)])
+    # What refuses on a fake root ends it; the one that goes on is what is looked at.
+    text = (machine / record.ENV).read_text().replace("FINISHED=no", "FINISHED=yes")
+    (machine / record.ENV).write_text(text)
+    script = (HERE / "systemd/safemem-generator").read_text().replace("/run/safemem", str(machine / "run/safemem"))
+    (tmp_path / "generator").write_text(script)
+    folders = [tmp_path / name for name in ("normal", "early", "late")]
+    for folder in folders:
+        folder.mkdir()
+    subprocess.run(["sh", tmp_path / "generator", *folders], check=True)
+
+    made = {path.parent.name: path.read_text() for path in folders[0].glob("*/50-safemem.conf")}
+    if action == "continue" or not held:
+        assert made == {}
+        return
+    lines = UNIT_LINES[action].replace("safemem-panic.service", "safemem-shortfall.service")
+    needs = "[Unit]\nRequires=safemem-hold.service\nAfter=safemem-hold.service\n"
+    assert made == {
+        "safemem-hold.service.d": f"[Unit]\nConditionPathExists=\n{lines}\n",
+        "systemd-udevd.service.d": needs,
+        "systemd-udev-trigger.service.d": needs,
+    }
+    for unit in ("hold", "mask"):
+        (folders[0] / f"safemem-{unit}.service").write_text(
+            (HERE / f"systemd/safemem-{unit}.service").read_text().replace("/usr/lib/safemem/hold", "/bin/true")
+        )
+    units = [str(folders[0] / f"safemem-{unit}.service") for unit in ("hold", "shortfall", "mask")]
+    words = ["systemd-analyze", "verify", "--man=no", *units]
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert not [line for line in result.stderr.splitlines() if "safemem" in line and "halt-immediate" not in line]
 
 
 def test_generator_without_a_decision(tmp_path: Path) -> None:

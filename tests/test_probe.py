@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ STATES: list[tuple[str, dict[str, Any], str]] = [
     ("KHO asked for but not started", {"offered": True, "kho_out": False}, "rejected"),
     ("the last kho= counts", {"offered": True, "kho_out": False, "cmdline": "kho=on kho=off"}, "orphaned"),
     ("no KHO", {"offered": True, "kho_out": False, "config": "CONFIG_64BIT=y\n"}, "unsupported"),
-    ("no KHO and no debugfs", {"offered": True, "debugfs": False, "config": "CONFIG_64BIT=y\n"}, "unsupported"),
+    (
+        "no KHO and no debugfs",
+        {"offered": True, "debugfs": False, "luo": False, "config": "CONFIG_64BIT=y\n"},
+        "unsupported",
+    ),
     ("no debugfs files", {"offered": True, "kho_out": False, "config": "CONFIG_KEXEC_HANDOVER=y\n"}, UNKNOWN),
     ("no configuration", {"offered": True, "kho_out": False, "config": None}, UNKNOWN),
     ("debugfs not mounted", {"offered": True, "debugfs": False}, UNKNOWN),
@@ -55,7 +60,9 @@ def test_handover(tmp_path: Path, name: str, options: dict[str, Any], expected: 
     assert fact.source and fact.reason
 
 
-@pytest.mark.parametrize(("files", "expected"), [(("linux,kho-fdt",), "rejected"), ((), "none")])
+@pytest.mark.parametrize(
+    ("files", "expected"), [(("name", "linux,kho-fdt"), "rejected"), (("name", "bootargs"), "none"), ((), UNKNOWN)]
+)
 def test_handover_on_a_device_tree_machine(tmp_path: Path, files: tuple[str, ...], expected: str) -> None:
     """Without boot_params, the chosen node says whether a handover was offered."""
     root = make_root(tmp_path)
@@ -82,6 +89,102 @@ def test_handover_with_an_odd_setup_data_type_is_unknown(tmp_path: Path) -> None
         (root / paths.SETUP_DATA / entry / "type").write_text("huh\n")
 
     assert probe.read_snapshot(str(root)).facts["handover"].value == UNKNOWN
+
+
+ENTRY = f"{paths.SETUP_DATA}/1"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "options"),
+    [
+        ("an entry without a type", lambda root: (root / f"{ENTRY}/type").unlink(), {"offered": True}),
+        ("an entry that is empty", lambda root: (root / f"{ENTRY}/type").write_text(""), {"offered": True}),
+        ("a type that is cut off", lambda root: (root / f"{ENTRY}/type").write_text("0x"), {"offered": True}),
+        ("an entry that is missing", lambda root: shutil.rmtree(root / paths.SETUP_DATA / "0"), {"offered": True}),
+        ("no entries at all", lambda root: (root / paths.SETUP_DATA).mkdir(), {}),
+        ("an empty folder mounted over it", lambda root: (root / "sys/kernel/boot_params/version").unlink(), {}),
+        ("a link that leads nowhere", lambda root: (root / paths.SETUP_DATA).symlink_to("nowhere"), {}),
+        ("a device tree without the node", lambda root: (root / paths.DEVICE_TREE).mkdir(), {}),
+    ],
+)
+def test_only_what_was_listed_to_its_end_says_none(
+    tmp_path: Path, name: str, damage: Callable[[Path], object], options: dict[str, Any]
+) -> None:
+    """Whatever below the evidence cannot be read is no proof that nothing was offered."""
+    root = make_root(tmp_path, **options)
+    if name == "an entry that is missing":
+        (root / f"{ENTRY}/type").write_text("0x9\n")
+    damage(root)
+
+    assert probe.read_snapshot(str(root)).facts["handover"].value == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"kho_in": True}, id="nothing offered, and a tree"),
+        pytest.param({"offered": True, "kho_in": True, "cmdline": "safemem.guard=0x1000000-0x24ffffff", "crash": "01000000-24ffffff"}, id="accepted, and a guard in force"),
+        pytest.param({"offered": True, "kho_out": False, "luo": True, "config": "CONFIG_64BIT=y\n"}, id="a configuration without KHO, and LUO"),
+        pytest.param({"offered": True, "kho_out": False, "luo": True, "cmdline": "kho=off"}, id="KHO off, and LUO"),
+        pytest.param({"offered": True, "kho_in": True, "kho_out": False}, id="a tree without the outgoing side"),
+    ],
+)  # fmt: skip
+def test_evidence_that_contradicts_itself(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Two things that no kernel shows together prove neither."""
+    fact = probe.read_snapshot(str(make_root(tmp_path, **options))).facts["handover"]
+
+    assert (fact.value, bool(fact.reason)) == (UNKNOWN, True)
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "expected"),
+    [
+        ("safemem.guard=0x1000000-0x24ffffff", "lost"),
+        ("safemem.attempts=0", "lost"),
+        ("safemem.guard=nonsense", "lost"),
+        ("safemem.safe=0-0xfff;crc32=00000000", "lost"),
+        ("safemem.safe=0-0xfff", "none"),
+        ("crashkernel=256M memhp_default_state=offline", "none"),
+        ("-- safemem.guard=0x1000000-0x24ffffff", "none"),
+    ],
+)
+def test_a_kexec_that_handed_nothing_over(tmp_path: Path, cmdline: str, expected: str) -> None:
+    """What only handover-args writes announces a handover; one that did not come was lost."""
+    fact = probe.read_snapshot(str(make_root(tmp_path, cmdline=cmdline))).facts["handover"]
+
+    assert fact.value == expected
+
+
+@pytest.mark.parametrize("damage", ["", "kho=on liveupdate=on safemem.gua"])
+def test_a_command_line_that_is_cut_off(tmp_path: Path, damage: str) -> None:
+    """The kernel ends it with the end of a line; without that nobody knows what was asked for, or announced."""
+    root = make_root(tmp_path)
+    (root / paths.CMDLINE).write_text(damage)
+    snapshot = probe.read_snapshot(str(root))
+
+    assert "cmdline-unreadable" in [note.code for note in snapshot.notes]
+    assert {snapshot.facts[name].value for name in ("handover", "guard")} == {UNKNOWN}
+
+
+def test_a_configuration_that_is_cut_off_says_nothing(tmp_path: Path) -> None:
+    """An option that is missing may have stood in what is lost."""
+    root = make_root(tmp_path, offered=True, kho_out=False, config=None)
+    config = root / "boot/config-7.3.4"
+    config.parent.mkdir()
+    config.write_text("CONFIG_64BIT=y\n")
+    assert probe.read_snapshot(str(root)).facts["handover"].value == UNKNOWN
+
+    config.write_text("CONFIG_64BIT=y\n# end of Kernel hacking\n")
+    assert probe.read_snapshot(str(root)).facts["handover"].value == "unsupported"
+
+
+def test_a_guard_that_iomem_does_not_show(tmp_path: Path) -> None:
+    """Memory that is reserved and stands nowhere is no guard that is void."""
+    root = make_root(tmp_path, cmdline="safemem.guard=0x1000000-0x24ffffff", crash=GUARD)
+    (root / paths.IOMEM).write_text("00001000-0009fbff : System RAM\n")
+    snapshot = probe.read_snapshot(str(root))
+
+    assert (snapshot.facts["guard"].value, "guard-unknown" in [note.code for note in snapshot.notes]) == (UNKNOWN, True)
 
 
 def test_accepted_details(tmp_path: Path) -> None:
@@ -279,7 +382,7 @@ def test_a_guard_that_is_not_in_force_is_a_witness(tmp_path: Path, options: dict
     found = probe.read_snapshot(str(root))
 
     assert (found.witness != "") == expected
-    assert found.facts["handover"].value == ("unknown" if options.get("offered", True) else "none")
+    assert found.facts["handover"].value == ("unknown" if options.get("offered", True) else "lost")
     in_force = options.get("crash") == "01000000-24ffffff"
     assert found.facts["handover"].reason.endswith("it was not accepted: the guard is in force") == in_force
     again = reader.snapshot_from_text(reader.capture_text(found), "x")

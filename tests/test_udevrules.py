@@ -34,6 +34,47 @@ ONLINING = {
     "after a form feed": 'SUBSYSTEM=="memory", \x0c ATTR{state}="online"',
     "not to be read": 'SUBSYSTEM=="memory", ATTR{state}?="online"',
     "no subsystem named": 'KERNEL=="memory*", ATTR{state}="online"',
+    "for every device": 'ACTION=="add", ATTR{online}="1"',
+    "the other attribute, behind a jump": 'SUBSYSTEM!="memory", GOTO="end"\nACTION=="add", ATTR{online}="1"\nLABEL="end"',
+    "the other attribute, in other words": 'SUBSYSTEM=="memory", ATTR{online}="Y"',
+    "of another device": 'SUBSYSTEM=="acpi", ATTR{[memory/memory32]state}="online"',
+    "of another device, one word": 'ACTION=="add", ATTR{[memory/memory32]online}="1"',
+    "of a node's block": 'SUBSYSTEM=="node", ATTR{memory32/state}="online_kernel"',
+    "of whichever block": 'SUBSYSTEM=="node", ATTR{*/state}="online"',
+    "of the board's device": 'SUBSYSTEM=="acpi", ATTR{physical_node/online}="1"',
+    "the kernel's own onlining": 'SUBSYSTEM=="cpu", ATTR{../../memory/auto_online_blocks}="online"',
+    "once and for all": 'SUBSYSTEM=="memory", ATTR{state}:="online"',
+    "a script by any name": 'SUBSYSTEM=="memory", ACTION=="add", RUN+="/usr/local/bin/new-block.sh $env{DEVPATH}"',
+    "a script by any name, as a condition": 'SUBSYSTEM=="memory", PROGRAM=="/opt/agent/x %k"',
+    "a script by any name, at last": 'SUBSYSTEM=="memory", RUN{program}+="agent"',
+    "a script behind a jump": 'SUBSYSTEM!="memory", GOTO="end"\nRUN+="/opt/x"\nLABEL="end"',
+    "a script behind a jump for memory": 'SUBSYSTEM=="memory", GOTO="mine"\nGOTO="end"\nLABEL="mine"\nRUN+="/opt/x"\nLABEL="end"',
+    "a script by a mark": 'SUBSYSTEM=="memory", TAG+="mine"\nTAG=="mine", RUN+="/opt/x"',
+    "a script by a variable": 'SUBSYSTEM=="memory", ENV{MINE}="1"\nENV{MINE}=="1", RUN+="/opt/x"',
+    "a mark that both have": 'SUBSYSTEM=="memory", TAG+="x"\nSUBSYSTEM=="block", TAG+="x"\nTAG=="x", RUN+="/opt/x"',
+    "a script, the subsystem as a variable": 'ENV{SUBSYSTEM}=="memory", RUN+="/opt/x"',
+    "a shell": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'echo 1 > /sys$devpath/online\'"',
+    "a shell for every device": 'RUN+="/bin/sh -c \'echo 1 > /sys$devpath/online\'"',
+    "a shell that is told where": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'echo 1 > $env{WHERE}\'"',
+    "a shell that looks and writes": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'test -e /x && cat /x >/proc/1/root/sys/x\'"',
+    "a shell with a pipe": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'echo 1 | tee /x\'"',
+    "a unit of any name": 'SUBSYSTEM=="memory", ENV{SYSTEMD_WANTS}+="agent@%k.service"',
+    "a unit for dax by the new rule": 'SUBSYSTEM=="dax", TAG+="systemd", PROGRAM="/usr/bin/systemd-escape -p --template=x@.service $env{DEVNAME}", ENV{SYSTEMD_WANTS}="%c"',
+    "imported": 'SUBSYSTEM=="memory", IMPORT{program}="/opt/x"',
+    "part of a subsystem's name": 'SUBSYSTEM=="mem*", ATTR{state}="online"',
+    "a class of characters": 'SUBSYSTEM=="[m]emory", ATTR{state}="online"',
+    "alternatives": 'SUBSYSTEM=="cpu|memory", ATTR{online}="1"',
+    "not another subsystem": 'SUBSYSTEM!="cpu", ATTR{online}="1"',
+    "not in capitals": 'SUBSYSTEM!="MEMORY", ATTR{state}="online"',
+    "by its path": 'DEVPATH=="/devices/system/memory/*", ATTR{online}="1"',
+    "escaped as numbers": 'SUBSYSTEM=="memory", ATTR{state}=e"\\x6f\\156line"',
+    "a value made up": 'SUBSYSTEM=="memory", ATTR{state}="on%c{1}"',
+    "behind a jump that is refused": 'SUBSYSTEM!="cpu", NONSENSE=="1", GOTO="end"\nATTR{online}="1"\nLABEL="end"',
+    "behind a jump to nowhere": 'SUBSYSTEM!="cpu", GOTO="nowhere"\nATTR{online}="1"',
+    "behind a jump that goes back": 'LABEL="end"\nSUBSYSTEM!="cpu", GOTO="end"\nATTR{online}="1"',
+    "after a label": 'SUBSYSTEM=="memory", GOTO="in"\nSUBSYSTEM!="cpu", GOTO="end"\nLABEL="in"\nATTR{online}="1"\nLABEL="end"',
+    "as RHEL has it": 'SUBSYSTEM!="memory", ACTION!="add", GOTO="end"\nPROGRAM="/bin/uname -p", RESULT=="s390*", GOTO="end"\nENV{.state}="online"\nATTR{state}=="offline", ATTR{state}="$env{.state}"\nLABEL="end"',
+    "as Ubuntu has it": 'SUBSYSTEM=="memory", ACTION=="add", DEVPATH=="/devices/system/memory/memory[0-9]*", TEST=="state", ATTR{state}!="online", ATTR{state}="online"',
 }  # fmt: skip
 HARMLESS = {
     "only looks": 'SUBSYSTEM=="memory", ATTR{state}=="online", TAG+="seen"',
@@ -41,7 +82,24 @@ HARMLESS = {
     "takes off": 'SUBSYSTEM=="memory", ATTR{state}="offline"',
     "another device's state": 'SUBSYSTEM=="power_supply", ATTR{state}="online"',
     "processors": 'SUBSYSTEM=="cpu", ACTION=="add", ATTR{online}="1"',
-}
+    "processors behind a jump": 'SUBSYSTEM!="cpu", GOTO="end"\nACTION=="add", ATTR{online}="1"\nLABEL="end"',
+    "processors by name": 'KERNEL=="cpu[0-9]*", ATTR{online}="1"',
+    "everything but memory": 'SUBSYSTEM=="memory", GOTO="end"\nATTR{online}="1"\nLABEL="end"',
+    "switched off": 'SUBSYSTEM=="*", GOTO="end"\nSUBSYSTEM=="memory", ATTR{state}="online"\nLABEL="end"',
+    "a disk's state": 'SUBSYSTEM=="scsi", RUN+="/bin/sh -c \'echo running > /sys$devpath/state\'"',
+    "a script for disks": 'SUBSYSTEM=="block", RUN+="/opt/x"',
+    "a unit for disks": 'SUBSYSTEM=="block", ENV{SYSTEMD_WANTS}+="x.service"',
+    "a script by a disk's mark": 'SUBSYSTEM=="block", TAG+="mine"\nTAG=="mine", RUN+="/opt/x"',
+    "taken back": 'SUBSYSTEM=="memory", RUN-="/opt/x"',
+    "built in": 'SUBSYSTEM=="memory", RUN{builtin}+="kmod load"',
+    "when it goes": 'SUBSYSTEM=="memory", ACTION=="remove", RUN+="/opt/x"',
+    "only logs": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'echo $devpath >> /var/log/blocks 2>&1\'"',
+    "only says": 'SUBSYSTEM=="memory", RUN+="/usr/bin/logger new block %k"',
+    "kdump of Debian and Ubuntu": 'SUBSYSTEM=="memory", ACTION=="offline", PROGRAM="/usr/sbin/kdump-config try-reload"',
+    "kdump of RHEL 7": 'SUBSYSTEM=="memory", ACTION=="online", PROGRAM="/bin/systemctl try-restart kdump.service"',
+    "kdump of Fedora": 'SUBSYSTEM=="cpu", ACTION=="online", GOTO="reload"\nSUBSYSTEM=="memory", ACTION=="online", GOTO="reload"\nGOTO="end"\nLABEL="reload"\nRUN+="/bin/sh -c \'/usr/bin/systemctl is-active kdump.service || exit 0; /usr/bin/systemd-run --quiet --no-block /usr/lib/udev/kdump-udev-throttler\'"\nLABEL="end"',
+    "systemd's device nodes": 'SUBSYSTEM=="mem", KERNEL=="mem|kmem|port", GROUP="kmem", MODE="0640"',
+}  # fmt: skip
 
 
 def test_every_known_file(tmp_path: Path) -> None:
@@ -100,8 +158,11 @@ def test_onlining_rules_are_found(tmp_path: Path, text: str) -> None:
     (folder / "50-x.rules").write_text(f"# first line\n{text}\n")
     found = udevrules.find(str(tmp_path))
 
-    assert [item.file for item in found] == ["usr/lib/udev/rules.d/50-x.rules"]
-    assert found[0].line == (3 if "variable" in text or ".state" in text else 2)
+    assert {item.file for item in found} == {"usr/lib/udev/rules.d/50-x.rules"}
+    assert len(found) == 1
+    # A rule begins on its first line, wherever the word that counts is.
+    before = "" if "\\\n" in text else text[: max(text.find(found[0].what), 0)]
+    assert found[0].line == 2 + before.count("\n")
     assert "50-x.rules" in udevrules.masks(str(tmp_path))
 
 
@@ -112,6 +173,32 @@ def test_harmless_rules_are_not(tmp_path: Path, text: str) -> None:
     (tmp_path / "etc/udev/rules.d/50-x.rules").write_text(text)
 
     assert udevrules.find(str(tmp_path)) == []
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in it is not known, which is not nothing; a folder that is not there is."""
+    real = os.listdir
+
+    def listdir(path: Path) -> list[str]:
+        if str(path).endswith("etc/udev/rules.d"):
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    found = udevrules.find(str(tmp_path))
+    assert [(item.file, item.what) for item in found] == [
+        ("etc/udev/rules.d", "cannot be listed, so a rule in it may online memory")
+    ]
+    assert udevrules.masks(str(tmp_path)) == udevrules.KNOWN
+
+
+def test_a_link_to_nowhere_hides_nothing(tmp_path: Path) -> None:
+    """udev since 254 passes over it, and reads the file of that name in a later folder."""
+    for folder in ("etc/udev/rules.d", "usr/lib/udev/rules.d"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "etc/udev/rules.d/40-x.rules").symlink_to("nowhere")
+    (tmp_path / "usr/lib/udev/rules.d/40-x.rules").write_text(ONLINING["in a zone"])
+    assert "usr/lib/udev/rules.d/40-x.rules" in [item.file for item in udevrules.find(str(tmp_path))]
 
 
 def test_a_mask_hides_the_file(tmp_path: Path) -> None:
@@ -136,10 +223,15 @@ def test_our_own_rules_are_understood() -> None:
             subprocess.run(["udevadm", "verify", ROOT / "udev/60-safemem.rules"], check=True)
 
 
+#: Programs for memory that packages of Debian bring: all that may be found in them.
+OWN = ("90-daxctl-device.rules",)
+
+
 def test_the_machine_s_own_rules_are_read() -> None:
-    """Every rule that this machine has is understood: the parser meets the real world."""
+    """Every rule that this machine has is understood, and none is masked without a cause: the parser meets the real world."""
     folder = Path("/usr/lib/udev/rules.d")
     if not folder.is_dir():
         pytest.skip("this machine has no udev rules")
     for path in sorted(folder.glob("*.rules")):
         assert [rule for rule in udevrules.parse(path.read_text("utf-8", "replace")) if rule.rest] == [], path
+        assert path.name in OWN or udevrules.onliners(udevrules.parse(path.read_text("utf-8", "replace"))) == [], path

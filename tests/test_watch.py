@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from safemem.boot import apply, compiled, files
+from safemem.boot import apply, compiled, files, paths, record
 from safemem.boot import main as boot
-from safemem.boot.model import Blocks, Override, Policy, Rule
+from safemem.boot.model import Blocks, Override, Policy, Rule, Term
 from safemem.boot.ranges import Range
 from safemem.cli import main
 from safemem.host import doctor, incidents, metrics, reader, standing, suspects, watch
 from safemem.host.incidents import Counts
+from safemem.realroot import hold as realroot
+from safemem.realroot import storage, udevrules
+from tests import kit
 from tests.fakes import make_root
-from tests.kit import install
+from tests.kit import install, when
 
 MEMORY = "sys/devices/system/memory"
 BLOCK = 1 << 27
@@ -37,10 +43,12 @@ def decided(
 ) -> tuple[Path, Policy]:
     """Return a machine on which a lost handover was decided, and the policy; blocks 40 and 41 are safe."""
     root = make_root(base, offered=True, **options)
-    (root / "proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n")
+    # Boot memory stays in use, as on a machine that needs it.
+    (root / "proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 4000 kB\n")
     rule = Rule("otherwise", action, if_onlined=if_onlined, boot_memory="offline")
     install(root, otherwise=rule, sources=sources, memory=memory, allow_cmdline_override=True)
     boot.main(["--root", str(root)])
+    (root / "proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n")
     for number in range(8):  # as they are on a real machine: what refused is online
         block(root, number, "online")
     return root, compiled.load((root / boot.POLICY).read_bytes(), "policy")
@@ -244,6 +252,153 @@ def test_after_a_dry_run_nothing_is_done(tmp_path: Path, monkeypatch: pytest.Mon
     assert states(root, 35, 35) + states(root, 40, 40) == ["online", "offline"]
     status = CliRunner().invoke(main, ["status", "--root", str(root)])
     assert (status.exit_code, "changed" in status.stdout) == (64, False)
+
+
+#: Facts that follow from the blocks, and what they make of the same machine once the blocks have changed.
+DERIVED = {
+    "nothing was hot-added": ("held_blocks", "nothing"),
+    "nothing is outside": ("online_outside_safe", "outside"),
+}
+
+
+def lost(base: Path, fact: str) -> Path:
+    """Return a machine on which a lost handover is held as long as `fact` is yes or unknown, and another one would not be."""
+    root = make_root(base, offered=True)
+    (root / "proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n")
+    careful = Rule(
+        "careful", "online-safe", when(fact, Term("is", "yes"), Term("is", "unknown")), boot_memory="offline"
+    )
+    sources = (Range(40 * BLOCK, 42 * BLOCK),)
+    install(root, careful, otherwise=Rule("otherwise", "online-all", accept_data_exposure=True), sources=sources)
+    boot.main(["--root", str(root)])
+    return root
+
+
+@pytest.mark.parametrize(("fact", "change"), DERIVED.values(), ids=DERIVED)
+def test_what_was_derived_stays(tmp_path: Path, fact: str, change: str) -> None:
+    """A rule that would not decide now has decided: what was unplugged or taken off since loosens nothing."""
+    root = lost(tmp_path, fact)
+    for number in range(8):
+        block(root, number, "offline" if change == "outside" else "online")
+    if change == "nothing":
+        for number in range(32, 40):
+            shutil.rmtree(root / f"{MEMORY}/memory{number}")
+    batch = watch.look(str(root), Counts())
+    block(root, 50, "offline")
+    again = watch.look(str(root), batch.counts)
+
+    assert (batch.decision.rule.name, again.decision.rule.name, again.onlined) == ("careful", "careful", 0)
+    assert states(root, 50, 50) == ["offline"] and (root / paths.AUTO_ONLINE).read_text() == "offline"
+    assert states(root, 0, 7) == ["offline" if change == "outside" else "online"] * 8
+    assert "SAFEMEM_ARRIVALS=hold" in (root / record.ENV).read_text().splitlines()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_nothing_but_a_release_loosens_it(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Whatever is plugged, unplugged, edited, restarted or added: blocks outside the region stay as they are, and the hold."""
+    root = lost(tmp_path_factory.mktemp("x"), data.draw(st.sampled_from([fact for fact, _ in DERIVED.values()])))
+    (root / "usr/lib/udev/rules.d").mkdir(parents=True, exist_ok=True)
+    seen = Counts()
+    for _ in range(data.draw(st.integers(1, 4))):
+        change = data.draw(
+            st.sampled_from(["plug", "unplug", "env", "auto", "rule", "policy", "restart", "counts", "part"])
+        )
+        number = data.draw(st.integers(0, 50))
+        if change == "plug":
+            block(root, number, "offline")
+        elif change == "unplug":
+            shutil.rmtree(root / f"{MEMORY}/memory{number}", ignore_errors=True)
+        elif change == "env":
+            (root / record.ENV).write_text(
+                data.draw(st.sampled_from(["SAFEMEM_ARRIVALS=online\n", "SAFEMEM_DRY_RUN=yes\n", ""]))
+            )
+        elif change == "auto":
+            (root / paths.AUTO_ONLINE).write_text("online_kernel\n")
+        elif change == "rule":
+            (root / f"usr/lib/udev/rules.d/{number}-x.rules").write_text('SUBSYSTEM=="memory", ATTR{state}="online"\n')
+        elif change == "policy":
+            (root / "etc/safemem").mkdir(parents=True, exist_ok=True)
+            (root / "etc/safemem/policy.toml").write_text("format = 1\n")
+        elif change == "restart":
+            realroot.main(["--root", str(root)])
+        elif change == "counts":
+            (root / incidents.COUNTS).write_text(data.draw(st.sampled_from(["", "{}", "1e999", "[" * 99999])))
+        else:
+            entry = {"time": 1, "reason": "x", "ranges": [str(span(number, number))], "state": "done"}
+            files.replace(str(root), standing.RELEASES, json.dumps([entry]))
+        before = {path: path.read_text() for path in (root / MEMORY).glob("memory*/state")}
+        seen = watch.look(str(root), seen).counts
+        for path, text in before.items():
+            assert path.read_text() == text or path.parent.name in ("memory40", "memory41")
+        assert (root / paths.AUTO_ONLINE).read_text() == "offline"
+        assert "SAFEMEM_ARRIVALS=hold" in (root / record.ENV).read_text().splitlines()
+        assert udevrules.find(str(root)) == []
+
+
+def test_what_was_set_otherwise_is_said(tmp_path: Path) -> None:
+    """Each thing that somebody has changed is set right and named, once."""
+    root, _ = decided(tmp_path)
+    (root / record.ENV).write_text("SAFEMEM_ARRIVALS=online\n")
+    (root / paths.AUTO_ONLINE).write_text("online\n")
+    (root / "usr/lib/udev/rules.d").mkdir(parents=True)
+    (root / "usr/lib/udev/rules.d/85-new.rules").write_text('SUBSYSTEM=="memory", ATTR{state}="online"\n')
+
+    assert watch.look(str(root), Counts()).problems[:3] == (
+        "run/safemem/decision.env did not say that memory is held, as the decision does: it was written anew",
+        f"{paths.AUTO_ONLINE} read `online`: somebody else has set it",
+        'usr/lib/udev/rules.d/85-new.rules:1 onlines memory, and was not there before: ATTR{state}="online"',
+    )
+    assert not [text for text in watch.look(str(root), Counts()).problems if "somebody" in text or "before" in text]
+
+
+def test_after_a_release_nothing_is_held_again(tmp_path: Path) -> None:
+    """What the operator has given back is his: neither rules nor the kernel's own onlining are touched."""
+    root, _ = decided(tmp_path)
+    files.replace(
+        str(root), standing.RELEASES, json.dumps([{"time": 1, "reason": "x", "ranges": [realroot.EVERYTHING]}])
+    )
+    (root / paths.AUTO_ONLINE).write_text("online_movable")
+    (root / record.ENV).write_text("SAFEMEM_ARRIVALS=online_movable\n")
+    watch.look(str(root), Counts())
+    assert (root / paths.AUTO_ONLINE).read_text() == "online_movable"
+    assert (root / record.ENV).read_text() == "SAFEMEM_ARRIVALS=online_movable\n"
+
+
+def test_a_look_waits_for_a_release(tmp_path: Path) -> None:
+    """What is being released is not taken off again in between."""
+    root, _ = decided(tmp_path, if_onlined="offline")
+    block(root, 35, "online")
+    with storage.locked(str(root / storage.LOCK)), pytest.raises(BlockingIOError):
+        watch.look(str(root), Counts())
+    assert states(root, 35, 35) == ["online"]
+    assert watch.look(str(root), Counts()).reverted == BLOCK
+
+
+def test_only_one_watches(tmp_path: Path) -> None:
+    """A second daemon would count twice: it says so and ends."""
+    root, _ = decided(tmp_path)
+    found = standing.read(str(root))
+    with (
+        storage.locked(str(root / watch.WATCHED)),
+        pytest.raises(watch.Stopped, match="another `safemem watch` runs already"),
+    ):
+        watch.run(str(root), found)
+
+
+def test_an_edited_policy_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator's policy is the next boot's: that it is another one, or none at all, is said, and `watch` runs."""
+    root, _ = decided(tmp_path)
+    ran: list[str] = []
+    monkeypatch.setattr(watch, "run", lambda root, _: ran.append(root))
+    folder = root / "etc/safemem"
+    folder.mkdir(parents=True)
+    for text in (None, "nonsense", (kit.REPOSITORY / "policies/maintenance.toml").read_text()):
+        if text is not None:
+            (folder / "policy.toml").write_text(text)
+        result = CliRunner().invoke(main, ["watch", "--root", str(root)])
+        assert result.exit_code == 0 and "stands until the next boot" in result.stderr, result.output
+    assert len(ran) == 3
 
 
 def test_who_could_have_done_it(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,18 +22,24 @@ import pytest
 from safemem.boot.model import Failure
 from safemem.initramfs import on_failure
 
-TEMPLATE = (Path(__file__).resolve().parent.parent / "safemem/initramfs/files/boot.sh").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = (ROOT / "safemem/initramfs/files/boot.sh").read_text()
 STOPPED = "safemem: this boot stops here: reset the machine"
 RESULT = "SAFEMEM_FINISHED=yes"
 
 
 @pytest.fixture(
-    params=[pytest.param(name, marks=pytest.mark.needs(name.split()[0])) for name in ("dash", "busybox sh")]
+    params=[pytest.param(name, marks=pytest.mark.needs(name.split()[0])) for name in ("dash", "busybox sh", "bash")]
 )
-def shell(request: pytest.FixtureRequest) -> list[str]:
-    """Return the command line of a POSIX shell that initramfs images use."""
+def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the command line of a POSIX shell that initramfs images use; bash is called sh there."""
     words: list[str] = request.param.split()
-    return words
+    if words == ["bash"]:
+        place = tmp_path_factory.getbasetemp() / "sh"
+        with contextlib.suppress(FileExistsError):
+            place.symlink_to(shutil.which("bash") or "bash")
+        return [str(place)]
+    return [shutil.which(words[0]) or words[0], *words[1:]]
 
 
 class Machine:
@@ -50,12 +58,15 @@ class Machine:
         self.boot = base / "usr/lib/safemem/boot"
         self.boot.write_bytes(on_failure.wrapper(failure, str(base)))
 
-    def run(self, *words: str, send: int = 0) -> tuple[int | None, list[str]]:
+    def run(
+        self, *words: str, send: int = 0, environment: Mapping[str, str] = os.environ
+    ) -> tuple[int | None, list[str]]:
         """Return the exit status, None for a boot that was stopped, and what was said."""
         log = self.root / "log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [*self.shell, str(self.boot), *words], stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+                [*self.shell, str(self.boot), *words], stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
+                env={**os.environ, **environment},
             )  # fmt: skip
         try:
             limit = time.monotonic() + 8
@@ -66,7 +77,7 @@ class Machine:
                     send = 0
             said = log.read_text().splitlines()
             if process.poll() is None:
-                assert said[-1:] == [STOPPED], said
+                assert STOPPED in said, said
                 return None, said
             return process.returncode, said
         finally:
@@ -79,9 +90,9 @@ def stopped(machine: Machine, reason: str, said: list[str], action: str = "panic
     """Check that the boot ended in `action` for `reason`, and that nothing followed it."""
     keys = {"panic": "cb", "reboot": "bc", "halt": ""}[action]
     tries = [f"safemem: writing `{key}` to /proc/sysrq-trigger did not end this boot" for key in keys]
-    assert said[-2 - len(tries) :] == [f"safemem: {action}: {reason}", *tries, STOPPED]
+    assert said[-3 - len(tries) :] == [f"safemem: {action}: {reason}", *tries, "safemem: end code=stopped", STOPPED]
     # For programs, which find it in pstore.
-    assert re.fullmatch(rf"safemem: end action={action} code=[a-z-]+", said[-3 - len(tries)])
+    assert re.fullmatch(rf"safemem: end action={action} code=[a-z-]+", said[-4 - len(tries)])
     assert (machine.root / "proc/sysrq-trigger").read_text() == keys[-1:]
 
 
@@ -99,6 +110,10 @@ def stopped(machine: Machine, reason: str, said: list[str], action: str = "panic
         ("echo '{\"result\":{\"complete\":true}}' >$STATE/decision.json", "the program ended without a decision"),
         ("echo 'SAFEMEM_WHY=SAFEMEM_FINISHED=yes' >$STATE/decision.env", "the program ended without a decision"),
         ("mkdir $STATE/decision.env", "the program ended without a decision"),
+        ("mkfifo $STATE/decision.env", "the program ended without a decision"),
+        ("ln -s nowhere $STATE/decision.env", "the program ended without a decision"),
+        ("echo SAFEMEM_FINISHED=yes >$STATE/decision.env; mkdir $STATE/passed", "/run/safemem/passed cannot be written"),
+        ("echo SAFEMEM_FINISHED=yes >$STATE/decision.env; exit 42", "the program ended with status 42"),
     ],
 )  # fmt: skip
 def test_failures_end_in_on_failure(tmp_path: Path, shell: list[str], program: str | None, reason: str) -> None:
@@ -132,7 +147,7 @@ def test_halt_decided_by_the_policy(tmp_path: Path, shell: list[str]) -> None:
 def test_success(tmp_path: Path, shell: list[str]) -> None:
     """Only a decision that was carried out lets the boot go on; a stale one from before does not count."""
     machine = Machine(tmp_path, shell, f"echo '{RESULT}' >$STATE/decision.env", Failure("panic"))
-    assert machine.run() == (0, [])
+    assert machine.run() == (on_failure.GOES_ON, [])
     assert (machine.root / "proc/sysrq-trigger").read_text() == ""
 
     (machine.root / "usr/lib/safemem/lib/ld.so").write_text("#!/bin/sh\nexit 0\n")
@@ -168,7 +183,7 @@ def test_slow_work_is_not_a_hang(tmp_path: Path, shell: list[str]) -> None:
     work = f"for n in 1 2 3 4 5 6 7; do echo $n >$STATE/progress; sleep 0.5; done; echo '{RESULT}' >$STATE/decision.env"
     machine = Machine(tmp_path, shell, work, Failure("panic", deadline=1))
 
-    assert machine.run() == (0, [])
+    assert machine.run() == (on_failure.GOES_ON, [])
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -181,16 +196,140 @@ def test_told_to_stop(tmp_path: Path, shell: list[str], signal_number: int) -> N
     stopped(machine, "safemem could not decide (the wrapper was told to stop)", said)
 
 
-def test_capture_does_nothing_else(tmp_path: Path, shell: list[str]) -> None:
-    """`boot capture` prints and returns the program's status, whatever that is."""
-    machine = Machine(tmp_path, shell, 'shift 7; echo "$*"; exit 3', Failure("panic"))
+def test_arguments_do_nothing(tmp_path: Path, shell: list[str]) -> None:
+    """Who thinks of `boot capture`, which was once to print the state, gets no panic and no boot that goes on."""
+    machine = Machine(tmp_path, shell, "echo started", Failure("panic"))
     status, said = machine.run("capture")
 
-    assert status == 3
-    assert said[-1].endswith(f"--root {tmp_path} capture")
+    assert (status, len(said)) == (2, 1)
+    assert said[0].endswith("/usr/lib/safemem/capture prints the state of this machine")
+    assert (tmp_path / "proc/sysrq-trigger").read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["decision.env", "decision.json", "passed"])
+@pytest.mark.parametrize("plant", ["mkdir", "ln -s /proc/version", "mkfifo", "cp /proc/version"])
+def test_what_is_planted(tmp_path: Path, shell: list[str], name: str, plant: str) -> None:
+    """A file that is not of this boot is removed, or ends the boot: a folder stays, and everything where rm is not."""
+    machine = Machine(
+        tmp_path, shell, f"[ -e $STATE/{name} ] || echo '{RESULT}' >$STATE/decision.env", Failure("panic")
+    )
+    subprocess.run([*plant.split(), str(tmp_path / "run/safemem" / name)], check=True)
+    # busybox has an rm of its own.
+    path = os.environ["PATH"] if plant == "mkdir" or "busybox" in shell[0] else "/nowhere"
+    if plant != "mkdir" and path != "/nowhere":
+        assert machine.run()[0] == on_failure.GOES_ON
+        return
+    status, said = machine.run(environment={"PATH": path})
+
+    assert status is None
+    stopped(machine, f"safemem could not decide (an old /run/safemem/{name} cannot be removed)", said)
+
+
+def test_a_long_message(tmp_path: Path, shell: list[str]) -> None:
+    """No line is longer than the console takes, whatever the operator writes; of a character there is all or nothing."""
+    machine = Machine(tmp_path, shell, "exit 1", Failure("panic", "\N{SNOWMAN}" * 4000))
+    status, said = machine.run()
+
+    assert status is None
+    stopped(machine, f"{chr(0x2603) * 232}\N{HORIZONTAL ELLIPSIS} (the program ended with status 1)", said)
+    assert max(len(line.encode()) for line in said) < 900
+
+
+# ---- success is what only the end can say
+
+
+def cuts(text: bytes) -> list[int]:
+    """Return where a file of this content is cut off in the tests: empty, each line end, of the rest a sample, its last bytes."""
+    lines = [at + 1 for at, byte in enumerate(text) if byte == 10]
+    sample = range(0, len(text), 37)
+    return sorted(
+        {0, *lines, *(at - 1 for at in lines), *sample, *range(max(len(text) - 120, 0), len(text))} - {len(text)}
+    )
+
+
+def test_a_wrapper_that_is_cut_off(tmp_path: Path, shell: list[str]) -> None:
+    """Wherever it ends, with a program that decides: only all of it ends with the status that lets a boot go on."""
+    machine = Machine(tmp_path, shell, f"echo '{RESULT}' >$STATE/decision.env", Failure("panic", deadline=1))
+    whole = machine.boot.read_bytes()
+    # Its own newline and the end of the case are all that may be missing: they come after the last command.
+    needed = whole.rindex(b"exit 42") + len(b"exit 42")
+    passed = {}
+    for at in cuts(whole):
+        machine.boot.write_bytes(whole[:at])
+        passed[at] = goes_on(shell, machine, tmp_path)
+    assert len(passed) > 300
+    assert [at for at, on in passed.items() if on and at < needed] == []
+    machine.boot.write_bytes(whole)
+    assert goes_on(shell, machine, tmp_path)
+
+
+def goes_on(shell: list[str], machine: Machine, folder: Path) -> bool:
+    """Return whether a boot with this wrapper goes on: what it leaves is looked for as the unit does, too."""
+    process = subprocess.Popen(
+        [*shell, str(machine.boot)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    status = process.wait(20)
+    # Of a wrapper that is cut off the program and its watchdog may be left.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    assert (status == on_failure.GOES_ON) == (folder / "run/safemem/passed").is_file()
+    return status == on_failure.GOES_ON
+
+
+#: Of the environment, for bash: `SHELLOPTS`, and functions in place of commands.
+ENVIRONMENTS = [
+    *({"SHELLOPTS": option} for option in (
+        "allexport", "errexit", "keyword", "monitor", "noclobber", "noexec", "noglob", "nounset", "onecmd", "physical",
+        "pipefail", "posix", "verbose", "xtrace", "braceexpand:hashall:history:histexpand",
+    )),
+    *({f"BASH_FUNC_{name}%%": "() { return 0; }"} for name in ("[", "read", "kill", "wait", "printf", "sleep", "finished")),
+    {"LD_TRACE_LOADED_OBJECTS": "1"}, {"LD_DEBUG": "help"}, {"PATH": "/nowhere"}, {"IFS": "S"}, {"ENV": "/nowhere"},
+    {"STATE": "/", "PREFIX": "/", "status": "0", "ROOT": "/"}, {"PS4": "$(exit 42)", "SHELLOPTS": "xtrace"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda value: "-".join(f"{key}={text}" for key, text in value.items()))  # fmt: skip
+def test_environments(tmp_path: Path, shell: list[str], environment: dict[str, str]) -> None:
+    """Whatever the shell makes of its environment, a program that has not decided lets no boot go on."""
+    machine = Machine(tmp_path, shell, "exit 0", Failure("panic", deadline=1))
+    status, _ = machine.run(environment=environment)
+
+    assert status != on_failure.GOES_ON
+    assert not (tmp_path / "run/safemem/passed").exists()
+
+
+@pytest.mark.parametrize("limit", ["n 3", "n 0", "f 0", "v 20000", "s 64", "t 1", "d 64", "u 1"])
+def test_limits(tmp_path: Path, shell: list[str], limit: str) -> None:
+    """Under any limit of resources as well."""
+    machine = Machine(tmp_path, shell, "exit 0", Failure("panic", deadline=1))
+    inner = f'ulimit -{limit} 2>/dev/null; exec "$@"'
+    machine.shell = ["sh", "-c", inner, "sh", *shell]
+    with contextlib.suppress(AssertionError):  # a boot that is stopped may have no words left
+        status, _ = machine.run()
+        assert status != on_failure.GOES_ON
+    assert not (tmp_path / "run/safemem/passed").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount: run this as root")
+@pytest.mark.parametrize("options", ["size=4k", "nr_inodes=3"])
+def test_a_full_run(tmp_path: Path, shell: list[str], options: str) -> None:
+    """Without room for the proof the boot ends, also where there was room for the decision."""
+    machine = Machine(tmp_path, shell, f"echo '{RESULT}' >$STATE/decision.env", Failure("panic", deadline=1))
+    mount = f'mount -t tmpfs -o {options} tmpfs {tmp_path}/run/safemem && exec "$@"'
+    machine.shell = ["unshare", "--mount", "sh", "-c", mount, "sh", *shell]
+    if "inodes" in options:
+        machine.shell[4] = mount.replace(" && ", f" && : >{tmp_path}/run/safemem/progress && ")
+        (tmp_path / "usr/lib/safemem/lib/ld.so").write_text(
+            f"#!/bin/sh\ncd {tmp_path}/run/safemem\n: >progress\necho {RESULT} >decision.env\n"
+        )
+    status, said = machine.run()
+
+    assert status is None
+    stopped(machine, "safemem could not decide (/run/safemem/passed cannot be written)", said)
 
 
 @pytest.mark.needs("shellcheck")
 def test_shellcheck() -> None:
     """The wrapper is POSIX sh, as far as shellcheck can tell."""
-    subprocess.run(["shellcheck", "--shell=sh", "-"], input=TEMPLATE, text=True, check=True)
+    subprocess.run(["shellcheck", "-x", "-P", ROOT, "--shell=sh", "-"], input=TEMPLATE, text=True, check=True)

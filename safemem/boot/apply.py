@@ -13,7 +13,7 @@ from safemem.boot.crashkernel import give_back
 from safemem.boot.files import reason
 from safemem.boot.hold import ONLINE_WORD, let_arrive
 from safemem.boot.memory import states
-from safemem.boot.model import Blocks, Note, Plan, Step
+from safemem.boot.model import UNKNOWN, Blocks, Note, Plan, Step
 from safemem.boot.ranges import Range, size_text, spans
 from safemem.boot.tuples import NamedTuple
 
@@ -78,8 +78,8 @@ def carry_out(plan: Plan, root: str = "/", progress: Progress = lambda _: None, 
         quarantine.attempt()  # what refused once more: some of it was only busy
         taken, refused, off, block = quarantine.taken, quarantine.refused, quarantine.problems(), quarantine.block
     missed = bool(problems)
-    after = states(root) if any(step.op in ("hold", "offline") for step in plan.steps) else ()
-    loose = _still_held(plan, after)
+    after, unseen = _look(root) if any(step.op in ("hold", "offline") for step in plan.steps) else ((), [])
+    loose = unseen or _still_held(plan, after)
     if plan.arrivals and not problems:
         # What is plugged in later is to come online as well, in the same zone, by the kernel itself.
         problems += let_arrive(root, plan.arrivals)
@@ -134,9 +134,18 @@ def _online(root: str, step: Step, meter: Meter) -> tuple[int, list[Note]]:
     ]
 
 
+def _look(root: str) -> tuple[tuple[Blocks, ...], list[Note]]:
+    """Return the blocks as they are now, and why that cannot be told."""
+    try:
+        return states(root), []
+    except OSError as error:
+        text = f"whether held memory stayed offline cannot be told: {paths.MEMORY}: {reason(error)}"
+        return (), [Note("not-looked-at", text)]
+
+
 def _still_held(plan: Plan, after: tuple[Blocks, ...]) -> list[Note]:
-    """Return what the plan holds and is online, and what is stuck half way, as ranges."""
-    online: dict[int, str] = {}
+    """Return what the plan holds and is not offline, as ranges."""
+    states_of: dict[str, dict[int, str]] = {"online": {}, UNKNOWN: {}}
     stuck = []
     block = next((step.size // (step.last - step.first + 1) for step in plan.steps if step.first >= 0), 0)
     held = [step for step in plan.steps if step.op == "hold"]
@@ -146,11 +155,19 @@ def _still_held(plan: Plan, after: tuple[Blocks, ...]) -> list[Note]:
             stuck.append(Note("going-offline", f"blocks {run.first}-{run.last} are going offline and not there yet"))
         while place < len(held) and held[place].last < run.first:
             place += 1
-        for step in held[place:] if run.state == "online" else ():
+        for step in held[place:] if run.state in states_of else ():
             if step.first > run.last:
                 break
-            online.update(dict.fromkeys(range(max(run.first, step.first), min(run.last, step.last) + 1), "is online"))
-    return stuck + [
-        Note("onlined-by-others", f"{span} should be held, but somebody else has onlined it")
-        for span, _ in spans(online, block)
+            both = range(max(run.first, step.first), min(run.last, step.last) + 1)
+            states_of[run.state].update(dict.fromkeys(both, ""))
+    return [
+        *stuck,
+        *(
+            Note("onlined-by-others", f"{span} should be held, but somebody else has onlined it")
+            for span, _ in spans(states_of["online"], block)
+        ),
+        *(
+            Note("not-looked-at", f"{span} should be held, and whether it is offline cannot be read")
+            for span, _ in spans(states_of[UNKNOWN], block)
+        ),
     ]

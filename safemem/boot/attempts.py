@@ -20,24 +20,36 @@ def read(root: str, arguments: dict[str, str]) -> Fact:
     `arguments` are those of the kernel by name, empty if they cannot be read.
     """
     why = "there are no EFI variables"
-    try:
-        if files.exists(root, paths.EFI):
+    if files.exists(root, paths.EFI) is not False:
+        try:
+            shown = files.names(root, paths.EFIVARS)
+        except OSError as error:
+            why = f"{paths.EFIVARS}: {reason(error)}"
+        else:
+            if shown:
+                return _variable(root, shown)
             why = f"{paths.EFIVARS} is empty: it is not mounted"
-            if files.names(root, paths.EFIVARS):
-                data = files.read(root, paths.ATTEMPTS)
-                if len(data) == 8:
-                    return Fact(int.from_bytes(data[4:], "little"), paths.ATTEMPTS)
-                return Fact(UNKNOWN, paths.ATTEMPTS, f"it has {len(data)} bytes, not 8")
-    except FileNotFoundError:
-        return Fact(0, paths.ATTEMPTS, "it does not exist")
-    except OSError as error:
-        why = f"{paths.EFIVARS}: {reason(error)}"
     text = arguments.get(ARGUMENT)
     if text is None:
         return Fact(UNKNOWN, "command line", f"nothing keeps count: {why}, and no {ARGUMENT}= from handover-args")
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         return Fact(UNKNOWN, "command line", f"{ARGUMENT}=: `{text}` is not a number")
     return Fact(int(text), "command line", "the predecessor's count")
+
+
+def _variable(root: str, shown: list[str]) -> Fact:
+    """Return the count that firmware keeps, among the variables `shown`."""
+    try:
+        data = files.read(root, paths.ATTEMPTS)
+    except FileNotFoundError as error:
+        if paths.ATTEMPTS.rpartition("/")[2] not in shown:
+            return Fact(0, paths.ATTEMPTS, "it does not exist")
+        return Fact(UNKNOWN, paths.ATTEMPTS, reason(error))
+    except OSError as error:
+        return Fact(UNKNOWN, paths.ATTEMPTS, reason(error))
+    if len(data) != 8:
+        return Fact(UNKNOWN, paths.ATTEMPTS, f"it has {len(data)} bytes, not 8")
+    return Fact(int.from_bytes(data[4:], "little"), paths.ATTEMPTS)
 
 
 def in_firmware(fact: Fact) -> bool:
@@ -73,6 +85,8 @@ def keep(root: str, number: int) -> Note | None:
         if number:
             data = _ATTRIBUTES.to_bytes(4, "little") + min(number, _MOST).to_bytes(4, "little")
             files.create(root, paths.ATTEMPTS, data, mode=0o600, truncate=False)
+            if files.read(root, paths.ATTEMPTS) != data:
+                raise OSError(0, "it reads otherwise after it was written")
         elif there:
             files.remove(root, paths.ATTEMPTS)
     except OSError as error:

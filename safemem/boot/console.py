@@ -20,16 +20,40 @@ if TYPE_CHECKING:
 EMERGENCY, ALERT, WARNING, NOTICE = 0, 1, 4, 5
 #: What ends a boot: the keys of sysrq in the order in which they are tried. Halt needs a program, which the wrapper has.
 KEYS = {"panic": "cb", "reboot": "bc", "halt": ""}
+#: Bytes of text in one line: the kernel refuses records above 1,024 (PRINTKRB_RECORD_MAX), priority and name included.
+LONGEST = 960
 #: Seconds after which a long run says how far it is, again and again.
 SAY_EVERY = 5.0
 
 
 def say(root: str, priority: int, text: str) -> None:
-    """Write one line to the kernel log; if that fails, there is nobody left to tell."""
-    try:
-        files.put(root, paths.KMSG, f"<{priority}>safemem: {text}\n", append=True)
-    except OSError:
-        pass
+    """Write text to the kernel log, in as many lines as it takes; if that fails, there is nobody left to tell."""
+    for line in lines(text):
+        try:
+            files.put(root, paths.KMSG, f"<{priority}>safemem: {line}\n", append=True)
+        except OSError:
+            pass
+
+
+def lines(text: str) -> list[str]:
+    """Return `text` in lines that a terminal cannot take for anything else and the kernel takes whole, cut at blanks."""
+    rest, found = printable(text), []
+    width = LONGEST if rest.isascii() else LONGEST // 4  # a character has at most four bytes
+    while len(rest) > width:
+        cut = rest.rfind(" ", width // 2, width)
+        found.append(rest[: cut if cut > 0 else width])
+        rest = rest[len(found[-1]) :].lstrip(" ")
+    return [*found, rest]
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line; what steers a terminal, such as an escape or the end of a line, as Python writes it.
+
+    Kernels, predecessors and command lines supply parts of what is said.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def end(root: str, action: str, code: str, reason: str) -> None:

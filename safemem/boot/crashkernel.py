@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 ARGUMENT = "safemem.guard"
 #: What loads a crash kernel at boot: Fedora, RHEL and SUSE; SUSE's early one; Debian and Ubuntu.
 KDUMP = ("kdump.service", "kdump-early.service", "kdump-tools.service")
+#: Bytes; of the kernels that have larger ones, a multiple.
+_PAGE = 4096
 #: Bytes given back by one write, and by the time of one sign of progress. The kernel frees a range page by page: in one
 #: write, a guard of terabytes would look like a hang.
 PIECE = 256 << 20
@@ -24,13 +26,17 @@ PIECE = 256 << 20
 
 def reserved_bytes(root: str) -> int:
     """Return the bytes reserved for a crash kernel or a guard; 0 if that cannot be read."""
-    text = files.text(root, paths.CRASH_SIZE) or ""
-    return int(text) if text.isdecimal() else 0
+    return _number(files.word(root, paths.CRASH_SIZE)) or 0
+
+
+def _number(text: str) -> int | None:
+    """Return the number that `text` writes, if the kernel can have written it."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None
 
 
 def forbidden(root: str) -> bool:
     """Return whether no crash kernel can be loaded in the rest of this boot: the limit can only be lowered."""
-    return files.text(root, paths.LOAD_LIMIT) == "0"
+    return files.word(root, paths.LOAD_LIMIT) == "0"
 
 
 def forbid(root: str) -> tuple[list[Note], list[str]]:
@@ -42,11 +48,12 @@ def forbid(root: str) -> tuple[list[Note], list[str]]:
     Returns what could not be done, and the names that are to be masked instead.
     """
     failed = files.attempt(root, paths.LOAD_LIMIT, "0")
-    if not failed or forbidden(root):
+    if forbidden(root):
         return [], []
     if files.exists(root, paths.LOAD_LIMIT) is False:
         return [], list(KDUMP)
-    text = f"{paths.LOAD_LIMIT} could not be set to 0, so a crash kernel could be loaded into the guard: {failed}"
+    why = failed or f"it reads `{files.word(root, paths.LOAD_LIMIT) or 'nothing'}` after it was written"
+    text = f"{paths.LOAD_LIMIT} could not be set to 0, so a crash kernel could be loaded into the guard: {why}"
     return [Note("crash-kernel-allowed", text)], list(KDUMP)
 
 
@@ -65,19 +72,23 @@ def guard(root: str, arguments: dict[str, str] | None) -> tuple[Fact, Range | No
         asked = parse_range(text)
     except ValueError as error:
         return Fact("void", "command line", f"{ARGUMENT}=: {error}"), None
-    if files.word(root, paths.CRASH_SIZE) == "0":
+    size = _number(files.word(root, paths.CRASH_SIZE))
+    if size == 0:
         return Fact("void", paths.CRASH_SIZE, f"{asked} was asked for and is not reserved"), None
     known = iomem(root)
     found = known.named("Crash kernel")
     for area in found:
         # Given back from the end, a guard keeps its start.
-        if area.start == asked.start and area.end <= asked.end:
+        if area.start == asked.start and area.start < area.end <= asked.end:
             return Fact("held", paths.IOMEM, f"{area} is reserved"), area
     if known.fault:
         return Fact(UNKNOWN, paths.IOMEM, known.fault), None
-    if not found:
+    if found:
+        return Fact("void", paths.IOMEM, f"{asked} was asked for, but {found[0]} is reserved and is not ours"), None
+    if size is None and files.exists(root, paths.CRASH_SIZE) is False:  # a kernel that cannot reserve any
         return Fact("void", paths.IOMEM, f"{asked} was asked for and is not reserved"), None
-    return Fact("void", paths.IOMEM, f"{asked} was asked for, but {found[0]} is reserved and is not ours"), None
+    why = "cannot be read" if size is None else f"says that {size} bytes are reserved"
+    return Fact(UNKNOWN, paths.CRASH_SIZE, f"it {why}, and {paths.IOMEM} shows no such range"), None
 
 
 def left(root: str, guard: Range | None) -> Range | None:
@@ -95,7 +106,7 @@ def witness(root: str, arguments: dict[str, str], kho: Fact, offered: Fact) -> s
     text, asked = arguments.get(ARGUMENT), arguments.get("crashkernel")
     if not text or not asked or kho.value != "on" or offered.value != "yes":
         return ""
-    if files.text(root, paths.CRASH_SIZE) != "0":  # something else is reserved, or this kernel never reserves
+    if files.word(root, paths.CRASH_SIZE) != "0":  # something else is reserved, or this kernel never reserves
         return ""
     size, at, start = asked.partition("@")
     try:
@@ -113,8 +124,11 @@ def give_back(root: str, step: Step, progress: Callable[[int], None]) -> list[No
     `kexec_crash_size` holds bytes and can only shrink. `progress` gets the bytes of each piece.
     """
     failed = None
-    text = files.word(root, paths.CRASH_SIZE)
-    size = int(text) if text.isdecimal() else step.size
+    size = _number(files.word(root, paths.CRASH_SIZE))
+    # Cut off by a digit, it is no number of pages: what is to go could not be told from what is to stay.
+    if size is None or size < step.size or size % _PAGE:
+        text = f"the guard {Range(step.start, step.end)} could not be given back: {paths.CRASH_SIZE} cannot be read"
+        return [Note("guard-kept", text)]
     target = max(0, size - step.size)
     while size > target and not failed:
         piece = min(PIECE, size - target)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from safemem.boot.conditions import fact_text, matches, wanted_text
 from safemem.boot.model import (
-    PERMISSIVENESS,
     UNKNOWN,
     Decision,
     Fact,
@@ -24,6 +23,8 @@ from safemem.boot.model import (
 from safemem.boot.plan import split, steps
 from safemem.boot.ranges import Range, merge_ranges, size_text
 
+#: Codes of warnings that follow from the plan.
+PLANNED = ("no-safe-region", "too-late", "block-cut", "state-unknown")
 #: Said wherever a policy's trust in the guard made a fact.
 TRUSTED = "the handover counts as accepted because the guard is not in force: that is evidence, not proof"
 
@@ -32,7 +33,7 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
     """Return what `policy` says for `snapshot`, with its reasons and the plan. Never raises on values a reader made."""
     region, region_source = _safe_region(policy, snapshot)
     facts = _derive(snapshot, region, region_source)
-    warnings = []
+    said = []
     trusted = policy.trust_guard and facts["handover"].value == UNKNOWN and bool(snapshot.witness)
     if trusted:
         facts["handover"] = Fact("accepted", "guard", f"{snapshot.witness}; the policy trusts that, it is no proof")
@@ -42,13 +43,13 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
             misses = (*misses, Miss(rule.name, "command line", "no safemem=off", "safemem=off", "command line"))
             rule = Rule("command line", "online-all", message="safemem=off on the kernel command line")
         else:
-            warnings.append(_ignored("safemem=off"))
+            said.append(_ignored("safemem=off"))
     if "dry-run" in snapshot.overrides and not policy.allow_cmdline_override:
-        warnings.append(_ignored("safemem.dry_run"))
+        said.append(_ignored("safemem.dry_run"))
     zone = rule.zone or ("auto" if facts["kho"].value == "off" else "movable")
     todo = steps(rule, snapshot, region or (), zone, policy.memory, policy.keep_crashkernel)
     if trusted:
-        warnings.append(Note("trusts-guard", TRUSTED))
+        said.append(Note("trusts-guard", TRUSTED))
     return Decision(
         rule=rule,
         policy=PolicyId(*(getattr(policy, name) for name in PolicyId._fields)),
@@ -59,7 +60,7 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
         region_source=region_source,
         misses=misses,
         steps=todo,
-        warnings=(*warnings, *_warnings(rule, snapshot, region, todo)),
+        warnings=(*said, *warnings(rule, snapshot, region, todo)),
         # The kernel and udev cannot tell one block that arrives from another: an exception holds all of them.
         arrivals=zone if rule.action == "online-all" and not policy.memory else "",
     )
@@ -67,17 +68,6 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
 
 def _ignored(argument: str) -> Note:
     return Note("argument-ignored", f"{argument} on the command line is ignored: the policy does not allow it")
-
-
-def choose(own: Decision, named: Decision, allowed: bool) -> Decision:
-    """Return the decision of the policy that the command line names, if that is stricter or loosening is `allowed`."""
-    name = f"policy `{named.policy.name}`"
-    if allowed or PERMISSIVENESS[named.action] < PERMISSIVENESS[own.action]:
-        chosen = Note("named-policy", f"{name} decides: the command line names it")
-        return named._replace(warnings=(chosen, *named.warnings))
-    why = f"{named.action} is not stricter than {own.action}"
-    ignored = Note("named-policy-ignored", f"{name}, which the command line names, is ignored: {why}")
-    return own._replace(warnings=(ignored, *own.warnings))
 
 
 def _first_match(policy: Policy, facts: dict[str, Fact]) -> tuple[Rule, tuple[Miss, ...]]:
@@ -131,8 +121,8 @@ def _derive(snapshot: Snapshot, region: tuple[Range, ...] | None, source: str) -
     return {**derived, **snapshot.facts}
 
 
-def _warnings(rule: Rule, snapshot: Snapshot, region: tuple[Range, ...] | None, todo: tuple[Step, ...]) -> list[Note]:
-    """Return what the plan cannot protect, one sentence each."""
+def warnings(rule: Rule, snapshot: Snapshot, region: tuple[Range, ...] | None, todo: tuple[Step, ...]) -> list[Note]:
+    """Return what the plan cannot protect, one sentence each; their codes are those in PLANNED."""
     found = []
     if rule.action == "online-safe":
         if region is None:

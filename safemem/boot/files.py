@@ -18,14 +18,18 @@ LIMIT = 1 << 20
 _READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK
 # O_TRUNC is what a shell's `>` does: the kernel's own files ignore it, a plain file keeps no old end.
 _WRITE = posix.O_WRONLY | posix.O_TRUNC | posix.O_CLOEXEC
+#: A draft that nobody else has made, and no link.
+_DRAFT = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
 _TYPE, _FOLDER = 0o170000, 0o040000
+_EIO, _EEXIST = 5, 17
 #: Of a file that somebody else may hold immutable: FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IMMUTABLE_FL (include/uapi/linux/fs.h).
 _GETFLAGS, _SETFLAGS, _IMMUTABLE = 0x80086601, 0x40086602, 0x10
 
 
 def reason(error: OSError, otherwise: str = "cannot be read") -> str:
     """Return why a call failed, as part of a sentence."""
-    return (error.strerror or otherwise).lower()
+    text = error.strerror or otherwise
+    return text[:1].lower() + text[1:]  # whatever path stands further on keeps its letters
 
 
 def path(root: str, name: str) -> str:
@@ -57,6 +61,18 @@ def text(root: str, name: str) -> str | None:
         return None
 
 
+def line(root: str, name: str) -> str:
+    """Return the lines of a file of the kernel's, without blanks around them.
+
+    Raises:
+        OSError: also for a file that does not end with the end of a line, as every such file does: it is cut off.
+    """
+    data = read(root, name)
+    if not data.endswith(b"\n"):
+        raise OSError(_EIO, "it is cut off" if data else "it is empty", name)
+    return data.decode("utf-8", "replace").strip()
+
+
 def word(root: str, name: str) -> str:
     """Return the file's text without blanks around it; "" if it cannot be read."""
     return (text(root, name) or "").strip()
@@ -83,12 +99,14 @@ def exists(root: str, name: str) -> bool | None:
         return None
 
 
-def is_folder(root: str, name: str) -> bool:
-    """Return whether there is such a folder; what cannot be told is none."""
+def is_folder(root: str, name: str) -> bool | None:
+    """Return whether there is such a folder; None if that cannot be told."""
     try:
         return posix.stat(path(root, name)).st_mode & _TYPE == _FOLDER
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return None
 
 
 def link_target(root: str, name: str) -> str | None:
@@ -118,6 +136,16 @@ class Folder:
         """Return what is in it, in no order."""
         return posix.listdir(self._fd)
 
+    def has(self, name: str) -> bool | None:
+        """Return whether there is such a file or folder in it; None if that cannot be told."""
+        try:
+            posix.stat(name, dir_fd=self._fd)
+            return True
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return None
+
     def read(self, name: str, size: int) -> bytes:
         """Return what one read of at most `size` bytes gives: a file of the kernel's, with one value."""
         fd = posix.open(name, _READ, dir_fd=self._fd)
@@ -137,12 +165,24 @@ class Folder:
         """Write to a file that is there."""
         fd = posix.open(name, _WRITE | posix.O_NONBLOCK, dir_fd=self._fd)
         try:
-            posix.write(fd, data)
+            _write(fd, data)
         finally:
             posix.close(fd)
 
 
 # ---- writing
+
+
+def umask() -> None:
+    """Have what this process makes writable for its owner only, whatever it was started with."""
+    posix.umask(0o022)
+
+
+def _write(fd: int, data: bytes) -> None:
+    """Write `data` by one call. Raises OSError, also if not all of it was taken: the rest would be a value of its own."""
+    written = posix.write(fd, data)
+    if written != len(data):
+        raise OSError(_EIO, f"{written} of {len(data)} bytes were written")
 
 
 def put(root: str, name: str, data: str, *, append: bool = False, wait: bool = False) -> None:
@@ -153,7 +193,7 @@ def put(root: str, name: str, data: str, *, append: bool = False, wait: bool = F
     flags = (_WRITE & ~posix.O_TRUNC) | posix.O_APPEND if append else _WRITE
     fd = posix.open(path(root, name), flags | (0 if wait else posix.O_NONBLOCK))
     try:
-        posix.write(fd, data.encode())
+        _write(fd, data.encode())
     finally:
         posix.close(fd)
 
@@ -168,38 +208,51 @@ def attempt(root: str, name: str, data: str) -> str | None:
 
 
 def create(root: str, name: str, data: bytes, *, mode: int = 0o644, truncate: bool = True) -> None:
-    """Write `data` to a file, which is made with `mode` if it is not there, in place."""
-    fd = posix.open(path(root, name), (_WRITE if truncate else _WRITE & ~posix.O_TRUNC) | posix.O_CREAT, mode)
+    """Write `data` by one call to a file, which is made with `mode` if it is not there, in place."""
+    flags = (_WRITE if truncate else _WRITE & ~posix.O_TRUNC) | posix.O_CREAT | posix.O_NOFOLLOW
+    fd = posix.open(path(root, name), flags, mode)
     try:
-        posix.write(fd, data)
+        _write(fd, data)
     finally:
         posix.close(fd)
 
 
 def replace(root: str, name: str, data: str) -> None:
-    """Put a file in place whole, mode 0644, with the folders above it."""
-    place = path(root, name)
+    """Put a file in place whole, mode 0644, with the folders above it, and look that it has arrived.
+
+    The draft is ours: whatever lies where it is made, such as one that a crash has left or a link, is removed, never written.
+    """
+    place, content = path(root, name), data.encode()
     _folders(place)
     draft = f"{place}.new"
-    fd = posix.open(draft, _WRITE | posix.O_CREAT, 0o644)
+    try:
+        posix.unlink(draft)
+    except FileNotFoundError:
+        pass  # as it should be
+    fd = posix.open(draft, _DRAFT, 0o600)
     try:
         posix.fchmod(fd, 0o644)  # whatever the umask of the initramfs
-        left = data.encode()
+        left = content
         while left:
-            left = left[posix.write(fd, left) :]
+            written = posix.write(fd, left)
+            if not written:
+                raise OSError(_EIO, "nothing more is taken", draft)
+            left = left[written:]
     finally:
         posix.close(fd)
     posix.rename(draft, place)
+    if size(root, name) != len(content):
+        raise OSError(_EIO, "what was written has not arrived", place)
 
 
 def _folders(place: str) -> None:
-    """Make the folders above `place` that are not there."""
+    """Make the folders above `place` that are not there, for root alone to write."""
     above = place.rpartition("/")[0]
     if not above or exists("", above):
         return
     _folders(above)
     try:
-        posix.mkdir(above)
+        posix.mkdir(above, 0o755)
     except FileExistsError:
         pass  # somebody else was faster
 
@@ -215,8 +268,9 @@ def link(root: str, name: str, target: str) -> None:
     try:
         posix.symlink(target, place)
     except FileExistsError:
-        if posix.readlink(place) != target:  # a plain file is OSError here
-            raise
+        pass
+    if posix.readlink(place) != target:  # a plain file is OSError here
+        raise FileExistsError(_EEXIST, "another link is there", place)
 
 
 def remove(root: str, name: str) -> None:

@@ -178,7 +178,7 @@ def _resources(root: str) -> tuple[tuple[Range, ...], tuple[Range, ...], int]:
 
 def _nodes(root: str) -> tuple[tuple[Range, ...], ...]:
     """Return each node's memory; nothing if the machine shows less than two."""
-    if not files.is_folder(root, paths.NODES):
+    if files.is_folder(root, paths.NODES) is False:
         return ()
     try:
         numbers = memory.nodes(root)

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 from safemem.boot import files, paths
 from safemem.boot.files import reason
+from safemem.boot.memory import can_hotplug
 from safemem.boot.model import Note
 
 UDEV_RUN = "run/udev/rules.d"
+UDEV_ETC = "etc/udev/rules.d"
+#: Every initramfs with udev has it (systemd's Initrd Interface).
+INITRD = "etc/initrd-release"
 UNITS_RUN = "run/systemd/system"
 _MASK = "/dev/null"
 #: What the kernel calls each zone in `state` and in `auto_online_blocks`.
@@ -17,7 +21,7 @@ ONLINE_WORD = {"movable": "online_movable", "kernel": "online_kernel", "auto": "
 def hold(root: str) -> list[Note]:
     """Stop the kernel from onlining what arrives.
 
-    Returns what could not be held, one sentence each; a kernel without the file cannot hot-add memory.
+    Returns what could not be held, one sentence each; a kernel without memory blocks cannot hot-add memory.
     """
     return _auto_online(root, "offline")
 
@@ -29,9 +33,11 @@ def let_arrive(root: str, zone: str) -> list[Note]:
 
 def _auto_online(root: str, value: str) -> list[Note]:
     failed = files.attempt(root, paths.AUTO_ONLINE, value)
-    if failed and files.is_folder(root, paths.MEMORY):
-        return [Note("auto-online-not-set", f"{paths.AUTO_ONLINE} could not be set to {value}: {failed}")]
-    return []
+    now = files.word(root, paths.AUTO_ONLINE)
+    if now == value or not can_hotplug(root):
+        return []
+    why = failed or f"it reads `{now or 'nothing'}` after it was written"
+    return [Note("auto-online-not-set", f"{paths.AUTO_ONLINE} could not be set to {value}: {why}")]
 
 
 def unhold(root: str, value: str) -> None:
@@ -49,6 +55,7 @@ def mask(root: str, names: list[str]) -> list[Note]:
     for name in names:
         try:
             files.link(root, _link(name), _MASK)
+            _mask_own(root, name)
         except OSError as error:
             what, may = (
                 ("unit", "load a crash kernel into the guard")
@@ -58,6 +65,17 @@ def mask(root: str, names: list[str]) -> list[Note]:
             text = f"{what} {name} could not be masked, so it may {may}: {reason(error, 'cannot be made')}"
             problems.append(Note("not-masked", text))
     return problems
+
+
+def _mask_own(root: str, name: str) -> None:
+    """Mask a rules file of that name in /etc, which wins over /run, in an initramfs: a disk's is not ours to change."""
+    own = f"{UDEV_ETC}/{name}"
+    if files.exists(root, own) is False or files.link_target(root, own) == _MASK:
+        return
+    if not files.exists(root, INITRD):
+        raise OSError(0, f"{own} wins over a mask in {UDEV_RUN}")
+    files.remove(root, own)
+    files.link(root, own, _MASK)
 
 
 def unmask(root: str, names: tuple[str, ...]) -> None:

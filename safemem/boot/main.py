@@ -24,9 +24,10 @@ from safemem.boot import (
     plainjson,
     probe,
     record,
+    stricter,
 )
 from safemem.boot.console import EMERGENCY, NOTICE, WARNING, say
-from safemem.boot.model import FINAL, Decision, Note, Policy, Snapshot
+from safemem.boot.model import FINAL, Blocks, Decision, Note, Policy, Snapshot
 from safemem.boot.ranges import parse_limit, size_text
 
 POLICY = "usr/lib/safemem/policy.json"
@@ -34,11 +35,14 @@ POLICY = "usr/lib/safemem/policy.json"
 POLICIES = "usr/lib/safemem/policies"
 #: Names of udev rules files that online memory, one a line; found when the archive was built.
 MASKS = "usr/lib/safemem/masks"
+#: Codes of notes that count as a problem and a shortfall: nobody knows what there is to hold.
+UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
 _FAILED, _HALT = 1, 5
 
 
 def main(argv: list[str]) -> int:
     """Decide and act for the machine under `--root` (default `/`); `capture` only prints the snapshot."""
+    files.umask()
     root, words = "/", list(argv)
     if words[:1] == ["--root"] and len(words) > 1:
         root = words[1]
@@ -66,10 +70,13 @@ def _boot(root: str) -> int:
     before = probe.auto_online(root)
     problems = hold.hold(root)
     policy = _policy(root, POLICY)
-    snapshot = probe.read_snapshot(root, open_luo=policy.open_luo)
+    cmdline = probe.command_line(root)
+    named = _named(root, policy, cmdline)
+    policies = (policy, *(named or ()))
+    snapshot = probe.read_snapshot(root, open_luo=any(item.open_luo for item in policies))
     snapshot = snapshot._replace(facts={**snapshot.facts, "auto_online": before})
     snapshot = snapshot._replace(notes=(*snapshot.notes, *memory.onlined_early(root, snapshot)))
-    decision, policies = _decide(root, policy, snapshot)
+    decision, limits = _decide(policy, named, snapshot, cmdline)
     files.replace(root, record.RECORD, record.record_text(snapshot, decision, None))
     for line in console.summary(decision):
         say(root, NOTICE, line)
@@ -82,30 +89,59 @@ def _boot(root: str) -> int:
         for text in _count(root, policies, snapshot, whole=False, must=must):
             say(root, WARNING, text)
         return _end(root, decision.action, "decided", decision.message)
-    return _carry_out(root, policies, snapshot, decision, problems)
+    return _carry_out(root, policies, snapshot, decision, limits, [*problems, *_unseen(snapshot.notes)])
+
+
+def _unseen(notes: tuple[Note, ...]) -> list[Note]:
+    """Return what could not be looked at: it may be otherwise than the decision takes it to be."""
+    return [note for note in notes if note.code in UNSEEN]
 
 
 def _policy(root: str, path: str) -> Policy:
     return compiled.load(files.read(root, path, compiled.MAX_SIZE + 1), path)
 
 
-def _decide(root: str, policy: Policy, snapshot: Snapshot) -> tuple[Decision, tuple[Policy, ...]]:
-    """Return what the policy says, or the one that `safemem.policy=NAME` names, which may only be stricter; and both."""
-    policies: tuple[Policy, ...] = (policy,)
+def _named(root: str, policy: Policy, cmdline: str | None) -> tuple[Policy, ...] | None:
+    """Return the policies beside the built-in one that have a say: the one that the command line names, if it is built in.
+
+    If the command line cannot be read, it is all of them: it may have named any. None is a name that is not built in.
+    """
+    names = [item.partition("=")[2] for item in probe.overrides(cmdline or "") if item.startswith("policy=")]
+    if cmdline is not None and not names:
+        return ()
+    try:
+        shown = sorted(files.names(root, POLICIES))
+    except FileNotFoundError:  # none was built in; anything else is a failure
+        shown = []
+    # Compared, never opened by the name: nothing that is written on a command line leads elsewhere.
+    asked = [name for name in shown if cmdline is None or name == f"{names[0]}.json"]
+    return tuple(_policy(root, f"{POLICIES}/{name}") for name in asked) if asked or not names else None
+
+
+def _decide(
+    policy: Policy, named: tuple[Policy, ...] | None, snapshot: Snapshot, cmdline: str | None
+) -> tuple[Decision, tuple[str, ...]]:
+    """Return what the built-in policy says, with those that `named` returned beside it, which may only be stricter.
+
+    And what may be exposed, by each policy that ends the boot over it.
+    """
     decision = engine.decide(policy, snapshot)
-    for item in snapshot.overrides:
-        what, _, name = item.partition("=")
-        if what != "policy":
-            continue
-        # Compared, never opened by the name: nothing that is written on a command line leads elsewhere.
-        if f"{name}.json" in (files.names(root, POLICIES) if files.is_folder(root, POLICIES) else ()):
-            named = _policy(root, f"{POLICIES}/{name}.json")
-            policies = (*policies, named)
-            decision = engine.choose(decision, engine.decide(named, snapshot), policy.allow_cmdline_override)
+    said = [decision]
+    if named is None:
+        asked = next(item for item in probe.overrides(cmdline or "") if item.startswith("policy="))
+        text = f"safemem.{asked} on the command line is ignored: no policy of that name is built in"
+        decision = decision._replace(warnings=(Note("named-policy-missing", text), *decision.warnings))
+    for other in named or ():
+        said.append(engine.decide(other, snapshot))
+        if cmdline is None:
+            decision = stricter.both(decision, said[-1], snapshot)
+        elif policy.allow_cmdline_override:
+            said = said[-1:]
+            decision = stricter.instead(said[-1])
         else:
-            text = f"safemem.policy={name} on the command line is ignored: no policy of that name is built in"
-            decision = decision._replace(warnings=(Note("named-policy-missing", text), *decision.warnings))
-    return decision, policies
+            decision = stricter.choose(decision, said[-1], snapshot)
+    ends = [one.rule.exposed_max for one in said if one.rule.on_shortfall in FINAL]
+    return decision, tuple(dict.fromkeys(ends)) or (decision.rule.exposed_max,)
 
 
 def _dry_run(root: str, snapshot: Snapshot, decision: Decision) -> int:
@@ -118,13 +154,19 @@ def _dry_run(root: str, snapshot: Snapshot, decision: Decision) -> int:
 
 
 def _carry_out(
-    root: str, policies: tuple[Policy, ...], snapshot: Snapshot, decision: Decision, held: list[Note]
+    root: str,
+    policies: tuple[Policy, ...],
+    snapshot: Snapshot,
+    decision: Decision,
+    limits: tuple[str, ...],
+    held: list[Note],
 ) -> int:
     """Act, compare, account, complete the record, and end the boot if what was reached is too little.
 
     Args:
         policies: the one that is built in first, then those that were asked as well.
-        held: what `hold` could not hold.
+        limits: what may be exposed, as `_decide` returned it.
+        held: what `hold` could not hold, and what could not be looked at.
     """
     arrivals = "hold" if decision.holds else hold.ONLINE_WORD[decision.arrivals]
     _write_env(root, decision, arrivals, finished=False)
@@ -137,13 +179,13 @@ def _carry_out(
     shares = account.account(
         decision,
         snapshot,
-        result.after or memory.states(root),
+        _after(root, result),
         crashkernel.left(root, snapshot.guard),
         result.refused,
         taken,
     )
     totals = account.totals(shares)
-    short = _shortfall(decision, result, [*held, *problems], totals)
+    short = _shortfall(decision, limits, result, [*held, *problems, *_unseen(result.problems)], totals)
     ends = bool(short) and decision.rule.on_shortfall != "continue"
     whole = decision.action == "online-all" and not ends
     problems += _count(root, policies, snapshot, whole=whole, must=ends and decision.rule.on_shortfall == "reboot")
@@ -173,7 +215,7 @@ def _keep_others_off(root: str, snapshot: Snapshot, decision: Decision) -> tuple
     """Hide what would online held memory, and keep a crash kernel out of the guard; return what was hidden, and what could not be."""
     names = files.read(root, MASKS).decode().split() if decision.holds else []
     problems: list[Note] = []
-    if snapshot.guard and decision.action != "online-all":
+    if snapshot.facts["guard"].value not in ("none", "void") and decision.action != "online-all":
         problems, units = crashkernel.forbid(root)
         names += units
         if units:
@@ -182,23 +224,34 @@ def _keep_others_off(root: str, snapshot: Snapshot, decision: Decision) -> tuple
     return names, problems + hold.mask(root, names)
 
 
-def _shortfall(decision: Decision, result: apply.Result, problems: list[Note], totals: dict[str, int]) -> str:
-    """Return in which way less was reached than was decided, or nothing."""
+def _after(root: str, result: apply.Result) -> tuple[Blocks, ...]:
+    """Return the blocks as they are now; none if that cannot be told, which is a problem of its own where any is held."""
+    try:
+        return result.after or memory.states(root)
+    except OSError:
+        return ()
+
+
+def _shortfall(
+    decision: Decision, limits: tuple[str, ...], result: apply.Result, problems: list[Note], totals: dict[str, int]
+) -> str:
+    """Return in which way less was reached than was decided, or nothing; `limits` are what may be exposed, "" no refusal."""
     whole, exposed = sum(totals.values()), totals["exposed"]
-    allowed = decision.rule.exposed_max
-    if allowed and whole:  # without a block in the account, nothing shows that the limit is kept
-        limit = parse_limit(allowed, whole)
-        if exposed > limit:
-            return (
-                f"{size_text(exposed)} of {size_text(whole)} are exposed,"
-                f" and the policy allows {allowed}, {size_text(limit)}"
-            )
-    elif decision.action == "online-all" and (result.missed or result.exposed):
-        return f"memory that should be in use is not: {result.problems[0]}"
-    elif result.exposed:
-        return f"memory that should be held is online: {result.problems[0]}"
-    # A hold that somebody else can end is none: what could not be masked or forbidden counts as well.
-    return problems[0] if problems and decision.holds else ""
+    for allowed in limits:
+        if allowed and whole:  # without a block in the account, nothing shows that the limit is kept
+            limit = parse_limit(allowed, whole)
+            if exposed > limit:
+                return (
+                    f"{size_text(exposed)} of {size_text(whole)} are exposed,"
+                    f" and the policy allows {allowed}, {size_text(limit)}"
+                )
+        elif decision.action == "online-all" and (result.missed or result.exposed):
+            return f"memory that should be in use is not: {result.problems[0]}"
+        elif result.exposed:
+            return f"memory that should be held is online: {result.problems[0]}"
+    # A hold that somebody else can end is none: what could not be masked, forbidden or looked at counts as well.
+    counts = problems if decision.holds else _unseen(tuple(problems))
+    return counts[0] if counts else ""
 
 
 def _count(root: str, policies: tuple[Policy, ...], snapshot: Snapshot, *, whole: bool, must: bool) -> list[Note]:
@@ -224,7 +277,10 @@ def _count(root: str, policies: tuple[Policy, ...], snapshot: Snapshot, *, whole
 
 def _write_env(root: str, decision: Decision, arrivals: str, *, finished: bool, dry_run: bool = False) -> None:
     why = record.why_text(decision.action, decision.rule.name, decision.policy.name)
-    text = record.env_text(arrivals, why, enter=decision.rule.enter, finished=finished, dry_run=dry_run)
+    short = decision.rule.on_shortfall if arrivals == "hold" else ""
+    text = record.env_text(
+        arrivals, why, enter=decision.rule.enter, on_shortfall=short, finished=finished, dry_run=dry_run
+    )
     files.replace(root, record.ENV, text)
 
 

@@ -14,7 +14,8 @@ from safemem.boot.tuples import NamedTuple
 
 #: Offsets in the x86 zero page (Documentation/arch/x86/zero-page.rst): entries, table; 20 bytes each.
 _E820_COUNT, _E820_TABLE, _E820_RAM, _RAMDISK_SIZE = 0x1E8, 0x2D0, 1, 0x21C
-_STATES = {b"online\n": "online", b"offline\n": "offline", b"going-offline\n": "going-offline"}
+#: None begins with another one, so none is another one that was cut off.
+_STATES = {state + end: state.decode() for state in (b"online", b"offline", b"going-offline") for end in (b"\n", b"")}
 
 
 class Resource(NamedTuple):
@@ -111,11 +112,13 @@ def nodes(root: str) -> dict[int, frozenset[int]]:
 def blocks(root: str) -> tuple[int, tuple[Blocks, ...], tuple[Note, ...]]:
     """Return the size of a block in bytes, all blocks as runs, and what could not be read of them.
 
-    The size is 0 where the machine shows no blocks.
+    The size is 0 where the machine shows no blocks: a kernel that cannot hot-add memory, or a fault.
     """
     notes: list[Note] = []
+    if not can_hotplug(root):
+        return 0, (), ()
     try:
-        size = int(files.read(root, paths.BLOCK_SIZE), 16)
+        size = int(files.line(root, paths.BLOCK_SIZE), 16)
         if size <= 0:
             raise ValueError
         with files.Folder(root, paths.MEMORY) as folder:
@@ -124,8 +127,21 @@ def blocks(root: str) -> tuple[int, tuple[Blocks, ...], tuple[Note, ...]]:
         return 0, (), (_unreadable(f"{paths.MEMORY}: {reason(error)}"),)
     except ValueError:
         return 0, (), (_unreadable(f"{paths.BLOCK_SIZE} is not a size"),)
+    if not runs:  # what the kernel itself runs in is there always
+        return 0, (), (_unreadable(f"{paths.MEMORY} shows none"),)
     added_by = _drivers(root)
     return size, tuple(piece for run in runs for piece in _by_driver(run, size, added_by)), tuple(notes)
+
+
+def can_hotplug(root: str) -> bool:
+    """Return False only where sysfs is there and lists no folder for memory blocks: this kernel cannot hot-add memory."""
+    if files.is_folder(root, paths.MEMORY) is not False:
+        return True
+    try:
+        shown = files.names(root, paths.SYSTEM)
+    except OSError:
+        return True
+    return not shown or "memory" in shown
 
 
 def _unreadable(why: str) -> Note:
@@ -133,12 +149,18 @@ def _unreadable(why: str) -> Note:
 
 
 def states(root: str) -> tuple[Blocks, ...]:
-    """Return the blocks as they are now, with their states only: what has changed since they were read whole."""
-    try:
-        with files.Folder(root, paths.MEMORY) as folder:
-            return _runs(folder, {}, [])
-    except OSError:
+    """Return the blocks as they are now, with their states only: what has changed since they were read whole.
+
+    Raises:
+        OSError: they cannot be listed, or none is shown by a kernel that has some; a state that cannot be read is `unknown`.
+    """
+    if not can_hotplug(root):
         return ()
+    with files.Folder(root, paths.MEMORY) as folder:
+        found = _runs(folder, {}, [])
+    if not found:
+        raise OSError(0, "no block is shown", paths.MEMORY)
+    return found
 
 
 def _numbers(names: list[str]) -> list[int]:
@@ -160,11 +182,14 @@ def _runs(folder: files.Folder, node_of: dict[int, int], notes: list[Note]) -> t
     last: tuple[str, int] = ("", -1)
     for number in sorted(_numbers(folder.names())):
         try:
-            state = _STATES.get(folder.read(f"memory{number}/state", 64), UNKNOWN)
-        except FileNotFoundError:
-            notes.append(Note("block-gone", f"block {number} disappeared while it was read"))
-            continue
+            read = folder.read(f"memory{number}/state", 64)
+            state = _STATES.get(read, UNKNOWN)
+            if state == UNKNOWN:
+                notes.append(Note("block-unreadable", f"state of block {number} reads {ascii(read)[1:]}"))
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and folder.has(f"memory{number}") is False:
+                notes.append(Note("block-gone", f"block {number} disappeared while it was read"))
+                continue
             notes.append(Note("block-unreadable", f"state of block {number} cannot be read: {reason(error)}"))
             state = UNKNOWN
         this = (state, node_of.get(number, -1))

@@ -172,7 +172,7 @@ class Policy(NamedTuple):
     on_failure: Failure
     sources: tuple[str | Range, ...]  #: of the safe region, in order: `kho-scratch`, `cmdline`, `none`, a range
     allow_cmdline_override: bool = False
-    memory: tuple[Override, ...] = ()  #: the first that is about a block counts
+    memory: tuple[Override, ...] = ()  #: a hold counts wherever it stands, of zones the first that is about a block
     open_luo: bool = False  #: open /dev/liveupdate to tell ready from failed
     keep_crashkernel: str = ""  #: size that is left of a guard for kdump when it is given back
     trust_guard: bool = False  #: where the handover cannot be told, take a witness's word that it was accepted

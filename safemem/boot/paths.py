@@ -26,6 +26,7 @@ BOOT_PARAMS_FOLDER = "sys/kernel/boot_params"
 BOOT_PARAMS = "sys/kernel/boot_params/data"
 SETUP_DATA = "sys/kernel/boot_params/setup_data"
 #: Machines with a device tree.
+DEVICE_TREE = "proc/device-tree"
 CHOSEN = "proc/device-tree/chosen"
 CHOSEN_KHO = "linux,kho-fdt"
 
@@ -41,6 +42,8 @@ UPTIME = "proc/uptime"
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 
 # ---- memory
+#: Is there whenever sysfs is.
+SYSTEM = "sys/devices/system"
 MEMORY = "sys/devices/system/memory"
 BLOCK_SIZE = "sys/devices/system/memory/block_size_bytes"
 AUTO_ONLINE = "sys/devices/system/memory/auto_online_blocks"

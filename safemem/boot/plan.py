@@ -53,7 +53,9 @@ def _block_steps(
     area = {"online-all": _EVERYTHING, "online-safe": region}.get(rule.action, ())
     pieces = []
     for run in _cut(snapshot.blocks, memory, size, snapshot.guard):
-        exception = next((item for item in memory if _about(item, run, size)), None)
+        about = [item for item in memory if _about(item, run, size)]
+        # A hold counts wherever it stands; of zones, the first.
+        exception = next((item for item in about if item.hold), about[0] if about else None)
         for piece, inside in split(run, size, area):
             op, why, late = _fate(rule, piece, inside, exception, snapshot)
             onto = ((exception.zone if exception else "") or zone) if op == "online" else ""

@@ -11,12 +11,18 @@ from __future__ import annotations
 from safemem.boot import attempts, crashkernel, files, memory, paths
 from safemem.boot.cmdline import arguments, boolean
 from safemem.boot.files import reason
-from safemem.boot.model import UNKNOWN, Fact, Note, Snapshot
+from safemem.boot.model import FACTS, UNKNOWN, Fact, Note, Snapshot
 from safemem.boot.ranges import Range, parse_range
 
 SETUP_KEXEC_KHO = 10  # arch/x86/include/uapi/asm/setup_data.h
+#: The last menu of every configuration that Kconfig writes (Linux 5.2 and later).
+_CONFIG_END = b"# end of Kernel hacking"
 _BUSY, _IO = 16, 5
 
+#: `safemem.safe=`; with a check sum it was written by handover-args.
+_SAFE = "safemem.safe"
+#: What nobody but handover-args writes, for the command line of a kexec that hands over.
+_FOR_A_KEXEC = (crashkernel.ARGUMENT, attempts.ARGUMENT)
 # DMI system vendor -> what systemd-detect-virt calls it.
 _VENDORS = (
     ("QEMU", "qemu"), ("KVM", "kvm"), ("VMware", "vmware"), ("Xen", "xen"), ("Amazon EC2", "amazon"),
@@ -31,7 +37,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
     session and has one owner at a time: only where the policy asks for it.
     """
     notes: list[Note] = []
-    cmdline = files.text(root, paths.CMDLINE)
+    cmdline = command_line(root)
     if cmdline is None:
         text = f"{paths.CMDLINE} cannot be read: kernel arguments are unknown"
         notes.append(Note("cmdline-unreadable", text))
@@ -42,8 +48,16 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
     handover = _handover(root, offered, asked, config)
     kho = _kho(root, asked, config)
     guard, reserved = crashkernel.guard(root, asked)
+    if guard.value == UNKNOWN:
+        notes.append(
+            Note("guard-unknown", f"whether a guard is in force cannot be told: {guard.source}: {guard.reason}")
+        )
     if reserved and handover.value == UNKNOWN:
         handover = handover._replace(reason=f"{handover.reason}; it was not accepted: the guard is in force")
+    if reserved and handover.value == "accepted":
+        # While an accepted handover is set up, no kernel can reserve a guard (seen on 7.2 and 7.3, x86 and arm64).
+        text = f"{handover.source} shows an incoming tree, and the guard that only a rejection leaves is in force"
+        handover = Fact(UNKNOWN, handover.source, text)
     facts = {
         "handover": handover,
         "luo": _luo(root, asked, open_luo),
@@ -65,15 +79,35 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         cmdline=cmdline or "",
         cmdline_safe=_cmdline_safe(asked or {}, notes),
         guard=reserved,
-        overrides=_overrides(asked or {}),
+        overrides=overrides(cmdline or ""),
         notes=(*notes, *unread),
         witness=crashkernel.witness(root, asked or {}, kho, offered),
     )
 
 
+def command_line(root: str) -> str | None:
+    """Return this kernel's command line; None if it cannot be read to its end."""
+    try:
+        return files.line(root, paths.CMDLINE)
+    except OSError:
+        return None
+
+
+def overrides(cmdline: str) -> tuple[str, ...]:
+    """Return what the command line asks for that only some policies allow: `off`, `dry-run`, `policy=NAME`."""
+    asked = dict(arguments(cmdline))
+    found = ["off"] if asked.get("safemem") == "off" else []
+    if "safemem.dry_run" in asked:
+        found.append("dry-run")
+    name = asked.get("safemem.policy")
+    if name is not None:
+        found.append(f"policy={name}")
+    return tuple(found)
+
+
 def _line(root: str, path: str) -> Fact:
     try:
-        text = files.read(root, path).decode("utf-8", "replace").strip()
+        text = files.line(root, path)
     except OSError as error:
         return Fact(UNKNOWN, path, reason(error))
     return Fact(text, path) if text else Fact(UNKNOWN, path, "it is empty")
@@ -88,13 +122,13 @@ class _Config:
         self.source = ""
 
     def value(self, option: str) -> bool | None:
-        """Return whether `option` is built in; None if no configuration can be read."""
+        """Return whether `option` is built in; None if no configuration can be read to its end."""
         if not self.source:
             self._read()
         return None if self._lines is None else f"{option}=y" in self._lines
 
     def _read(self) -> None:
-        release = files.text(self._root, paths.RELEASE) or "?"
+        release = files.word(self._root, paths.RELEASE) or "?"
         self.source = "no configuration"
         for path in (place.format(release) for place in paths.CONFIG):
             try:
@@ -102,22 +136,25 @@ class _Config:
             except (OSError, ValueError):  # a release with a NUL is no path
                 continue
             data = _gunzip(data) if path.endswith(".gz") else data
-            if b"CONFIG_" in data:
+            # Cut off, it would say of every option that is lost that it is not built in.
+            if b"CONFIG_" in data and (path.endswith(".gz") or _CONFIG_END in data[-512:]):
                 self._lines = frozenset(data.decode("utf-8", "replace").splitlines())
                 self.source = path
                 return
 
 
 def _gunzip(data: bytes) -> bytes:
-    """Return what gzip `data` holds, at most `files.LIMIT` bytes; nothing if it is damaged, or zlib is not there."""
+    """Return what gzip `data` holds; nothing if that is damaged, cut off or above `files.LIMIT`, or zlib is not there."""
     try:
         import zlib  # only where there is something to unpack
     except ImportError:
         return b""
+    stream = zlib.decompressobj(31)
     try:
-        return zlib.decompressobj(31).decompress(data, files.LIMIT)
+        found = stream.decompress(data, files.LIMIT)
     except zlib.error:
         return b""
+    return found if stream.eof else b""
 
 
 # ---- handover
@@ -130,6 +167,11 @@ def _kho_path(root: str, part: str) -> str | None:
     return None
 
 
+def _hidden(root: str, part: str) -> str | None:
+    """Return a place of KHO of which nobody can tell whether it is there, or None."""
+    return next((f"{base}/{part}" for base in paths.KHO if files.exists(root, f"{base}/{part}") is None), None)
+
+
 def _debugfs(root: str) -> str | None:
     """Return why debugfs cannot be used, or None if it can."""
     try:
@@ -139,52 +181,95 @@ def _debugfs(root: str) -> str | None:
 
 
 def _offered(root: str) -> Fact:
-    """Return whether the predecessor left a handover: `yes`, `no` or unknown."""
-    seen = []
-    try:
-        files.names(root, paths.BOOT_PARAMS_FOLDER)
-        seen.append(paths.BOOT_PARAMS_FOLDER)
-        for entry in files.names(root, paths.SETUP_DATA):
-            if int(files.read(root, f"{paths.SETUP_DATA}/{entry}/type"), 16) == SETUP_KEXEC_KHO:
-                return Fact("yes", f"{paths.SETUP_DATA}/{entry}/type")
-    except FileNotFoundError:
-        # No boot_params: not x86. No setup_data: nothing was passed, which is an answer.
-        pass
-    except OSError as error:
-        return Fact(UNKNOWN, error.filename or paths.SETUP_DATA, reason(error))
-    except ValueError:
-        return Fact(UNKNOWN, paths.SETUP_DATA, "an entry's type is not a number")
-    try:
-        names = files.names(root, paths.CHOSEN)
-        seen.append(paths.CHOSEN)
-        if paths.CHOSEN_KHO in names:
-            return Fact("yes", f"{paths.CHOSEN}/{paths.CHOSEN_KHO}")
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        return Fact(UNKNOWN, paths.CHOSEN, reason(error))
-    if seen:
-        return Fact("no", seen[0])
+    """Return whether the predecessor left a handover: `yes`, `no` or unknown.
+
+    INVARIANT: `no` takes a folder that was listed and in which one exact name is missing.
+    """
+    found = [fact for fact in (_by_setup_data(root), _by_device_tree(root)) if fact]
+    for value in ("yes", UNKNOWN):
+        for fact in found:
+            if fact.value == value:
+                return fact
+    if found:
+        return found[0]
     return Fact(UNKNOWN, paths.SETUP_DATA, f"neither {paths.BOOT_PARAMS_FOLDER} nor {paths.CHOSEN} exists")
 
 
+def _by_setup_data(root: str) -> Fact | None:
+    """Return what x86's list of what a boot loader passes says; None on a machine without one."""
+    at = paths.BOOT_PARAMS_FOLDER
+    try:
+        shown = files.names(root, at)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return Fact(UNKNOWN, at, reason(error))
+    # The kernel shows the page itself always, and the list only if it has entries (arch/x86/kernel/ksysfs.c).
+    if not shown:
+        return Fact(UNKNOWN, at, "it is empty: something else is mounted there")
+    if "setup_data" not in shown:
+        return (
+            Fact("no", at)
+            if files.exists(root, paths.SETUP_DATA) is False
+            else Fact(UNKNOWN, paths.SETUP_DATA, "it is hidden")
+        )
+    try:
+        entries = files.names(root, paths.SETUP_DATA)
+    except OSError as error:
+        return Fact(UNKNOWN, paths.SETUP_DATA, reason(error))
+    # They are numbered from 0.
+    whole = bool(entries) and {str(number) for number in range(len(entries))} == set(entries)
+    answer = Fact("no", at) if whole else Fact(UNKNOWN, paths.SETUP_DATA, "entries are missing from it")
+    for entry in entries:
+        path = f"{paths.SETUP_DATA}/{entry}/type"
+        try:
+            if int(files.line(root, path), 16) == SETUP_KEXEC_KHO:
+                return Fact("yes", path)
+        except OSError as error:
+            answer = Fact(UNKNOWN, path, reason(error))
+        except ValueError:
+            answer = Fact(UNKNOWN, path, "the type is not a number")
+    return answer
+
+
+def _by_device_tree(root: str) -> Fact | None:
+    """Return what the device tree says; None on a machine without one."""
+    try:
+        shown = files.names(root, paths.CHOSEN)
+    except FileNotFoundError:
+        if files.exists(root, paths.DEVICE_TREE) is False:
+            return None
+        return Fact(UNKNOWN, paths.CHOSEN, "the device tree has no such node")
+    except OSError as error:
+        return Fact(UNKNOWN, paths.CHOSEN, reason(error))
+    if paths.CHOSEN_KHO in shown:
+        return Fact("yes", f"{paths.CHOSEN}/{paths.CHOSEN_KHO}")
+    # The kernel gives every node a `name` (fs/proc, drivers/of).
+    return Fact("no", paths.CHOSEN) if shown else Fact(UNKNOWN, paths.CHOSEN, "it is empty")
+
+
 def _handover(root: str, offered: Fact, asked: dict[str, str] | None, config: _Config) -> Fact:
-    """Compare what was offered with what was accepted."""
+    """Compare what was offered with what was accepted, and with what the command line lets expect."""
     if offered.value == UNKNOWN:
         return offered
-    if offered.value == "no":
-        return Fact("none", offered.source, "no handover was offered")
     tree = _kho_path(root, "in/fdt")
+    if offered.value == "no":
+        return _nothing_offered(root, offered, asked, tree)
+    hidden = _hidden(root, "in/fdt") or _hidden(root, "in") or _hidden(root, "out")
+    if hidden:
+        return Fact(UNKNOWN, hidden, "offered, but whether it was accepted may not be looked at")
+    folder, out = _kho_path(root, "in"), _kho_path(root, "out")
+    if folder and not (tree and out):
+        lacks = "tree" if out else "outgoing side beside it"
+        return Fact(UNKNOWN, folder, f"it has no {lacks}, which no known kernel shows")
     if tree:
         return Fact("accepted", tree, "the kernel shows the incoming tree")
-    folder = _kho_path(root, "in")
-    if folder:
-        return Fact(UNKNOWN, folder, "it has no tree, which no known kernel shows")
-    if any(files.exists(root, f"{base}/in") is None for base in paths.KHO):
-        return Fact(UNKNOWN, paths.DEBUGFS, "offered, but whether it was accepted may not be looked at")
-    out = _kho_path(root, "out")
     if out:
         return Fact("rejected", out, "offered, KHO is on, and no incoming tree is shown")
+    if files.exists(root, paths.LUO_CLASS) is not False:
+        return Fact(
+            UNKNOWN, paths.LUO_CLASS, "offered to a kernel with KHO on that has no files to show whether it accepted"
+        )
     built_in = config.value("CONFIG_KEXEC_HANDOVER")
     if built_in is None:
         return Fact(
@@ -204,6 +289,22 @@ def _handover(root: str, offered: Fact, asked: dict[str, str] | None, config: _C
     )
 
 
+def _nothing_offered(root: str, offered: Fact, asked: dict[str, str] | None, tree: str | None) -> Fact:
+    """Return `none`, or `lost` if this boot was to have a handover, or unknown if the evidence is not of one mind."""
+    shown = tree or _kho_path(root, "in") or _hidden(root, "in")
+    if shown:
+        return Fact(UNKNOWN, shown, f"{offered.source} has no handover, and KHO shows one or may not be looked at")
+    if asked is None:
+        return Fact(UNKNOWN, paths.CMDLINE, "none was offered; whether one was to come cannot be told without it")
+    expected = next((name for name in _FOR_A_KEXEC if name in asked), "")
+    if not expected and ";" in asked.get(_SAFE, ""):
+        expected = _SAFE
+    if expected:
+        text = f"{expected}= is for a kexec with a handover, and {offered.source} has none: it was lost on the way"
+        return Fact("lost", "command line", text)
+    return Fact("none", offered.source, "no handover was offered")
+
+
 def _kho_asked(asked: dict[str, str], config: _Config) -> bool:
     wanted = boolean(asked.get("kho"))
     return bool(config.value("CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT")) if wanted is None else wanted
@@ -214,6 +315,9 @@ def _kho(root: str, asked: dict[str, str] | None, config: _Config) -> Fact:
     for path in (_kho_path(root, "out"), paths.LUO_CLASS):
         if path and files.exists(root, path):
             return Fact("on", path)
+    hidden = _hidden(root, "out") or (paths.LUO_CLASS if files.exists(root, paths.LUO_CLASS) is None else "")
+    if hidden:
+        return Fact(UNKNOWN, hidden, "whether it is there cannot be told")
     if config.value("CONFIG_KEXEC_HANDOVER") is False:
         return Fact("off", config.source, "not built in")
     if asked is not None and boolean(asked.get("kho")) is False:
@@ -224,7 +328,8 @@ def _kho(root: str, asked: dict[str, str] | None, config: _Config) -> Fact:
 
 
 def _luo(root: str, asked: dict[str, str] | None, open_it: bool) -> Fact:
-    here = any(files.exists(root, path) for path in (paths.LUO_CLASS, paths.LUO_DEVICE))
+    marks = [files.exists(root, path) for path in (paths.LUO_CLASS, paths.LUO_DEVICE)]
+    here = True in marks
     if here and open_it:
         try:
             files.open_and_close(root, paths.LUO_DEVICE)
@@ -237,8 +342,8 @@ def _luo(root: str, asked: dict[str, str] | None, open_it: bool) -> Fact:
         return Fact("ready", paths.LUO_DEVICE, "opened and closed")
     if here:
         return Fact("ready", paths.LUO_CLASS, "the device is there; not opened")
-    if asked is None or not any(files.exists(root, path) for path in paths.CLASSES):
-        return Fact(UNKNOWN, paths.LUO_CLASS, "the command line or sys/class cannot be read")
+    if asked is None or None in marks or not any(files.exists(root, path) for path in paths.CLASSES):
+        return Fact(UNKNOWN, paths.LUO_CLASS, "the command line, sys/class or the device cannot be looked at")
     if boolean(asked.get("liveupdate")):
         return Fact("missing", paths.LUO_CLASS, "liveupdate= asks for it, but there is no device")
     return Fact("off", "command line", "not asked for, no device")
@@ -246,14 +351,18 @@ def _luo(root: str, asked: dict[str, str] | None, open_it: bool) -> Fact:
 
 def auto_online(root: str) -> Fact:
     """Return what the kernel does with memory that is added now."""
-    fact = _line(root, paths.AUTO_ONLINE)
-    if fact.value in ("offline", "online", "online_movable", "online_kernel", UNKNOWN):
-        return fact
-    return Fact(UNKNOWN, paths.AUTO_ONLINE, f"value `{fact.value}` is not known")
+    try:
+        value = files.read(root, paths.AUTO_ONLINE).decode("utf-8", "replace").strip()
+    except OSError as error:
+        return Fact(UNKNOWN, paths.AUTO_ONLINE, reason(error))
+    if value in FACTS["auto_online"][1]:
+        return Fact(value, paths.AUTO_ONLINE)
+    return Fact(UNKNOWN, paths.AUTO_ONLINE, f"value `{value}` is not known")
 
 
 def _virt(root: str) -> Fact:
-    vendor, product = (files.text(root, path) or "" for path in (paths.DMI_VENDOR, paths.DMI_PRODUCT))
+    facts = (_line(root, path) for path in (paths.DMI_VENDOR, paths.DMI_PRODUCT))
+    vendor, product = ("" if fact.value == UNKNOWN else str(fact.value) for fact in facts)
     for prefix, name in _VENDORS:
         # Microsoft and Google sell hardware too; their product name tells.
         real = (prefix == "Microsoft Corporation" and product != "Virtual Machine") or (
@@ -261,13 +370,15 @@ def _virt(root: str) -> Fact:
         )
         if vendor.startswith(prefix) and not real:
             return Fact(name, paths.DMI_VENDOR)
-    xen = files.text(root, paths.HYPERVISOR)
+    xen = files.word(root, paths.HYPERVISOR)
     if xen:
         return Fact(xen, paths.HYPERVISOR)
-    cpu = files.text(root, paths.CPUINFO)
-    if cpu and "hypervisor" in cpu[:8192].split():
+    # Of the first processor, as far as its line is whole.
+    processor = (files.text(root, paths.CPUINFO) or "").partition("\nflags")[2].partition("\n")
+    flags = processor[0].split() if processor[1] else []
+    if "hypervisor" in flags:
         return Fact("vm-other", paths.CPUINFO, "the processor reports a hypervisor of unknown make")
-    if vendor or (cpu and "flags" in cpu[:8192].split()):
+    if vendor or flags:
         return Fact("none", paths.DMI_VENDOR if vendor else paths.CPUINFO)
     return Fact(UNKNOWN, paths.DMI_VENDOR, "neither DMI nor the processor tells")
 
@@ -314,10 +425,9 @@ def _scratch(root: str, notes: list[Note]) -> tuple[Range, ...]:
     columns = []
     for names in (paths.SCRATCH_PHYS, paths.SCRATCH_LEN):
         path = next((found for name in names if (found := _kho_path(root, f"out/{name}"))), None)
-        text = files.text(root, path) if path else None
         try:
-            columns.append([int(word, 16) for word in (text or "").split()])
-        except ValueError:
+            columns.append([int(word, 16) for word in files.line(root, path).split()] if path else [])
+        except (OSError, ValueError):
             columns.append([])
     starts, sizes = columns
     if not starts or len(starts) != len(sizes):
@@ -326,20 +436,9 @@ def _scratch(root: str, notes: list[Note]) -> tuple[Range, ...]:
     return tuple(sorted(Range(start, start + size) for start, size in zip(starts, sizes, strict=True) if size > 0))
 
 
-def _overrides(asked: dict[str, str]) -> tuple[str, ...]:
-    """Return what the command line asks for that only some policies allow."""
-    found = ["off"] if asked.get("safemem") == "off" else []
-    if "safemem.dry_run" in asked:
-        found.append("dry-run")
-    name = asked.get("safemem.policy")
-    if name is not None:
-        found.append(f"policy={name}")
-    return tuple(found)
-
-
 def _cmdline_safe(asked: dict[str, str], notes: list[Note]) -> tuple[Range, ...]:
     """Return `safemem.safe=START-END[,…][;crc32=HEX]`; nothing at all if any part of it is wrong."""
-    text = asked.get("safemem.safe")
+    text = asked.get(_SAFE)
     if text is None:
         return ()
     ranges, separator, checksum = text.partition(";")

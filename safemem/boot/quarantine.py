@@ -80,7 +80,7 @@ class Quarantine:
         if state == "offline":
             self.taken[number] = _uptime(self._root)
             return None
-        if errno == _ENOENT and not files.is_folder(self._root, f"{paths.MEMORY}/memory{number}"):
+        if errno == _ENOENT and files.is_folder(self._root, f"{paths.MEMORY}/memory{number}") is False:
             self._gone.append(number)
             return None
         if errno == _EBUSY:

@@ -124,13 +124,16 @@ def done_to_json(done: Done) -> dict[str, object]:
     return {**table, "problem_codes": codes(done.problems), "shortfall": done.shortfall or None}
 
 
-def env_text(arrivals: str, why: str, *, enter: str, finished: bool, dry_run: bool = False) -> str:
+def env_text(
+    arrivals: str, why: str, *, enter: str, on_shortfall: str = "", finished: bool, dry_run: bool = False
+) -> str:
     """Return what shells and udev read of a decision, as `KEY=value` lines; udev/60-safemem.rules imports them.
 
     Args:
         arrivals: what becomes of blocks that arrive later: `hold`, or the word for their `state`; "" says nothing.
         why: by which rule of which policy.
         enter: the rule's.
+        on_shortfall: the rule's, if it is anything but to go on: so the real root ends where it cannot hold.
         finished: the boot program has come to its end: only then may the boot go on.
         dry_run: nothing of the decision is in force.
     """
@@ -138,6 +141,7 @@ def env_text(arrivals: str, why: str, *, enter: str, finished: bool, dry_run: bo
         "SAFEMEM_ARRIVALS": arrivals,
         "SAFEMEM_WHY": "".join(" " if char in "\"'\\$" else char for char in why),
         "SAFEMEM_ENTER": enter,
+        "SAFEMEM_ON_SHORTFALL": "" if on_shortfall == "continue" else on_shortfall,
         "SAFEMEM_DRY_RUN": "yes" if dry_run else "no",
         "SAFEMEM_FINISHED": "yes" if finished else "no",  # last: a file that is cut off does not say it
     }

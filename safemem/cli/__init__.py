@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from safemem.cli.group import Entry, Group
@@ -37,3 +39,4 @@ COMMANDS = {
 @click.version_option(package_name="safemem")
 def main() -> None:
     """Decide which memory a live-update host may use after a kernel handover."""
+    os.umask(os.umask(0o077) | 0o022)  # an init may leave 0, with which others could write to what we make

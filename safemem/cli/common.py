@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import stat
 from collections.abc import Iterator
 
 import click
 
 from safemem.boot.files import reason
 from safemem.boot.model import Refused
+from safemem.realroot import storage
 
 ROOT = click.option("--root", metavar="DIR", default="/", help="Look at the /sys, /proc and /run below DIR.")
 FORMAT = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -33,25 +34,31 @@ def reading(path: str) -> Iterator[None]:
 
 
 def write_whole(path: str, data: bytes, mode: int | None = None) -> None:
-    """Put `data` at `path` in one step, or raise Refused and leave what was there; a device or a pipe is written to."""
-    folder = os.path.dirname(path) or "."
+    """Put `data` at `path` in one step, or raise Refused and leave what was there; a device or a pipe is written to.
+
+    The folder may be another user's, who then decides what becomes of the file, and of nothing else.
+    """
+    above, name = os.path.split(path)
+    if mode is None:
+        mask = os.umask(0o077)
+        os.umask(mask)
+        mode = 0o666 & ~mask
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            with open(path, "wb") as out:
-                out.write(data)
-            return
-        fd, draft = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
-        try:
-            with open(fd, "wb") as out:
-                out.write(data)
-            if mode is None:
-                mask = os.umask(0)
-                os.umask(mask)
-                mode = 0o666 & ~mask
-            os.chmod(draft, mode)
-            os.rename(draft, path)
-        except BaseException:
-            os.unlink(draft)
-            raise
+        with storage.Folder(above or ".") as folder:
+            if not (folder.ours and _stream(folder, name, data)):
+                folder.put(name, data, mode)
     except OSError as error:
         raise Refused(f"{path}: {reason(error, 'cannot be written')}") from None
+
+
+def _stream(folder: storage.Folder, name: str, data: bytes) -> bool:
+    """Write to a device or a pipe; return False if there is none. A folder is OSError."""
+    try:
+        if stat.S_ISREG(os.stat(name, dir_fd=folder.fd).st_mode):
+            return False
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder.fd)
+    except FileNotFoundError:
+        return False
+    with open(fd, "wb") as out:
+        out.write(data)
+    return True

@@ -11,7 +11,7 @@ from safemem.cli import codes
 from safemem.cli.codes import Code
 from safemem.cli.common import FORMAT, ROOT
 from safemem.host import doctor
-from safemem.render.text import plural
+from safemem.render.text import clean, plural
 
 _SEVERITY_COLOUR = {"severe": "red", "warning": "yellow", "note": "cyan"}
 
@@ -29,7 +29,7 @@ def doctor_command(context: click.Context, root: str, form: str) -> None:
         document = {"schema": 1, "kind": "doctor", "findings": [item._asdict() for item in found]}
         click.echo(json.dumps(document, indent=1))
     else:
-        for item in found:
+        for item in clean(found):
             severity = click.style(item.severity, fg=_SEVERITY_COLOUR[item.severity], bold=True)
             click.echo(f"{severity}: {item.message} [{item.code}]")
             click.echo(f"    seen: {item.evidence}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -33,8 +34,10 @@ class Told(click.ClickException):
 
     def show(self, file: object = None) -> None:
         """Print the message; each line already begins with its place."""
-        for line in self.message.splitlines():
-            click.echo(f"safemem: {line}", err=True)
+        from safemem.boot.printable import printable  # where there is nothing to tell, nothing is loaded
+
+        for line in self.message.split("\n"):
+            click.echo(f"safemem: {printable(line)}", err=True)
 
 
 class Group(click.Group):
@@ -72,4 +75,5 @@ class Group(click.Group):
             if error.errno == errno.EPIPE:  # nobody reads our output any more: click ends quietly
                 raise
             why = reason(error, str(error) or "failed")
-            raise Told(f"{error.filename}: {why}" if error.filename else why, codes.Code.FAILURE) from None
+            name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+            raise Told(f"{name}: {why}".replace("\n", "\\n") if name else why, codes.Code.FAILURE) from None

@@ -19,7 +19,7 @@ from safemem.cli.common import FORMAT, write_whole
 from safemem.cli.policies import load_policy, named_policies, operators_policy
 from safemem.initramfs import build, check, install, items, on_failure
 from safemem.initramfs.makers import MAKERS
-from safemem.initramfs.unpack import Unreadable
+from safemem.initramfs.packed import Unreadable
 from safemem.policy import compiler
 
 _POLICY = click.option(
@@ -58,11 +58,12 @@ def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) ->
     """Write a self-contained archive that can be appended to any initrd.
 
     An init that is a script calls /usr/lib/safemem/boot before anything onlines memory, and goes on
-    only if that returns 0; with --systemd nothing of the initrd has to be changed.
+    only if that ends with 42; with --systemd nothing of the initrd has to be changed.
     """
     chosen = load_policy(policy_file)
-    more = build.policies({Path(path).stem: compiler.dump(load_policy(path)) for path in also})
-    more |= on_failure.unit_files(chosen.on_failure) if systemd else {}
+    # The units come first: an archive that is cut off behind them starts nothing that may online memory.
+    more = on_failure.unit_files(chosen.on_failure) if systemd else {}
+    more |= build.policies({Path(path).stem: compiler.dump(load_policy(path)) for path in also})
     cost = build.build(compiler.dump(chosen), Path(output), more=more)
     click.echo(cost_text(output, cost))
 

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 
 from safemem.boot import handover_args as handover
+from safemem.boot.printable import printable
 from safemem.boot.ranges import size_text
 from safemem.cli import codes
 from safemem.cli.common import FORMAT, ROOT
@@ -32,7 +34,7 @@ def handover_args(root: str, kernel: str, initrd: str, whole: bool, explain: boo
     advice = handover.advise(root, kernel, initrd, nextkernel.has_kho(kernel) if kernel else None)
     command = handover.kexec_command(advice, kernel, initrd) if kernel and (whole or form == "json") else None
     for note in advice.notes:
-        click.echo(f"safemem: {note}", err=True)
+        click.echo(f"safemem: {printable(note)}", err=True)
     if form == "json":
         document = {
             "schema": 1, "kind": "handover-args", "arguments": list(advice.arguments), "guard": str(advice.guard),
@@ -44,7 +46,9 @@ def handover_args(root: str, kernel: str, initrd: str, whole: bool, explain: boo
         }  # fmt: skip
         click.echo(json.dumps(document, indent=1))
         return
-    click.echo(command if whole else " ".join(advice.arguments))
+    text = command if command and whole else " ".join(advice.arguments)
+    # A shell takes it as it is; nobody at a terminal needs this kernel's command line to act on it.
+    click.echo(printable(text) if sys.stdout.isatty() else text)
     if explain:
         for what, amount in (("guarded", advice.guarded), ("scratch", advice.safe), ("open", advice.open)):
             click.echo(
@@ -52,7 +56,7 @@ def handover_args(root: str, kernel: str, initrd: str, whole: bool, explain: boo
                 err=True,
             )
         for area, why in advice.left:
-            click.echo(f"  open     {size_text(area.size):>10}  {area}: {why}", err=True)
+            click.echo(f"  open     {size_text(area.size):>10}  {area}: {printable(why)}", err=True)
 
 
 @click.command("layout", short_help="Print what to append to the boot loader's command line.")
@@ -75,9 +79,9 @@ def layout_command(root: str, form: str) -> None:
         click.echo(json.dumps(document, indent=1))
         return
     for note in found.notes:
-        click.echo(f"safemem: {note}", err=True)
+        click.echo(f"safemem: {printable(note)}", err=True)
     click.echo(found.argument)
-    now = f"none: {found.now_reason}"
+    now = f"none: {printable(found.now_reason)}"
     if found.now:
         now = f"{size_text(found.now.guarded)}, {found.now.guarded / found.memory:.0%} of {size_text(found.memory)}"
     click.echo(f"  one guard covers now    {now}", err=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -11,12 +12,14 @@ import click
 
 from safemem.boot import apply
 from safemem.boot.model import ZONES, Refused
+from safemem.boot.printable import printable
 from safemem.boot.ranges import parse_range, size_text
 from safemem.cli import codes
 from safemem.cli.codes import Code
 from safemem.cli.common import ROOT
 from safemem.host import release as releasing
 from safemem.host import standing
+from safemem.realroot import storage
 
 
 @click.command(short_help="End a hold by hand, wholly or in part.")
@@ -42,30 +45,33 @@ def release(
         areas = tuple(parse_range(text) for text in ranges)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    found = standing.read(root)
-    decision = found.decision
-    planned = releasing.plan(found, areas, zone or decision.zone)
-    if decision.rule.final and not force:
-        raise Refused(
-            f"rule `{decision.rule.name}` of policy `{decision.policy.name}` calls this hold final: nothing was"
-            " released; --force does it anyway, and is recorded"
-        )
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with click.progressbar(
-            length=planned.size, label="releasing", file=sys.stderr, hidden=not sys.stderr.isatty()
-        ) as bar:
-            result, problems = releasing.carry_out(
-                root, found, planned, reason, time.time(), bar.update, forced=decision.rule.final
+    standing.read(root)  # where nothing was decided, nothing is locked either
+    with storage.locked(os.path.join(root, storage.LOCK)):
+        # Of two releases at once, the second sees what the first has done.
+        found = standing.read(root)
+        decision = found.decision
+        planned = releasing.plan(found, areas, zone or decision.zone)
+        if decision.rule.final and not force:
+            raise Refused(
+                f"rule `{decision.rule.name}` of policy `{decision.policy.name}` calls this hold final: nothing was"
+                " released; --force does it anyway, and is recorded"
             )
-    except KeyboardInterrupt:
-        click.echo("safemem: interrupted: released in part; the same command goes on from there", err=True)
-        context.exit(Code.PARTLY)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            with click.progressbar(
+                length=planned.size, label="releasing", file=sys.stderr, hidden=not sys.stderr.isatty()
+            ) as bar:
+                result, problems = releasing.carry_out(
+                    root, found, planned, reason, time.time(), bar.update, forced=decision.rule.final
+                )
+        except KeyboardInterrupt:
+            click.echo("safemem: interrupted: released in part; the same command goes on from there", err=True)
+            context.exit(Code.PARTLY)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
     click.echo(f"released {size_text(result.onlined)} of {size_text(result.wanted)}" + _guard(planned, result))
     for text in (*problems, *result.problems):
-        click.echo(f"safemem: {text}", err=True)
+        click.echo(f"safemem: {printable(text)}", err=True)
     context.exit(Code.DONE if result.complete else Code.PARTLY)
 
 

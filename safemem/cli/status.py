@@ -98,6 +98,7 @@ def _keep(root: str) -> None:
     path = os.path.join(root, RECORD)
     try:
         history.keep(root)
+        previous_boot.note_seen(root)
     except OSError as error:
         if not os.path.exists(path):
             return  # there is nothing to keep, which whoever reads the record says

@@ -6,6 +6,7 @@ from __future__ import annotations
 import click
 
 from safemem.boot.model import Refused
+from safemem.boot.printable import printable
 from safemem.cli import codes
 from safemem.cli.common import ROOT, InputError
 from safemem.host import standing
@@ -24,8 +25,9 @@ from safemem.policy import installed
 def watch_command(policy_file: str | None, root: str) -> None:
     """Watch for memory blocks that arrive, and apply the decision of this boot to them.
 
-    Runs until it is told to stop; meant for the unit safemem-watch.service. Refuses a policy that is
-    not the one that decided, and does nothing after a dry run.
+    Runs until it is told to stop; meant for the unit safemem-watch.service. Refuses a --policy that is
+    not the one that decided; the operator's may have been edited since, for the next boot, and the decision
+    stands. Does nothing after a dry run.
     """
     from safemem.host import logs, watch  # pyudev and structlog: for this command only
 
@@ -40,26 +42,38 @@ def watch_command(policy_file: str | None, root: str) -> None:
 
 
 def _compare(given: str | None, root: str, decided: str) -> None:
-    """Refuse a policy that is not the one of digest `decided`, be it the `given` one or the operator's.
+    """Refuse a `given` policy that is not the one of digest `decided`, and say so of the operator's.
 
-    The record says all that counts of the policy. So where the language cannot be loaded, which needs pydantic, an
-    operator's edit goes unnoticed until the next boot, and the decision stands as ever.
+    The record says all that counts of the policy. So an edit, or an upgrade that brings another policy, ends nothing:
+    the decision stands until the next boot. That is told from a policy that is named to be compared.
     """
     try:
         from safemem.cli import policies
+
+        known = (
+            [policies.load_policy(given)]
+            if given
+            else [policies.operators_policy(None, root), *policies.named_policies(root).values()]
+        )
     except (ImportError, SystemError) as error:  # the latter is a pydantic that does not fit its own core
         text = f"{given or installed.POLICY}: whether this is the policy that decided cannot be told: {error}"
         if given:
             raise Refused(text) from None
-        click.echo(f"safemem: {text}", err=True)
+        _say(text)
         return
-    known = (
-        [policies.load_policy(given)]
-        if given
-        else [policies.operators_policy(None, root), *policies.named_policies(root).values()]
-    )
+    except (Refused, OSError) as error:
+        if given:
+            raise
+        _say(f"{str(error).splitlines()[0]}: the decision of {decided[:12]} stands until the next boot")
+        return
     if decided not in [policy.digest for policy in known]:
-        raise InputError(
-            f"{given or installed.POLICY}: digest {known[0].digest[:12]}, but this boot was decided by {decided[:12]}:"
-            " give the same policy"
+        text = (
+            f"{given or installed.POLICY}: digest {known[0].digest[:12]}, but this boot was decided by {decided[:12]}"
         )
+        if given:
+            raise InputError(f"{text}: give the same policy")
+        _say(f"{text}, which stands until the next boot")
+
+
+def _say(text: str) -> None:
+    click.echo(f"safemem: {printable(text)}", err=True)

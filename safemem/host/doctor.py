@@ -159,7 +159,8 @@ def _zones(machine: Machine) -> Iterator[Finding]:
 def _cost(machine: Machine) -> Iterator[Finding]:
     held = machine.held()
     lines = dict(line.split(":", 1) for line in machine.text(paths.MEMINFO).splitlines() if ":" in line)
-    in_use = int(lines.get("MemTotal", "0 kB").split()[0]) << 10
+    number = lines.get("MemTotal", "").strip().partition(" ")[0]
+    in_use = int(number) << 10 if number.isascii() and number.isdecimal() and len(number) < 16 else 0
     on_memory = machine.text(_MEMMAP).lower() in ("y", "1", "force")
     # After a lost handover the map comes out of what is left: the safe region, with a guard little more.
     scratch = total(probe.scratch_now(machine.root))

@@ -4,23 +4,22 @@
 from __future__ import annotations
 
 import calendar
-import contextlib
 import errno
-import fcntl
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
 
 from safemem.boot import record
+from safemem.realroot import storage
 
 FOLDER = "var/lib/safemem/history"
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 #: Boots and bytes kept, and the most that one file may hold. This boot's folder is never dropped.
 BOOTS, BYTES, FILE = 32, 32 << 20, 8 << 20
-#: The UTC time of the first thing that was written, and the kernel's boot ID, with which a folder is found again.
-_NAME = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+#: The boot's number, which is the order, for a clock can say anything; the UTC time of the first thing that was
+#: written; and the kernel's boot ID, with which a folder is found again. Version 0.1.0 had no number.
+_NAME = re.compile(r"(?:(\d{1,18})-)?(\d{8}T\d{6}Z)-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
 def boot_id(root: str) -> str:
@@ -37,10 +36,16 @@ def boots(root: str) -> list[str]:
     """Return the paths of all folders, oldest first. Raises OSError, but not if there are none yet."""
     base = os.path.join(root, FOLDER)
     try:
-        names = sorted(name for name in os.listdir(base) if _NAME.fullmatch(name))
+        names = [name for name in os.listdir(base) if _NAME.fullmatch(name)]
     except FileNotFoundError:
         return []
-    return [os.path.join(base, name) for name in names]
+    return [os.path.join(base, name) for name in sorted(names, key=lambda name: (_number(name), name))]
+
+
+def _number(name: str) -> int:
+    """Return a boot's number; 0 for those that have none, which came before."""
+    found = _NAME.fullmatch(name)
+    return int(found[1] or 0) if found else 0
 
 
 def current(root: str) -> str | None:
@@ -56,8 +61,12 @@ def previous(root: str) -> str | None:
 
 
 def started(folder: str) -> float:
-    """Return when the first thing was written there, in seconds since 1970."""
-    return float(calendar.timegm(time.strptime(os.path.basename(folder)[:16], "%Y%m%dT%H%M%SZ")))
+    """Return when the first thing was written there, in seconds since 1970 and by the clock of then; 0 if that is no time."""
+    found = _NAME.fullmatch(os.path.basename(folder))
+    try:
+        return float(calendar.timegm(time.strptime(found[2] if found else "", "%Y%m%dT%H%M%SZ")))
+    except ValueError:
+        return 0.0
 
 
 def write(root: str, name: str, text: str) -> str:
@@ -66,28 +75,27 @@ def write(root: str, name: str, text: str) -> str:
     Raises:
         OSError: it is not on the disk, or too large; what was there before still is.
     """
-    data = text.encode()
+    data = text.encode("utf-8", "surrogateescape")
     base = os.path.join(root, FOLDER)
     if len(data) > FILE:
         raise OSError(errno.EFBIG, f"{len(data)} bytes are more than the history takes", os.path.join(base, name))
     mine = boot_id(root)
-    with _locked(base):
+    new = not os.path.isdir(base)
+    os.makedirs(base, 0o755, exist_ok=True)
+    if new:
+        _sync(os.path.dirname(base))
+    # Two first writers would make two folders for one boot, and two boots must not have one number.
+    with storage.locked(os.path.join(base, ".lock")):
         folder = current(root)
         if folder is None:
-            folder = os.path.join(base, f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{mine}")
+            number = 1 + max((_number(os.path.basename(path)) for path in boots(root)), default=0)
+            folder = os.path.join(base, f"{number:08}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{mine}")
             os.mkdir(folder, 0o755)
             _sync(base)
-        path = os.path.join(folder, name)
-        draft = f"{path}.new"
-        with open(draft, "wb") as out:
-            os.fchmod(out.fileno(), 0o644)
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.rename(draft, path)
-        _sync(folder)
+        with storage.Folder(folder) as place:
+            place.put(name, data, durable=True)
         _prune(root, folder)
-    return path
+    return os.path.join(folder, name)
 
 
 def keep(root: str) -> None:
@@ -96,8 +104,8 @@ def keep(root: str) -> None:
     Raises:
         OSError: it is not on the disk; FileNotFoundError if there is none.
     """
-    with open(os.path.join(root, record.RECORD), encoding="utf-8", errors="replace") as file:
-        write(root, os.path.basename(record.RECORD), file.read())
+    with open(os.path.join(root, record.RECORD), encoding="utf-8", errors="surrogateescape", newline="") as file:
+        write(root, os.path.basename(record.RECORD), file.read(FILE + 1))
 
 
 def _prune(root: str, keep: str) -> None:
@@ -108,21 +116,6 @@ def _prune(root: str, keep: str) -> None:
         oldest = others.pop(0)
         del sizes[oldest]
         shutil.rmtree(oldest, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(base: str) -> Iterator[None]:
-    """Make the folder and keep other writers out: two first writers would make two folders for one boot."""
-    new = not os.path.isdir(base)
-    os.makedirs(base, 0o755, exist_ok=True)
-    if new:
-        _sync(os.path.dirname(base))
-    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _sync(folder: str) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from safemem.boot import files
 from safemem.boot.ranges import Range, merge_ranges, total, without
 from safemem.host.suspects import Suspect
+from safemem.realroot import storage
 
 COUNTS = "run/safemem/watch.json"
 SCHEMA = 1
@@ -62,7 +62,7 @@ KEYS = {"onlined_by_others": "loose"}
 
 def write(root: str, counts: Counts) -> None:
     """Put the counts where `reader.counts` finds them, whole or not at all. Raises OSError."""
-    files.replace(root, COUNTS, json.dumps({"schema": SCHEMA, "kind": "watch", **to_json(counts)}) + "\n")
+    storage.put(root, COUNTS, json.dumps({"schema": SCHEMA, "kind": "watch", **to_json(counts)}) + "\n")
 
 
 def to_json(counts: Counts) -> dict[str, object]:

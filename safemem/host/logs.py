@@ -4,8 +4,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
+
+from safemem.boot.printable import printable
+
+
+def _clean(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Make texts fit for a terminal: names of rules, programs and policies are others'."""
+    return {
+        key: printable(value)
+        if isinstance(value, str)
+        else [printable(str(item)) for item in value]
+        if isinstance(value, list)
+        else value
+        for key, value in event.items()
+    }
 
 
 def configure() -> None:
@@ -13,6 +29,7 @@ def configure() -> None:
     renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
+            _clean,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             renderer,

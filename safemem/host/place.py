@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from safemem.boot import compiled
 from safemem.boot.model import Note, Refused
+from safemem.boot.printable import printable
 from safemem.boot.ranges import Range, parse_range
 
 Value = TypeVar("Value")
@@ -16,6 +17,10 @@ class Invalid(Refused):
     """A file cannot be used; the message says which, where and why."""
 
     kind = "invalid"
+
+    def __init__(self, message: str) -> None:
+        """Say `message`, in which there may be anything that the file has."""
+        super().__init__(printable(message))
 
 
 class Place:
@@ -56,7 +61,7 @@ class Place:
 
     def text(self) -> str:
         """Return text."""
-        if not isinstance(self.value, str):
+        if not isinstance(self.value, str) or any("\ud800" <= char <= "\udfff" for char in self.value):
             raise Invalid(f"{self.where}: should be text")
         return self.value
 
@@ -116,5 +121,5 @@ class Place:
         found = self._below(key)
         try:
             return compiled.check(checks[name], "" if found.value is None else found.value, key)
-        except compiled.Invalid as error:
+        except (compiled.Invalid, TypeError) as error:  # the latter for what no record is written with, such as 1.5
             raise Invalid(f"{found.where}: {error}") from None

@@ -7,8 +7,11 @@ it, and systemd moves them to /var/lib/systemd/pstore early in the next boot.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -25,10 +28,14 @@ PSTORE, ARCHIVE = "sys/fs/pstore", "var/lib/systemd/pstore"
 _FILE = re.compile(r"(?:dmesg|console)-(?!.*\.enc\.z$)|dmesg\.txt$")
 _TOGETHER = 10.0
 _MOST = 1 << 20
+#: What a boot found of the endings of others, in its folder of the history, by digest; and how many of them.
+_SEEN, _MOST_SEEN = "endings.json", 4096
+#: 2020 began: a clock that says less was never set.
+_EPOCH = 1_577_836_800
 #: A kernel without CONFIG_PRINTK_TIME gives no time, a console no priority.
 _LINE = re.compile(r"^(?:<\d+>)?(?:\[ *\d+\.\d+\](?:\[[^]]*\])? )?safemem: (.*)$", re.MULTILINE)
 #: Part 1 is the end of the log (Documentation/ABI/testing/pstore).
-_PART = re.compile(r"\A\S+#\d+ Part(\d+)\n")
+_PART = re.compile(r"\A\S+#\d+ Part(\d{1,9})\n")
 #: What ends a boot says so in this form (`safemem.boot.console.end`, boot.sh), and in the next line why.
 _END = re.compile(rf"end action=({'|'.join(FINAL)}) code=(\S+)")
 
@@ -75,18 +82,48 @@ class Previous(NamedTuple):
 def read(root: str) -> Previous:
     """Return what can be learned about the boot before this one. Raises OSError if the history cannot be read."""
     folder = history.previous(root)
-    # An ending is archived at the latest before the record of the boot that follows it is kept.
-    ending = last_words(root, history.started(folder) if folder else 0)
-    return Previous(ending, kept(folder) if folder else None)
+    if folder is None:
+        return Previous(last_words(root), None)
+    return Previous(last_words(root, _after(folder), _seen(folder)), kept(folder))
 
 
-def last_words(root: str, after: float = 0) -> Ending | None:
-    """Return the newest ending in pstore or in systemd's archive of it, if it is not older than `after`."""
+def note_seen(root: str) -> None:
+    """Keep which endings were there in this boot: none of them is its own. Raises OSError."""
+    digests = sorted({_digest(text) for _, _, text in _logs(root)})[:_MOST_SEEN]
+    history.write(root, _SEEN, json.dumps(digests) + "\n")
+
+
+def _seen(folder: str) -> frozenset[str]:
+    """Return the digests of the endings that the boot of that folder found; none if it did not say."""
+    try:
+        return reader.digests(os.path.join(folder, _SEEN))
+    except (FileNotFoundError, reader.Invalid):
+        return frozenset()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _after(folder: str) -> float:
+    """Return the time before which no ending is younger than that folder: 0 if a clock was wrong.
+
+    An ending is archived at the latest before the record of the boot that follows it is kept.
+    """
+    started = history.started(folder)
+    return started if started <= time.time() else 0
+
+
+def last_words(root: str, after: float = 0, seen: frozenset[str] = frozenset()) -> Ending | None:
+    """Return the newest ending in pstore or in systemd's archive of it, if it is not older than `after` nor `seen` before.
+
+    One from a time when no clock was set may be of any age.
+    """
     # A console's file has no time of its own and looks newer than the crash: what tells the time comes first.
-    logs = [item for item in _logs(root) if item[0] >= after]
+    logs = [item for item in _logs(root) if not _EPOCH <= item[0] < after and _digest(item[2]) not in seen]
     logs.sort(key=lambda item: (not os.path.basename(item[1]).startswith("console-"), item), reverse=True)
     for newest, path, _ in logs:
-        group = [text for time, _, text in logs if newest - _TOGETHER <= time <= newest]
+        group = [text for when, _, text in logs if newest - _TOGETHER <= when <= newest]
         group.sort(key=lambda text: -int(found[1]) if (found := _PART.match(text)) else 0)
         said = tuple(dict.fromkeys(line for text in group for line in _LINE.findall(text)))
         for place in reversed(range(len(said))):

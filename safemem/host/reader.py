@@ -117,6 +117,13 @@ def counts(path: str) -> Counts:
     return _read(path, "what watch has counted cannot be read", _counts)
 
 
+def digests(path: str) -> frozenset[str]:
+    """Return the digests in the list at `path`. Raises as `record` does."""
+    return _read(
+        path, "which endings were there cannot be read", lambda place: frozenset(item.text() for item in place.items())
+    )
+
+
 def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from safemem.boot import apply, files, record
+from safemem.boot import apply, record
 from safemem.boot.console import NOTICE, WARNING, say
 from safemem.boot.files import reason as why_failed
 from safemem.boot.hold import ONLINE_WORD, unmask
@@ -19,6 +19,7 @@ from safemem.host import history, reader
 from safemem.host.reader import Release
 from safemem.host.standing import RELEASES, Standing
 from safemem.realroot import hold as realroot
+from safemem.realroot import storage
 
 _ALL = Range(0, 1 << 64)
 #: What a guard is cut at: no kernel's page or reservation has a coarser grain on x86.
@@ -104,7 +105,7 @@ def carry_out(
     """Carry a release out and leave a record of it; return what came of it, and why the record may not last.
 
     Blocks that are online already are no error: a second run resumes. If it is interrupted
-    (KeyboardInterrupt), the record says so before that goes on.
+    (KeyboardInterrupt), the record says so before that goes on. The caller has the lock.
 
     Args:
         now: seconds since 1970.
@@ -117,7 +118,7 @@ def carry_out(
     entry = Release(int(now), reason, areas, "begun", forced)
     # Before the first block: what is being released is never mistaken for somebody else's doing, and a
     # power cut leaves word of it.
-    _note(root, (*standing.releases, entry))
+    _note(root, entry)
     problems: list[str] = []
     say(root, NOTICE, f"releasing {spans}: {reason}")
     try:
@@ -132,7 +133,7 @@ def carry_out(
         say(root, WARNING, f"the release of {spans} was interrupted")
         raise
     finally:
-        problems += _note(root, (*standing.releases, entry))
+        problems += _note(root, entry)
     say(root, NOTICE, f"released {spans}{'' if result.complete else ' in part'}: {reason}")
     return result, problems
 
@@ -142,20 +143,27 @@ def _let_arrive(root: str, standing: Standing, zone: str) -> None:
     decision, done = standing.decision, standing.record.done
     why = record.why_text("online-all", "release", decision.policy.name)
     env = record.env_text(ONLINE_WORD[zone], why, enter=decision.rule.enter, finished=True, dry_run=standing.dry_run)
-    files.replace(root, record.ENV, env)
+    storage.put(root, record.ENV, env)
     unmask(root, done.masked if done else ())
     for text in realroot.release(root):
         say(root, WARNING, text)
 
 
-def _note(root: str, releases: tuple[Release, ...]) -> list[str]:
-    """Write the releases where this boot looks, and where the next one does; return why the latter failed.
+def _note(root: str, entry: Release) -> list[str]:
+    """Write the release where this boot looks, after those that are there, and where the next one does.
+
+    Returns why the latter failed.
 
     Raises:
-        OSError: this boot cannot see them.
+        OSError: this boot cannot see it.
+        Invalid: those that are there cannot be read.
     """
-    text = json.dumps(reader.releases_to_json(releases)) + "\n"
-    files.replace(root, RELEASES, text)
+    path = os.path.join(root, RELEASES)
+    known = reader.releases(path) if os.path.lexists(path) else ()
+    if entry.state != "begun":  # this one, which stands last
+        known = known[:-1]
+    text = json.dumps(reader.releases_to_json((*known, entry))) + "\n"
+    storage.put(root, RELEASES, text)
     try:
         history.write(root, os.path.basename(RELEASES), text)
         history.keep(root)  # without its decision, nobody could tell what was released

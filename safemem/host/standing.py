@@ -13,8 +13,9 @@ from safemem.boot.record import RECORD
 from safemem.host import incidents, reader
 from safemem.host.reader import Record, Release
 from safemem.host.verdict import Verdict, verdict
+from safemem.realroot import hold as realroot
 
-RELEASES = "run/safemem/releases.json"
+RELEASES = realroot.RELEASES
 
 
 class NoDecision(Refused):

@@ -3,7 +3,8 @@
 
 The kernel's own events say only that something changed: each batch reads all blocks anew and
 makes the plan of the decision for them, as the boot program did, so a lost event, a restart or a
-full netlink buffer cost nothing but time. The record says all that counts of the policy.
+full netlink buffer cost nothing but time. The record says all that counts of the policy, and what was
+derived from the blocks of then: nothing that is plugged, unplugged or edited since loosens a decision.
 """
 
 from __future__ import annotations
@@ -19,16 +20,21 @@ from typing import Any, NamedTuple
 import pyudev
 import structlog
 
-from safemem.boot import apply, plan
+from safemem.boot import apply, files, paths, plan, record
 from safemem.boot.files import reason
+from safemem.boot.hold import ONLINE_WORD
 from safemem.boot.model import Decision, Plan, Refused, Step
 from safemem.boot.ranges import Range, size_text, total, without
 from safemem.host import incidents, reader, standing, suspects
 from safemem.host.incidents import Counts
 from safemem.host.standing import Standing
+from safemem.realroot import hold as realroot
+from safemem.realroot import storage, udevrules
 
 #: Seconds without an event after which a burst counts as over, and the longest that one may last.
 QUIET, LONGEST = 0.25, 2.0
+#: Who watches has its lock.
+WATCHED = "run/safemem/watch.lock"
 #: Bytes of netlink buffer: 1,024 blocks in one plug are some 300 KiB of events.
 BUFFER = 8 << 20
 
@@ -49,9 +55,22 @@ class Batch(NamedTuple):
 
 
 def look(root: str, seen: Counts) -> Batch:
-    """Carry the decision out for the blocks as they are now, and count. Raises NoDecision, OSError."""
+    """Carry the decision out for the blocks as they are now, and count.
+
+    Raises:
+        NoDecision: there is none that can be understood.
+        BlockingIOError: a release is under way; the next look sees what it has left.
+        OSError: nothing can be locked.
+    """
+    with storage.locked(os.path.join(root, storage.LOCK), wait=False):
+        return _look(root, seen)
+
+
+def _look(root: str, seen: Counts) -> Batch:
     found = standing.read(root)
     decision, others = found.decision, found.onlined_by_others
+    if found.dry_run:
+        return Batch(decision, seen, 0, 0, (), ())
     problems: list[str] = []
     incident = seen.uncounted(others)
     after = seen._replace(onlined_by_others=others)
@@ -59,24 +78,48 @@ def look(root: str, seen: Counts) -> Batch:
         # Before anything is done about it: what cuts us off here is not to hide that it happened.
         after = after.one_more(incident, int(time.time()), suspects.find(root))
         problems += _keep(root, after)
+    problems += _hold(root, found)
     steps = _arrivals(found)
     if decision.rule.if_onlined == "offline":
         size = found.now.block_size
         steps += [Step("offline", *area, area.start // size, area.end // size - 1) for area in others]
     result = apply.carry_out(Plan(tuple(steps), decision.arrivals, decision.rule.floor), root)
     if result.quarantined:
-        *before, last = after.last
-        after = after._replace(
-            # Of what was counted: what has come online since is for the next look.
-            onlined_by_others=without(others, without(others, standing.read(root).onlined_by_others)),
-            reverted=after.reverted + result.quarantined,
-            last=(*before, last._replace(taken_offline=last.taken_offline + result.quarantined)),
-        )
+        # Of what was counted: what has come online since is for the next look.
+        left = without(others, without(others, standing.read(root).onlined_by_others))
+        after = after._replace(onlined_by_others=left, reverted=after.reverted + result.quarantined)
+        for last in after.last[-1:]:
+            more = last._replace(taken_offline=last.taken_offline + result.quarantined)
+            after = after._replace(last=(*after.last[:-1], more))
     if result.onlined:
         after = after._replace(bursts=after.bursts + 1, applied=after.applied + result.onlined)
     if after != seen:
         problems += _keep(root, after)
     return Batch(decision, after, result.onlined, result.quarantined, incident, (*problems, *result.problems))
+
+
+def _hold(root: str, found: Standing) -> list[str]:
+    """Set right what would online the next block in spite of the decision; return what was wrong, one sentence each.
+
+    The record decides. What the kernel, udev and its rules go by follows from it, whoever has changed them; only a
+    release of everything lets them go.
+    """
+    decision = found.decision
+    if not decision.holds or any(area.end == 1 << 64 for area in found.released):
+        return []
+    problems: list[str] = []
+    if "SAFEMEM_ARRIVALS=hold" not in (files.text(root, record.ENV) or "").splitlines():
+        why = record.why_text(decision.action, decision.rule.name, decision.policy.name)
+        rule = decision.rule
+        env = record.env_text("hold", why, enter=rule.enter, on_shortfall=rule.on_shortfall, finished=True)
+        storage.put(root, record.ENV, env)
+        problems.append(f"{record.ENV} did not say that memory is held, as the decision does: it was written anew")
+    value = files.word(root, paths.AUTO_ONLINE)
+    rules = udevrules.find(root)
+    if value in ONLINE_WORD.values():
+        problems.append(f"{paths.AUTO_ONLINE} read `{value}`: somebody else has set it")
+    problems += [f"{rule.file}:{rule.line} onlines memory, and was not there before: {rule.what}" for rule in rules]
+    return [*problems, *realroot.hold(root, again=True)] if rules or value != "offline" else problems
 
 
 def _arrivals(found: Standing) -> list[Step]:
@@ -120,12 +163,16 @@ def run(root: str, found: Standing) -> None:
     """Watch until told to stop.
 
     Raises:
-        Stopped: the kernel's events cannot be had, or the decision is gone.
+        Stopped: it runs already, the kernel's events cannot be had, or the decision is gone.
     """
     try:
-        _run(root, found)
+        # Two of them would count twice, and each forget what the other has counted.
+        with storage.locked(os.path.join(root, WATCHED), wait=False):
+            _run(root, found)
+    except BlockingIOError:
+        raise Stopped(f"{WATCHED}: another `safemem watch` runs already") from None
     except OSError as error:
-        raise Stopped(f"the kernel's events cannot be had: {error.strerror or error}") from None
+        raise Stopped(f"{error.filename or 'the events of the kernel'}: {error.strerror or error}") from None
     except standing.NoDecision as error:
         raise Stopped(str(error)) from None
 
@@ -146,20 +193,24 @@ def _run(root: str, found: Standing) -> None:
     notify("READY=1")
     decision = found.decision
     log.info("watching", policy=decision.policy.name, digest=decision.policy.digest[:12], action=decision.action)
-    while True:
-        batch = look(root, seen)
-        _tell(log, batch, events)
-        seen, events = batch.counts, 0
-        while not events:
-            if stop:
-                notify("STOPPING=1")
-                log.info("stopped", signal=signal.Signals(stop[0]).name)
-                return
-            events, lost = _burst(monitor)
-            if lost:
-                log.warning("events were lost", advice="nothing to do: all blocks are read anew")
-                seen = seen._replace(lost=seen.lost + 1)
-                _keep(root, seen)
+    due = True
+    while not stop:
+        if due:
+            try:
+                batch = look(root, seen)
+                _tell(log, batch, events)
+                seen, events, due = batch.counts, 0, False
+            except BlockingIOError:
+                pass  # a release is under way: the next look sees what it has left
+        more, lost = _burst(monitor)
+        events += more
+        due = due or events > 0
+        if lost:
+            log.warning("events were lost", advice="nothing to do: all blocks are read anew")
+            seen = seen._replace(lost=seen.lost + 1)
+            _keep(root, seen)
+    notify("STOPPING=1")
+    log.info("stopped", signal=signal.Signals(stop[0]).name)
 
 
 def _counted(root: str, log: Any) -> Counts:

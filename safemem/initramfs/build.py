@@ -35,13 +35,12 @@ class Cost(NamedTuple):
 
 
 def build(policy: bytes, out: Path, python: str | None = None, more: Mapping[str, bytes] | None = None) -> Cost:
-    """Write the archive with the compiled `policy`, and `more` files by path, to `out`, after proving that it decides.
+    """Write the archive with `more` files by path, and then the compiled `policy`, to `out`, after proving that it decides.
 
     Raises:
         BuildError: something is missing, or the result does not decide; `out` is left as it was.
     """
-    items = files(policy, python)
-    items.update(plain(more or {}))
+    items = {**plain(more or {}), **files(policy, python)}
     data = archive(items)
     draft = out.with_name(f".{out.name}.new")
     try:
@@ -95,7 +94,10 @@ def _ours(policy: bytes, checked: model.Policy) -> dict[str, Item]:
     """Return the files beside interpreter and modules."""
     return {
         f"{PREFIX}/boot": Item(on_failure.wrapper(checked.on_failure), 0o755),
+        f"{PREFIX}/mounts.sh": Item(shipped("mounts.sh"), 0o644),
         f"{PREFIX}/gate.sh": Item(on_failure.gate(checked.on_failure), 0o644),
+        f"{PREFIX}/proof.sh": Item(on_failure.proof(checked.on_failure), 0o644),
+        f"{PREFIX}/capture": Item(shipped("capture.sh"), 0o755),
         f"{PREFIX}/handover-args": Item(shipped("handover-args.sh"), 0o755),
         f"{PREFIX}/masks": Item("".join(f"{name}\n" for name in udevrules.masks("/")).encode(), 0o644),
         f"{PREFIX}/policy.json": Item(policy, 0o644),

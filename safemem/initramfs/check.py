@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from safemem.boot import compiled
 from safemem.initramfs import unpack
 from safemem.initramfs.items import POLICIES, PREFIX
 from safemem.initramfs.makers import MAKERS, Start
-from safemem.initramfs.on_failure import GUARDED, UNIT
+from safemem.initramfs.on_failure import GOES_ON, GUARDED, UNIT
 
 #: Where distributions put an image, below the root, for one kernel release.
 PLACES = (
@@ -58,7 +59,11 @@ def _by_systemd(found: Mapping[str, bytes]) -> str | None:
 
 def _by_init(found: Mapping[str, bytes]) -> str | None:
     """An init of somebody's own calls it: what that does first is theirs to know."""
-    return "" if f"/{PREFIX}/boot".encode() in found.get("init", b"") else None
+    init = found.get("init", b"")
+    if f"/{PREFIX}/boot".encode() not in init:
+        return None
+    asked = re.search(rb"\b%d\b" % GOES_ON, init)
+    return "" if asked else f"/init does not look for status {GOES_ON}, which alone lets a boot go on"
 
 
 #: The first that an image has counts.
@@ -84,7 +89,7 @@ def inside(data: bytes) -> Inside | None:
     """Return what the image `data` has of safemem, or None if nothing.
 
     Raises:
-        unpack.Unreadable: the image cannot be read.
+        packed.Unreadable: the image cannot be read.
         compiled.Invalid: the policy in it is not one that this version can use.
     """
     own = f"{PREFIX}/policy.json"

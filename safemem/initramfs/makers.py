@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 from safemem.initramfs.items import PREFIX
 
-#: The line of /init in initramfs-tools that starts everything else, and ours, which the hook puts before it.
+#: The line of /init in initramfs-tools that starts everything else; the hook puts the whole gate before it.
 INIT_TOP = "run_scripts /scripts/init-top"
-GATE = f". /{PREFIX}/gate.sh"
+GATE, PROOF = f"{PREFIX}/gate.sh", f"{PREFIX}/proof.sh"
+#: How the gate begins to run.
+_BOOT = f"/{PREFIX}/boot </dev/null"
 _HOOKS = ("var/lib/dracut/hooks/cmdline/", "usr/lib/dracut/hooks/cmdline/", "lib/dracut/hooks/cmdline/")
-_FIRST = "00-gate.sh"
+#: The first hooks, and the files of which they are copies.
+_FIRST = {"00-gate.sh": GATE, "00-proof.sh": PROOF}
 
 
 class Start(NamedTuple):
@@ -39,20 +42,32 @@ class Maker(NamedTuple):
 
 
 def _in_init(found: Mapping[str, bytes]) -> str | None:
-    """The gate is a line of /init, before the one that runs init-top."""
-    lines = [line.strip() for line in found.get("init", b"").decode("utf-8", "replace").splitlines()]
-    if GATE not in lines:
+    """The gate is in /init as a whole, before the line that runs init-top."""
+    init, gate = found.get("init", b""), found.get(GATE, b"")
+    if not gate or _BOOT.encode() not in init:
         return None
-    first = INIT_TOP in lines and lines.index(GATE) < lines.index(INIT_TOP)
-    return "" if first else f"/init does not run {PREFIX}/gate.sh before init-top"
+    before, whole, _ = init.partition(gate)
+    if not whole:
+        return f"/init has not all of {GATE}"
+    late = INIT_TOP in [line.strip() for line in before.decode("utf-8", "replace").splitlines()]
+    return f"/init does not run {GATE} before init-top" if late else ""
 
 
 def _in_hooks(found: Mapping[str, bytes]) -> str | None:
-    """The gate is the first hook of the first stage; with systemd in the initramfs the units start the boot program."""
-    hooks = sorted(path.rpartition("/")[2] for path in found if path.startswith(_HOOKS) and path.endswith(".sh"))
-    if _FIRST not in hooks:
+    """The gate is the first hook of the first stage, and a look at how that ended the second.
+
+    With systemd in the initramfs the units start the boot program, and there are no such hooks.
+    """
+    hooks = {path.rpartition("/")[2]: data for path, data in found.items() if path.startswith(_HOOKS)}
+    if "00-gate.sh" not in hooks:
         return None
-    return "" if hooks[0] == _FIRST else f"the hook {hooks[0]} runs before it"
+    early = next((name for name in sorted(hooks) if name.endswith(".sh") and name not in _FIRST), "~")
+    for name, file in _FIRST.items():
+        if early < name:
+            return f"the hook {early} runs before {name}"
+        if not found.get(file) or hooks.get(name) != found[file]:
+            return f"the hook {name} is not {file}"
+    return ""
 
 
 _DRACUT = "usr/lib/dracut/modules.d/50safemem/module-setup.sh"
@@ -67,7 +82,7 @@ MAKERS = (
         packaged="usr/share/initramfs-tools/hooks/safemem",
         source="initramfs-tools/safemem",
         mark="",
-        start=Start("initramfs-tools", ("init",), _in_init),
+        start=Start("initramfs-tools", ("init", GATE), _in_init),
     ),
     Maker(
         name="dracut",
@@ -79,6 +94,6 @@ MAKERS = (
         packaged=_DRACUT,
         source="dracut/module-setup.sh",
         mark="installed-by-hand",
-        start=Start("dracut", _HOOKS, _in_hooks),
+        start=Start("dracut", (*_HOOKS, GATE, PROOF), _in_hooks),
     ),
 )

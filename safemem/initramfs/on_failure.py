@@ -19,7 +19,11 @@ _PANIC = "safemem-panic.service"
 GUARDED = ("systemd-udevd.service", "systemd-udev-trigger.service", "systemd-modules-load.service", "sysinit.target")
 #: A wrapper that hangs itself is told to stop after this; onlining terabytes takes minutes.
 _TIMEOUT = "1h"
-
+#: The status with which the wrapper lets a boot go on.
+GOES_ON = 42
+#: Bytes of `on_failure.message` on the console: a line with more than 1,024 is refused there as a whole
+#: (kernel/printk/printk.c, devkmsg_write), and the wrapper adds its own words.
+_MESSAGE_MAX = 700
 
 #: What the unit says for each action, for when even the wrapper cannot be started.
 UNIT_LINES = {
@@ -31,9 +35,18 @@ UNIT_LINES = {
 
 
 def gate(failure: Failure) -> bytes:
-    """Return what an init that is a shell script sources; it knows `on_failure` too, for a wrapper that is not there."""
-    script = with_value(shipped("gate.sh"), "gate.sh", "ACTION", failure.action)
-    return with_value(script, "gate.sh", "KEYS", " ".join(KEYS[failure.action]))
+    """Return what goes into an init that is a shell script; it knows `on_failure` too, for a wrapper that is not there."""
+    return _ending("gate.sh", failure)
+
+
+def proof(failure: Failure) -> bytes:
+    """Return what is sourced after a gate that is a file of its own, and may be cut off or missing."""
+    return _ending("proof.sh", failure)
+
+
+def _ending(name: str, failure: Failure) -> bytes:
+    script = with_value(shipped(name), name, "ACTION", failure.action)
+    return with_value(script, name, "KEYS", " ".join(KEYS[failure.action]))
 
 
 def wrapper(failure: Failure, root: str = "") -> bytes:
@@ -43,11 +56,16 @@ def wrapper(failure: Failure, root: str = "") -> bytes:
         ("ROOT", root),
         ("ON_FAILURE", failure.action),
         ("KEYS", " ".join(KEYS[failure.action])),
-        ("MESSAGE", failure.message or "safemem could not decide"),
+        ("MESSAGE", _short(failure.message or "safemem could not decide")),
         ("DEADLINE", str(failure.deadline)),
     ):
         script = with_value(script, "boot.sh", name, value)
     return script
+
+
+def _short(message: str) -> str:
+    data = message.encode()
+    return message if len(data) <= _MESSAGE_MAX else data[: _MESSAGE_MAX - 3].decode(errors="ignore") + "…"
 
 
 def with_value(script: bytes, where: str, name: str, value: str) -> bytes:
@@ -67,16 +85,16 @@ def with_value(script: bytes, where: str, name: str, value: str) -> bytes:
 def units(failure: Failure) -> dict[str, bytes]:
     """Return the units for an initramfs with systemd, by path below its folder of units."""
     text = shipped(UNIT).decode()
-    for mark, value in (("@ON_FAILURE@", UNIT_LINES[failure.action]), ("@TIMEOUT@", _TIMEOUT)):
+    values = (("@ON_FAILURE@", UNIT_LINES[failure.action]), ("@TIMEOUT@", _TIMEOUT), ("@GOES_ON@", str(GOES_ON)))
+    for mark, value in values:
         if text.count(mark) != 1:
             raise BuildError(f"{UNIT} has no {mark} to replace, or more than one")
         text = text.replace(mark, value)
-    found = {UNIT: text.encode(), _PANIC: shipped(_PANIC)}
-    for unit in GUARDED:
-        found[f"{unit}.d/50-safemem.conf"] = (
-            f"# SPDX-License-Identifier: MIT\n[Unit]\nRequires={UNIT}\nAfter={UNIT}\n".encode()
-        )
-    return found
+    # The assertion is for a wrapper that seemed to succeed, and needs no shell.
+    guarded = f"# SPDX-License-Identifier: MIT\n[Unit]\nRequires={UNIT}\nAfter={UNIT}\nAssertFileNotEmpty=/run/safemem/passed\n"
+    # In this order: of an archive that is cut off, what is left stops the boot for want of the rest.
+    found = {f"{unit}.d/50-safemem.conf": guarded.encode() for unit in reversed(GUARDED)}
+    return {**found, _PANIC: shipped(_PANIC), UNIT: text.encode()}
 
 
 def unit_files(failure: Failure) -> dict[str, bytes]:

@@ -26,11 +26,11 @@ from safemem.boot import engine, handover_args, main, plainjson, probe, record
 from safemem.boot.model import FINAL, Decision, Policy
 from safemem.initramfs.interpreter import needs
 from safemem.initramfs.items import PREFIX, BuildError, Item, put
-from safemem.initramfs.on_failure import with_value
+from safemem.initramfs.on_failure import GOES_ON, with_value
 
 _MIB, _BLOCK = 1 << 20, 512 << 20
-#: The wrapper's last words when it has ended a boot and the machine, being none, has not gone.
-_STOPPED = "this boot stops here"
+#: The wrapper's last word for programs, when it has ended a boot and the machine, being none, has not gone.
+_STOPPED = "end code=stopped"
 #: Seconds for one boot of a fake root. It takes a fraction of one.
 _PATIENCE = 120.0
 #: What the wrapper calls on a fake root.
@@ -235,7 +235,7 @@ def _boot(wrapper: str, enter: Callable[[], None] | None, log: Path) -> tuple[bo
         while time.monotonic() < limit:
             # In this order: who has ended has said everything.
             status, said = process.poll(), log.read_text(errors="replace")
-            if status == 0:
+            if status == GOES_ON:
                 return True, said
             if status is not None:
                 raise BuildError(f"the wrapper returns with status {status}, and never should: {why(said)}")

@@ -1,32 +1,26 @@
 # SPDX-License-Identifier: MIT
-"""Read files out of an initrd as the kernel would unpack it (Documentation/driver-api/early-userspace/buffer-format.rst).
+"""Read files out of an initrd as far as the kernel would unpack it (init/initramfs.c; buffer-format.rst in Documentation).
 
-An initrd is any number of newc archives one behind the other, each plain or compressed, with zeros
-between them; of two files with one name the later one counts. zstd and lz4 are unpacked by their
-own programs, which a machine with such an initrd has: its initrd was made with them.
+An initrd is any number of newc archives one behind the other, each plain or compressed once, with zeros between
+them; of two files with one name the later one counts. Where the kernel stops, what follows does not exist: it says one
+line and boots with what came before. So that is an error here, with its place.
 """
 
 from __future__ import annotations
 
-import bz2
-import lzma
-import subprocess
-import zlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Generator, Iterable, Iterator
+from typing import NamedTuple
 
-from safemem.boot.model import Refused
+from safemem.initramfs import packed
+from safemem.initramfs.packed import Unreadable, number
 
-_GZIP, _BZIP2, _XZ, _LZMA, _LZO = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x5d\0\0", b"\x89LZ"
-_ZSTD, _LZ4, _LZ4_LEGACY = b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18"
-#: A legacy lz4 block never unpacks to more than 8 MiB; what is larger is the next archive's beginning.
-_LZ4_BLOCK = (8 << 20) + (8 << 20) // 255 + 16
-_FILE, _SYMLINK = 0o100000, 0o120000
-
-
-class Unreadable(Refused, ValueError):
-    """The image cannot be read to its end; the message says where and why."""
-
-    kind = "unknown"
+_FILE, _SYMLINK, _TYPE = 0o100000, 0o120000, 0o170000
+_HEAD, _PATH_MAX = 110, 4096
+#: Bytes that are unpacked of one image, and of one file that is looked for; an initramfs has a tenth of it.
+LIMIT, _FILE_LIMIT = 4 << 30, 16 << 20
+_STOPS = "the kernel stops here, and unpacks nothing of the rest"
+_HEX = re.compile(rb"[0-9a-fA-F]{104}")
 
 
 def find(data: bytes, wanted: Iterable[str]) -> dict[str, bytes]:
@@ -35,156 +29,253 @@ def find(data: bytes, wanted: Iterable[str]) -> dict[str, bytes]:
     Of a unified kernel image it is the `.initrd` section that is read. A wanted path that ends in `/` stands for everything below it. What is not there is left out.
 
     Raises:
-        Unreadable: damaged, cut off, or packed in a way that cannot be unpacked here.
+        Unreadable: damaged, cut off, packed in a way that cannot be unpacked here, larger than the limit, or not
+            unpacked to its end by the kernel.
     """
-    exact = {path for path in wanted if not path.endswith("/")}
-    below = tuple(path for path in wanted if path.endswith("/"))
-    found: dict[str, bytes] = {}
-    for path, mode, content in _entries(_initrd_section(data) if data.startswith(b"MZ") else data):
-        if path in exact or (below and path.startswith(below)):
-            found.pop(path, None)
-            if mode & 0o170000 in (_FILE, _SYMLINK):
-                found[path] = content
-    return found
+    wanted = set(wanted)
+    names = _Names({path for path in wanted if path[-1:] != "/"}, tuple(path for path in wanted if path[-1:] == "/"))
+    _parts(_initrd_section(data) if data.startswith(b"MZ") else data, names)
+    return names.found
 
 
 def _initrd_section(data: bytes) -> bytes:
     """Return the initrd of a unified kernel image (UAPI.5; sections as in the PE format)."""
-    head = _number(data, 0x3C, 4)
+    head = number(data, 0x3C, 4)
     if data[head : head + 4] != b"PE\0\0":
         raise Unreadable("this is a program for DOS, or a damaged image")
-    table = head + 24 + _number(data, head + 20, 2)
-    for at in range(table, table + 40 * _number(data, head + 6, 2), 40):
+    table = head + 24 + number(data, head + 20, 2)
+    for at in range(table, table + 40 * number(data, head + 6, 2), 40):
         if data[at : at + 8].rstrip(b"\0") == b".initrd":
-            size, raw, start = (_number(data, at + place, 4) for place in (8, 16, 20))
+            size, raw, start = (number(data, at + place, 4) for place in (8, 16, 20))
             if start + raw > len(data):
                 raise Unreadable(f"byte {start}: the .initrd section is cut off")
             return data[start : start + min(size, raw)]
     raise Unreadable("this is a kernel image without an .initrd section")
 
 
-def _entries(data: bytes) -> Iterator[tuple[str, int, bytes]]:
-    at = 0
+class _Reader:
+    """Bytes one after the other: the image's own, or those that a compressed part of it unpacks to."""
+
+    def __init__(self, pieces: Iterator[bytes], where: str = "") -> None:
+        self._pieces, self._where = pieces, where
+        self._buffer, self._index = b"", 0
+        self.at = 0  #: how many have been taken
+        self.end = 0  #: what the pieces' generator has returned
+
+    def __str__(self) -> str:
+        """Return the place of the next byte, for a message."""
+        return f"{self._where}byte {self.at}"
+
+    def _fill(self) -> bool:
+        """Have at least one byte in the buffer, if there is one."""
+        while self._index == len(self._buffer):
+            try:
+                self._buffer, self._index = next(self._pieces), 0
+            except StopIteration as stop:
+                # Said once; an exhausted generator returns None.
+                self.end = stop.value or self.end
+                return False
+        return True
+
+    def peek(self) -> bytes:
+        """Return the next byte, or nothing at the end."""
+        return self._buffer[self._index : self._index + 1] if self._fill() else b""
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """Take the next `size` bytes, in pieces; fewer at the end."""
+        while size and self._fill():
+            piece = self._buffer[self._index : self._index + min(size, 1 << 20)]
+            self._index += len(piece)
+            self.at += len(piece)
+            size -= len(piece)
+            yield piece
+
+    def take(self, size: int) -> bytes:
+        """Take the next `size` bytes, fewer at the end."""
+        return b"".join(self.pieces(size))
+
+    def skip(self, size: int) -> int:
+        """Take the next `size` bytes without a look at them; return how many there were."""
+        left = size
+        while left and self._fill():
+            step = min(left, len(self._buffer) - self._index)
+            self._index += step
+            self.at += step
+            left -= step
+        return size - left
+
+    def skip_zeros(self) -> None:
+        """Take the zeros that come next."""
+        while self.peek() == b"\0":
+            rest = self._buffer[self._index : self._index + 4096]
+            self.skip(len(rest) - len(rest.lstrip(b"\0")))
+
+
+class _Head(NamedTuple):
+    """What the head of an archive entry says, as far as it counts."""
+
+    mode: int
+    size: int
+    inode: tuple[int, int, int] | None  #: of a file with several names
+    check: int | None  #: sum of the file's bytes
+
+    @property
+    def kind(self) -> int:
+        return self.mode & _TYPE
+
+
+class _Names:
+    """The files that are looked for, as they come."""
+
+    def __init__(self, exact: set[str], below: tuple[str, ...]) -> None:
+        self._exact, self._below = exact, below
+        self._links: dict[tuple[int, int, int], tuple[list[str], bytes]] = {}
+        self.found: dict[str, bytes] = {}
+        self.unpacked = 0  #: bytes, of all compressed parts
+
+    def want(self, path: str) -> bool:
+        return path in self._exact or (bool(self._below) and path.startswith(self._below))
+
+    def put(self, path: str, head: _Head, content: bytes) -> None:
+        """Note one entry; of a file with several names any one entry has the content, and all have it in the end."""
+        names = [path]
+        if head.inode and head.kind == _FILE:
+            names, old = self._links.get(head.inode, ([], b""))
+            names, content = [*names, path], content if head.size else old
+            self._links[head.inode] = names, content
+        for name in names:
+            if self.want(name):
+                self.found.pop(name, None)
+                if head.kind in (_FILE, _SYMLINK):
+                    self.found[name] = content
+
+    def end_archive(self) -> None:
+        """Forget the inodes, which are an archive's own."""
+        self._links.clear()
+
+
+def _parts(data: bytes, names: _Names) -> None:
+    """Read every part of an image. INVARIANT: nothing is read that the kernel would not unpack."""
+    top = _Reader(iter([data]))
+    first, plain = True, False
     while True:
-        at = _skip_zeros(data, at)
-        if at == len(data):
+        top.skip_zeros()
+        if not top.peek():
             return
-        if data[at : at + 5] == b"07070":
-            entries, at = _archive(data, at)
-            yield from entries
+        if top.at % 4 and (plain or top.peek() == b"0"):
+            part = "a plain archive" if top.peek() == b"0" else "the part after a plain archive"
+            raise Unreadable(f"{top}: {part} begins at no multiple of 4: {_STOPS}")
+        if top.peek() == b"0":
+            _archive(top, names, packed=False)
+            plain = True
         else:
-            unpacked, at = unpack(data, at)
-            yield from _entries(unpacked)
+            top.skip(_compressed(data, top.at, names, first=first) - top.at)
+            plain = False
+        first = False
 
 
-def _skip_zeros(data: bytes, at: int) -> int:
-    while at < len(data) and data[at] == 0:
-        # Most padding is short; a long one is skipped by the page.
-        at += 4096 if data[at : at + 4096].count(0) == 4096 else 1
-    return at
-
-
-def _archive(data: bytes, at: int) -> tuple[list[tuple[str, int, bytes]], int]:
-    """Return the entries of the archive at `at`, and where it ends."""
-    entries: list[tuple[str, int, bytes]] = []
-    base = at
-    while at < len(data):
-        magic = data[at : at + 6]
-        if magic not in (b"070701", b"070702"):
-            raise Unreadable(f"byte {at}: this is no entry of a newc archive")
-        try:
-            fields = [int(data[at + 6 + 8 * index : at + 14 + 8 * index], 16) for index in range(13)]
-        except ValueError:
-            raise Unreadable(f"byte {at}: the head of an archive entry is damaged") from None
-        mode, size, name_size = fields[1], fields[6], fields[11]
-        name = data[at + 110 : at + 110 + name_size - 1]
-        start = base + -(-(at - base + 110 + name_size) // 4) * 4
-        if name_size < 1 or start + size > len(data):
-            raise Unreadable(f"byte {at}: the archive is cut off")
-        at = min(base + -(-(start - base + size) // 4) * 4, len(data))
-        if name == b"TRAILER!!!":
-            return entries, at
-        path = name.decode("utf-8", "surrogateescape")
-        entries.append((path.removeprefix("./").lstrip("/"), mode, data[start : start + size]))
-    raise Unreadable(f"byte {at}: the archive is cut off")
-
-
-def unpack(data: bytes, at: int) -> tuple[bytes, int]:
-    """Return what the compressed stream at `at` unpacks to, and where it ends."""
-    head = data[at : at + 6]
-    try:
-        if head.startswith(_ZSTD):
-            end = _zstd_end(data, at)
-            return _by_program(("zstd", "-dcq"), data[at:end], at), end
-        if head.startswith((_LZ4, _LZ4_LEGACY)):
-            end = _lz4_end(data, at)
-            return _by_program(("lz4", "-dcq"), data[at:end], at), end
-        if head.startswith(_LZO):
-            raise Unreadable(f"byte {at}: packed with lzo, which cannot be unpacked here")
-        stream: zlib._Decompress | bz2.BZ2Decompressor | lzma.LZMADecompressor
-        if head.startswith(_GZIP):
-            stream = zlib.decompressobj(31)
-        elif head.startswith(_BZIP2):
-            stream = bz2.BZ2Decompressor()
-        elif head.startswith((_XZ, _LZMA)):
-            stream = lzma.LZMADecompressor()
-        else:
-            raise Unreadable(f"byte {at}: neither an archive nor a compression that the kernel knows")
-        unpacked = stream.decompress(data[at:])
-    except (zlib.error, OSError, lzma.LZMAError, EOFError) as error:
-        raise Unreadable(f"byte {at}: the compressed part is damaged: {error}") from None
-    if not stream.eof:
-        raise Unreadable(f"byte {at}: the compressed part is cut off")
-    return unpacked, len(data) - len(stream.unused_data)
-
-
-def _by_program(command: tuple[str, ...], data: bytes, at: int) -> bytes:
-    try:
-        result = subprocess.run(command, input=data, capture_output=True, check=False)
-    except FileNotFoundError:
+def _compressed(data: bytes, at: int, names: _Names, *, first: bool) -> int:
+    """Read the compressed part at `at`; return where it ends. The kernel takes no zeros at the beginning of the first one."""
+    head = data[at : at + 8]
+    # Of RFC 1952's flags it knows the file's name (8), and passes over that for text (1).
+    if head[:3] == b"\x1f\x8b\x08" and len(head) > 3 and head[3] & ~9:
+        raise Unreadable(f"byte {at}: the head of the gzip member has fields that the kernel does not know: {_STOPS}")
+    if head[:2] == b"\xfd7" and head[7:8] > b"\1":
+        raise Unreadable(f"byte {at}: packed by xz without `--check=crc32`: {_STOPS}")
+    part = _Reader(_counted(packed.pieces(data, at), names, at), f"byte {at}, unpacked ")
+    if not first:
+        part.skip_zeros()
+    while first or part.peek():
+        if part.at % 4 or part.peek() != b"0":
+            raise Unreadable(f"{part}: no archive is here in the compressed part: {_STOPS}")
+        _archive(part, names, packed=True)
+        part.skip_zeros()
+        first = False
+    if head[:4] == packed.LZ4_LEGACY and data[part.end : part.end + 4].strip(b"\0"):
         raise Unreadable(
-            f"byte {at}: packed with {command[0]}, and the program {command[0]} is not installed"
-        ) from None
-    if result.returncode:
-        raise Unreadable(f"byte {at}: the part packed with {command[0]} is damaged")
-    return result.stdout
+            f"byte {part.end}: less than four zeros are between a part packed with lz4 and the next: {_STOPS}"
+        )
+    return part.end
 
 
-def _zstd_end(data: bytes, at: int) -> int:
-    """Return where the zstd frames at `at` end (RFC 8878): the program refuses what follows them."""
-    while data[at : at + 4] == _ZSTD or (data[at + 1 : at + 4] == b"\x2a\x4d\x18" and data[at] & 0xF0 == 0x50):
-        if data[at : at + 4] != _ZSTD:
-            at += 8 + _number(data, at + 4, 4)
-            continue
-        flags = _number(data, at + 4, 1)
-        single = flags >> 5 & 1
-        at += 5 + (not single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
-        last = 0
-        while not last:
-            block = _number(data, at, 3)
-            last, kind, size = block & 1, block >> 1 & 3, block >> 3
-            at += 3 + (1 if kind == 1 else size)
-        at += 4 * (flags >> 2 & 1)
-    return min(at, len(data))
+def _counted(pieces: Generator[bytes, None, int], names: _Names, at: int) -> Generator[bytes, None, int]:
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as stop:
+            return int(stop.value)
+        names.unpacked += len(piece)
+        if names.unpacked > LIMIT:
+            raise Unreadable(f"byte {at}: the image unpacks to more than {LIMIT >> 20} MiB, which is not read")
+        yield piece
 
 
-def _lz4_end(data: bytes, at: int) -> int:
-    """Return where the lz4 frames at `at` end, both the legacy ones of the kernel and those of lz4(1)."""
-    while data[at : at + 4] in (_LZ4, _LZ4_LEGACY):
-        if data[at : at + 4] == _LZ4_LEGACY:
-            at += 4
-            while at + 4 <= len(data) and 0 < (size := _number(data, at, 4)) <= _LZ4_BLOCK:
-                at += 4 + size
-            continue
-        flags = _number(data, at + 4, 1)
-        at += 7 + 8 * (flags >> 3 & 1) + 4 * (flags & 1)
-        while size := _number(data, at, 4) & 0x7FFFFFFF:
-            at += 4 + size + 4 * (flags >> 4 & 1)
-        at += 4 + 4 * (flags >> 2 & 1)
-    return min(at, len(data))
+def _archive(reader: _Reader, names: _Names, *, packed: bool) -> None:
+    """Read the entries of one archive to its trailer."""
+    while _entry(reader, names, packed=packed):
+        reader.skip_zeros()
+        if not reader.peek():
+            raise Unreadable(f"{reader}: the archive is cut off")
+        if reader.at % 4:
+            raise Unreadable(f"{reader}: an archive entry begins at no multiple of 4: {_STOPS}")
+    names.end_archive()
 
 
-def _number(data: bytes, at: int, size: int) -> int:
-    if at + size > len(data):
-        raise Unreadable(f"byte {at}: the compressed part is cut off")
-    return int.from_bytes(data[at : at + size], "little")
+def _entry(reader: _Reader, names: _Names, *, packed: bool) -> bool:
+    """Read one entry; return whether more follow in its archive."""
+    place = str(reader)
+    magic, rest = reader.take(6), reader.take(_HEAD - 6)
+    if magic not in (b"070701", b"070702"):
+        raise Unreadable(f"{place}: this is no entry of a newc archive")
+    if len(rest) < _HEAD - 6:
+        raise Unreadable(f"{place}: the archive is cut off")
+    if not _HEX.fullmatch(rest):
+        raise Unreadable(f"{place}: the head of an archive entry is damaged")
+    fields = [int(rest[at : at + 8], 16) for at in range(0, len(rest), 8)]
+    length = fields[11]
+    head = _Head(
+        fields[1], fields[6], (fields[0], fields[7], fields[8]) if fields[4] > 1 else None,
+        fields[12] if magic == b"070702" else None,
+    )  # fmt: skip
+    if not 0 < length <= _PATH_MAX or (head.kind == _SYMLINK and head.size > _PATH_MAX):
+        raise Unreadable(f"{place}: the name of an archive entry is empty or longer than {_PATH_MAX} bytes")
+    if head.size and head.kind not in (_FILE, _SYMLINK):
+        raise Unreadable(f"{place}: an archive entry that is neither a file nor a link has content")
+    padded = length + -(_HEAD + length) % 4
+    name = reader.take(padded)
+    if len(name) < padded:
+        raise Unreadable(f"{place}: the archive is cut off")
+    if name[length - 1]:
+        raise Unreadable(f"{place}: the name of an archive entry has no end: {_STOPS}")
+    text = name[: name.index(0)]
+    if text == b"TRAILER!!!" and head.kind != _SYMLINK:
+        _content(reader, head, place, keep=False, packed=packed)
+        return False
+    parts = [part for part in text.decode("utf-8", "surrogateescape").split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise Unreadable(f"{place}: the name of an archive entry has `..` in it")
+    path = "/".join(parts)
+    wanted = names.want(path)
+    if wanted and head.size > _FILE_LIMIT:
+        raise Unreadable(f"{place}: {path} is larger than {_FILE_LIMIT >> 20} MiB, which is not read")
+    keep = wanted or (head.inode is not None and head.size <= _FILE_LIMIT)
+    names.put(path, head, _content(reader, head, place, keep=keep, packed=packed))
+    return True
+
+
+def _content(reader: _Reader, head: _Head, place: str, *, keep: bool, packed: bool) -> bytes:
+    """Take the content of an entry and return it, or nothing if it is not to be kept."""
+    start, total, kept = reader.at, 0, []
+    if keep or head.check is not None:
+        for piece in reader.pieces(head.size):
+            total += sum(piece) if head.check is not None else 0
+            kept += [piece] if keep else []
+    else:
+        reader.skip(head.size)
+    padding = -head.size % 4
+    if reader.at - start < head.size or (reader.skip(padding) < padding and packed):
+        raise Unreadable(f"{place}: the archive is cut off")
+    if head.check is not None and head.kind == _FILE and total & 0xFFFFFFFF != head.check:
+        raise Unreadable(f"{place}: the content of an archive entry does not match its sum: {_STOPS}")
+    content = b"".join(kept)
+    return content.partition(b"\0")[0] if head.kind == _SYMLINK else content

@@ -6,9 +6,11 @@ from __future__ import annotations
 import re
 import struct
 
-from safemem.initramfs import unpack
+from safemem.initramfs import packed
 
 _MAGIC, _SETUP_SECTS, _PAYLOAD = 0x202, 0x1F1, 0x248
+#: Bytes of a kernel that is unpacked.
+_LIMIT = 1 << 30
 #: The version of the handover tree, which every kernel with KHO compares (include/linux/kho/abi/kexec_handover.h).
 _TREE = re.compile(rb"kho-v\d")
 
@@ -21,8 +23,8 @@ def has_kho(path: str) -> bool | None:
         if data[_MAGIC : _MAGIC + 4] == b"HdrS":
             start, size = struct.unpack_from("<II", data, _PAYLOAD)
             start += ((data[_SETUP_SECTS] or 4) + 1) * 512
-            data, _ = unpack.unpack(data[start : start + size], 0)
-    except (OSError, struct.error, unpack.Unreadable):
+            data, _ = packed.whole(data[start : start + size], 0, _LIMIT)
+    except (OSError, struct.error, packed.Unreadable):
         return None
     if b"Linux version " not in data:
         return None

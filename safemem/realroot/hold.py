@@ -1,100 +1,252 @@
 # SPDX-License-Identifier: MIT
-"""Keep the real root's own udev rules from onlining what the boot decision holds; run by safemem-hold.service.
+"""Keep this system from onlining what the boot decision holds; run by safemem-hold.service, and when a rule is added.
 
 The initramfs masks what was known when its archive was built. The real root may have other rules, and a
 file in /etc/udev/rules.d wins over a mask in /run: over such a file goes a bind mount of /dev/null,
 which udev takes for a mask as well (seen on 252 and 257) and which changes nothing on the disk. Runs
 before systemd-udevd, on the distribution's interpreter: standard library only.
+
+Each step is taken whatever becomes of the others, and what fails is a problem: where the rule that decided says
+`on_shortfall`, the boot ends so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
-from safemem.boot import files, record
+from safemem.boot import console, files, paths, record
+from safemem.boot import hold as boot
 from safemem.boot.console import ALERT, say
 from safemem.boot.files import reason
 from safemem.boot.hold import ONLINE_WORD, UDEV_RUN, UNITS_RUN, mask
-from safemem.boot.model import Note
-from safemem.realroot import udevrules
+from safemem.boot.model import FINAL, Note
+from safemem.boot.printable import printable
+from safemem.realroot import storage, udevrules
 
 #: What was hidden here, one path a line, a mount marked by `mount `. /run outlives udev and us.
 MASKED = "run/safemem/masked"
+#: What was released by hand in this boot (`safemem.host.reader.releases`), and the range that is everything.
+RELEASES = "run/safemem/releases.json"
+EVERYTHING = "0x0-0xffffffffffffffff"
 #: Units that 90-daxctl-device.rules starts for each dax device; daxctl turns it into memory and onlines it.
 UNITS = ("daxdev-reconfigure@.service",)
-_MOUNT, _UMOUNT = "/usr/bin/mount", "/usr/bin/umount"
+#: Times that rules are looked for: one that comes while others are masked is masked too.
+_ROUNDS = 3
+_MOUNT, _UMOUNT, _UDEVADM = "/usr/bin/mount", "/usr/bin/umount", "/usr/bin/udevadm"
+_CONTROL = "run/udev/control"
 
 
 def main(argv: list[str]) -> int:
-    """Mask what this root has and say what could not be; return 0, or 1 if held memory may come online."""
-    root = argv[1] if argv[:1] == ["--root"] and len(argv) == 2 else "/"
-    try:
-        problems = hold(root)
-    except Exception as error:  # whatever it is: nothing was masked for certain
-        text = f"this system's udev rules could not be masked, so they may online held memory: {error}"
-        problems = [Note("not-masked", text)]
-    for text in problems:
-        say(root, ALERT, text)
-        sys.stderr.write(f"safemem: {text}\n")
-    if problems:
-        _note(root, problems)
+    """Hold for `--root` (default `/`), `--again` where udev runs already; return 0, or 1 if held memory may come online.
+
+    Does not return if the rule that decided ends a boot by panic or reboot where the hold falls short; a halt is the
+    unit's, which fails.
+    """
+    os.umask(0o022)
+    words = list(argv)
+    again = "--again" in words
+    if again:
+        words.remove("--again")
+    root = words[1] if words[:1] == ["--root"] and len(words) == 2 else "/"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # the hold is worth more than the order of those who change it
+            stack.enter_context(storage.locked(os.path.join(root, storage.LOCK)))
+        problems = hold(root, again=again)
+        for text in problems:
+            say(root, ALERT, text)
+            sys.stderr.write(f"safemem: {printable(text)}\n")
+        if problems:
+            _note(root, problems)
+    if problems and (action := on_shortfall(root)) in FINAL:
+        console.end(root, action, "shortfall", problems[0])
     return 1 if problems else 0
 
 
-def hold(root: str) -> list[Note]:
-    """Mask every rules file that onlines memory, unless the decision onlines all; return what could not be.
+def hold(root: str, *, again: bool = False) -> list[Note]:
+    """Stop the kernel, udev and units from onlining what arrives, unless the decision does; return what could not be.
 
-    Raises:
-        OSError: nothing can be written in /run.
+    `again`: udev runs, and is told of what was masked since.
     """
-    if _released(root):
+    if not stands(root):
         return []
-    problems: list[Note] = []
-    found = {item.file for item in udevrules.find(root)}
-    names = sorted({os.path.basename(path) for path in found} | set(udevrules.KNOWN))
-    done = _masked(root)
-    for name in names:
-        link, own = f"{UDEV_RUN}/{name}", f"etc/udev/rules.d/{name}"
-        if os.path.lexists(os.path.join(root, own)):
-            line = f"mount {own}"
-            failed = [] if line in done else _cover(os.path.join(root, own))
-        else:
-            line, failed = link, mask(root, [name])
-        problems += failed
-        if line not in done and not failed:
-            done.append(line)
-    for unit in UNITS:
-        path = os.path.join(root, UNITS_RUN, unit)
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            if not os.path.lexists(path):
-                os.symlink("/dev/null", path)
-                done.append(f"{UNITS_RUN}/{unit}")
-        except OSError as error:
-            text = f"unit {unit} could not be masked: {reason(error, str(error))}"
-            problems.append(Note("not-masked", text))
-    files.replace(root, MASKED, "".join(f"{line}\n" for line in done))
+    problems = _step(boot.hold, root) or _step(_read_back, root)
+    done: list[str] = []
+    with contextlib.suppress(OSError):
+        done = _masked(root)
+    before = list(done)
+    # Those that are known come first, whatever there is to be read.
+    left, seen = {*udevrules.KNOWN, *UNITS}, set[str]()
+    for _ in range(_ROUNDS):
+        for name in sorted(left):
+            problems += _step(_hide, root, name, done)
+        seen |= left
+        found: list[udevrules.Onliner] = []
+        failed = _step(_look, root, found)
+        left = {name for item in found if (name := os.path.basename(item.file)).endswith(".rules")} - seen
+        if not left:
+            break
+    problems += failed
     # What is in force afterwards is what counts, not what was tried.
-    for rule in udevrules.find(root):
+    for rule in found:
         text = f"{rule.file}:{rule.line} still onlines memory, although it was to be masked: {rule.what}"
         problems.append(Note("still-onlines", text))
+    if done != before:
+        problems += _step(_keep, root, done)
+        if again:
+            problems += _step(_tell_udev, root)
     return problems
+
+
+def stands(root: str) -> bool:
+    """Return whether something is held; what cannot be read counts as held.
+
+    The record decides, and only a release of everything changes that: what udev goes by has to agree.
+    """
+    try:
+        lines = (files.text(root, record.ENV) or "").splitlines()
+        document = _json(root, record.RECORD)
+        if "SAFEMEM_DRY_RUN=yes" in lines:
+            return document["result"]["dry_run"] is not True
+        if not any(f"SAFEMEM_ARRIVALS={word}" in lines for word in ONLINE_WORD.values()):
+            return True
+        return document["decision"]["arrivals"] not in ONLINE_WORD and not _all_released(root)
+    except Exception:  # nothing of this may end the hold
+        return True
+
+
+def on_shortfall(root: str) -> str:
+    """Return what the rule that decided says of a hold that falls short; "" if that cannot be read."""
+    try:
+        word = _json(root, record.RECORD)["decision"]["on_shortfall"]
+    except Exception:  # the unit's own end is left
+        return ""
+    return word if isinstance(word, str) else ""
+
+
+def _all_released(root: str) -> bool:
+    return any(EVERYTHING in entry["ranges"] for entry in _json(root, RELEASES))
+
+
+def _json(root: str, name: str) -> Any:
+    with open(os.path.join(root, name), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _step(do: Callable[..., list[Note]], root: str, *more: object) -> list[Note]:
+    """Return the problems of one step; one that fails in a way that nobody foresaw is a problem, too."""
+    try:
+        return do(root, *more)
+    except Exception as error:
+        why = reason(error, "failed") if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        return [Note("not-masked", f"this system could not be kept from onlining held memory: {why}")]
+
+
+def _read_back(root: str) -> list[Note]:
+    value = files.word(root, paths.AUTO_ONLINE)
+    if value == "offline" or not files.is_folder(root, paths.MEMORY):
+        return []
+    text = f"{paths.AUTO_ONLINE} reads `{value or 'nothing'}` after offline was written to it"
+    return [Note("auto-online-not-set", text)]
+
+
+def _hide(root: str, name: str, done: list[str]) -> list[Note]:
+    """Mask one rules file or unit, and add how to `done`."""
+    line = f"{UNITS_RUN if name in UNITS else UDEV_RUN}/{name}"
+    own = next((at for at in (f"etc/udev/rules.d/{name}", line) if files.exists(root, at)), None)
+    failed: list[Note] = []
+    if own is None:
+        failed = _link(root, name, line) if name in UNITS else mask(root, [name])
+    elif name in UNITS:
+        return []  # masked, or the operator's own
+    else:
+        path = os.path.join(root, own)
+        hidden, link = stat.S_ISCHR(_mode(path)), os.path.islink(path)
+        if hidden and link and own != line:
+            return []  # the operator has masked it
+        if not (hidden and link):
+            line = f"mount {own}"
+        failed = [] if hidden else _cover(path)
+    if not failed and line not in done:
+        done.append(line)
+    return failed
+
+
+def _link(root: str, unit: str, line: str) -> list[Note]:
+    try:
+        files.link(root, line, "/dev/null")
+    except OSError as error:
+        return [Note("not-masked", f"unit {unit} could not be masked: {reason(error, 'cannot be made')}")]
+    return []
+
+
+def _mode(path: str) -> int:
+    """Return the mode of what a path leads to; 0 if it leads nowhere."""
+    try:
+        return os.stat(path).st_mode
+    except OSError:
+        return 0
+
+
+def _cover(path: str) -> list[Note]:
+    """Mount /dev/null over a file; return what went wrong."""
+    why = _run(_MOUNT, "--bind", "/dev/null", path)
+    text = f"{path} could not be masked, so it may online held memory: {why}"
+    return [Note("not-masked", text)] if why else []
+
+
+def _look(root: str, found: list[udevrules.Onliner]) -> list[Note]:
+    """Put the rules in `found` that online memory now."""
+    found += udevrules.find(root)
+    return []
+
+
+def _keep(root: str, done: list[str]) -> list[Note]:
+    """Write down what was hidden, so that a release can take it back."""
+    storage.put(root, MASKED, "".join(f"{line}\n" for line in done))
+    return []
+
+
+def _tell_udev(root: str) -> list[Note]:
+    """Have udev, which looks at its folders every three seconds and not at what is mounted, read its rules now."""
+    if not files.exists(root, _CONTROL):
+        return []
+    why = _run(_UDEVADM, "control", "--reload", "--timeout=10")
+    text = f"udev could not be told to read its rules anew, so one that is masked may still online held memory: {why}"
+    return [Note("not-masked", text)] if why else []
+
+
+def _run(program: str, *words: str) -> str:
+    """Return why a program failed, or nothing."""
+    try:
+        result = subprocess.run([program, *words], capture_output=True, text=True, errors="replace", timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{program}: {(error.strerror if isinstance(error, OSError) else '') or error}"
+    if not result.returncode:
+        return ""
+    return result.stderr.strip() or f"{os.path.basename(program)} ended with {result.returncode}"
 
 
 def release(root: str) -> list[str]:
     """Take back what `hold` did; return what could not be, one sentence each."""
     problems, left = [], []
-    for line in _masked(root):
+    try:
+        lines = _masked(root)
+    except OSError as error:
+        return [f"{MASKED}: {reason(error)}: what is masked stays so"]
+    for line in lines:
         mounted = line.startswith("mount ")
         path = os.path.join(root, line.removeprefix("mount "))
         try:
             if mounted:
-                result = subprocess.run([_UMOUNT, path], capture_output=True, text=True)
-                if result.returncode:
-                    raise OSError(0, result.stderr.strip() or f"umount ended with {result.returncode}")
+                if stat.S_ISCHR(_mode(path)) and (why := _run(_UMOUNT, path)):
+                    raise OSError(0, why)
             elif os.readlink(path) == "/dev/null":
                 os.unlink(path)
         except FileNotFoundError:
@@ -103,46 +255,26 @@ def release(root: str) -> list[str]:
             left.append(line)
             problems.append(f"{line.removeprefix('mount ')} stays masked: {reason(error, str(error))}")
     if left:
-        files.replace(root, MASKED, "".join(f"{line}\n" for line in left))
-    elif os.path.lexists(os.path.join(root, MASKED)):
-        os.unlink(os.path.join(root, MASKED))
+        storage.put(root, MASKED, "".join(f"{line}\n" for line in left))
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(root, MASKED))
     return problems
 
 
-def _released(root: str) -> bool:
-    """Return whether nothing is held, or nothing was done in a dry run; what cannot be read counts as held."""
-    lines = (files.text(root, record.ENV) or "").splitlines()
-    if "SAFEMEM_DRY_RUN=yes" in lines:
-        return True
-    return any(f"SAFEMEM_ARRIVALS={word}" in lines for word in ONLINE_WORD.values())
-
-
 def _masked(root: str) -> list[str]:
+    """Return what was hidden before. Raises OSError, but not if that is nothing."""
     try:
-        with open(os.path.join(root, MASKED), encoding="utf-8") as file:
+        with open(os.path.join(root, MASKED), encoding="utf-8", errors="surrogateescape") as file:
             return file.read().splitlines()
     except FileNotFoundError:
         return []
 
 
-def _cover(path: str) -> list[Note]:
-    """Mount /dev/null over a file; return what went wrong."""
-    try:
-        result = subprocess.run([_MOUNT, "--bind", "/dev/null", path], capture_output=True, text=True)
-    except OSError as error:
-        why = f"{_MOUNT}: {error.strerror or error}"
-    else:
-        if not result.returncode:
-            return []
-        why = result.stderr.strip() or f"mount ended with {result.returncode}"
-    return [Note("not-masked", f"{path} could not be masked, so it may online held memory: {why}")]
-
-
 def _note(root: str, problems: list[Note]) -> None:
     """Add the problems to this boot's record: `status` and `doctor` read it."""
     try:
-        with open(os.path.join(root, record.RECORD), encoding="utf-8") as file:
-            document = json.load(file)
+        document = _json(root, record.RECORD)
         result = document["result"] or {}
         texts, known = result.get("problems", []), result.get("problem_codes", [])
         # A record of version 0.1.0 has no codes.
@@ -150,6 +282,6 @@ def _note(root: str, problems: list[Note]) -> None:
         both = (*(note for note in old if note not in problems), *problems)
         changed = {"complete": False, "problems": list(both), "problem_codes": record.codes(both)}
         document["result"] = {**result, **changed}
-        files.replace(root, record.RECORD, json.dumps(document, separators=(",", ":")) + "\n")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        storage.put(root, record.RECORD, json.dumps(document, separators=(",", ":")) + "\n")
+    except Exception as error:  # whatever is in it
         say(root, ALERT, f"the record could not be completed: {error}")

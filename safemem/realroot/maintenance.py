@@ -10,8 +10,10 @@ import json
 import os
 import sys
 
-from safemem.boot import files, record
+from safemem.boot import record
 from safemem.boot.files import reason
+from safemem.boot.printable import printable
+from safemem.realroot import storage
 
 ISSUE, MOTD = "run/issue.d/safemem.issue", "run/motd.d/safemem"
 CONSOLES = "sys/class/tty/console/active"
@@ -26,6 +28,7 @@ WAYS = (
 
 def main(argv: list[str]) -> int:
     """Write the message for `--root` (default `/`); return 0, or 1 if it could not be written everywhere."""
+    os.umask(0o022)
     root = argv[1] if argv[:1] == ["--root"] and len(argv) == 2 else "/"
     problems = announce(root, "\n".join(text(root)) + "\n")
     for problem in problems:
@@ -44,7 +47,7 @@ def text(root: str) -> list[str]:
         ]
     except Exception as error:  # whatever is in it
         why = [f"the record of the decision cannot be read: {error}"]
-    return ["", "MAINTENANCE", *(f"  {line}" for line in why), "", *ways(), ""]
+    return ["", "MAINTENANCE", *(f"  {printable(line)}" for line in why), "", *ways(), ""]
 
 
 def ways() -> list[str]:
@@ -58,7 +61,7 @@ def announce(root: str, message: str) -> list[str]:
     problems = []
     for path, data in ((ISSUE, message.replace("\\", "\\\\")), (MOTD, message)):  # getty(8) has escapes
         try:
-            files.replace(root, path, data)
+            storage.put(root, path, data)
         except OSError as error:
             problems.append(f"/{path}: {reason(error, 'cannot be written')}")
     try:

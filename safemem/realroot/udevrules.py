@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Read udev rules (udev(7)) and find those that online memory behind safemem's back.
 
-A real parse: comments, continuation lines, quoted values with escapes, every operator. What a
-rule's conditions would match is not evaluated: a rule that could online memory counts.
+A real parse: comments, continuation lines, quoted values with escapes, every operator. A rule that could online memory
+counts, be its conditions what they may, unless it is certain to be for other devices (`safemem.realroot.udevreach`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import re
 from pathlib import Path
 from typing import NamedTuple
+
+from safemem.realroot import udevreach
 
 #: In the order of precedence: a file hides those of the same name in later folders.
 FOLDERS = (
@@ -24,15 +26,47 @@ OURS = "60-safemem.rules"
 #: Files of distributions that are known to online memory; masked also where this machine does not show them.
 KNOWN = ("40-redhat.rules", "40-vm-hotadd.rules", "80-hotplug-cpu-mem.rules", "90-daxctl-device.rules")
 
-_ITEM = re.compile(r'\s*([A-Z]+)(?:\{([^}]*)\})?\s*(==|!=|\+=|-=|:=|=)\s*([ei]{0,2})"((?:[^"\\]|\\.)*)"\s*,?')
-#: Programs that are run to online memory, and what a shell would write to.
+_ITEM = re.compile(r'\s*([A-Z_]+)(?:\{([^}]*)\})?\s*(==|!=|\+=|-=|:=|=)\s*([ei]{0,2})"((?:[^"\\]|\\.)*)"\s*,?')
+#: Programs that are run to online memory, and what a shell would write to: for whichever device.
 _PROGRAMS = re.compile(
-    r"\b(chmem|daxctl|memhotplug|hotplug-?mem)|devices/system/memory|/state\b|online_(movable|kernel)"
+    r"\b(chmem|daxctl|memhotplug|hotplug-?mem)|devices/system/memory|bus/memory|online_(movable|kernel)"
 )
-
+#: The same for a device that may be memory.
+_WRITES = re.compile(r"/(online|state)\b|\bonlin|memory", re.IGNORECASE)
+#: Programs that online nothing, whatever they are told; distributions reload kdump's kernel for each block.
+_HARMLESS = frozenset(
+    [
+        "[",
+        "cat",
+        "echo",
+        "exit",
+        "false",
+        "kdump-config",
+        "kdump-udev-throttler",
+        "kdumpctl",
+        "logger",
+        "printf",
+        "readlink",
+        "seq",
+        "sleep",
+        "systemd-detect-virt",
+        "test",
+        "true",
+        "uname",
+    ]
+)
+_SHELLS = ("sh", "bash", "dash")
+_REDIRECTION = re.compile(r"\d?>+\|?\s*(&\d|[^\s;|&]*)")
+#: Where a shell may write: not to the kernel, and not to what is not known.
+_PLAIN_FILE = re.compile(r"&\d|/dev/(null|kmsg|console)|/(?!sys/|proc/|dev/)(?!\S*\.\.)[\w./-]+")
+_UNIT = re.compile(r"dax|memory|onlin", re.IGNORECASE)
+_WANTS = ("SYSTEMD_WANTS", "SYSTEMD_USER_WANTS")
+#: What the kernel takes for yes (kstrtobool).
+_YES = re.compile(r"[1yt]|on", re.IGNORECASE)
 
 #: A line that cannot be read and speaks of these may online memory in an udev that can read it.
 _HINTS = re.compile(r"state|online|memory|chmem|daxctl")
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|.)")
 #: As udev's own reader ends lines; `splitlines` would cut at more characters.
 _LINE_END = re.compile(r"\r\n|[\n\r\0]")
 
@@ -44,6 +78,13 @@ class Item(NamedTuple):
     attribute: str
     operator: str
     value: str
+    ignore_case: bool = False
+
+    @property
+    def text(self) -> str:
+        """The item as it is written."""
+        attribute = f"{{{self.attribute}}}" if self.attribute else ""
+        return f'{self.key}{attribute}{self.operator}"{self.value}"'
 
 
 class Rule(NamedTuple):
@@ -88,7 +129,8 @@ def parse(text: str) -> list[Rule]:
                     key,
                     attribute or "",
                     operator,
-                    re.sub(r"\\(.)", r"\1", value) if "e" in escaped else value.replace('\\"', '"'),
+                    _unescaped(value) if "e" in escaped else value.replace('\\"', '"'),
+                    "i" in escaped,
                 )
             )
             place = found.end()
@@ -96,34 +138,100 @@ def parse(text: str) -> list[Rule]:
     return rules
 
 
+def onliners(rules: list[Rule]) -> list[tuple[Rule, str]]:
+    """Return the rules of one file that online memory, each with what in it does."""
+    memory, dax = (udevreach.reach(rules, kind) for kind in (udevreach.MEMORY, udevreach.DAX))
+    found = []
+    for rule, *reached in zip(rules, memory, dax, strict=True):
+        what = _written(rule, reached[0]) or _run(rule, max(reached))
+        if rule.rest and _HINTS.search(rule.rest):
+            what = f"cannot be read from `{rule.rest[:40]}` on, so it may online memory"
+        if what:
+            found.append((rule, what))
+    return found
+
+
 def onlines(rule: Rule) -> str | None:
-    """Return what in `rule` onlines memory, or None."""
-    subsystem = [
-        item.value.lower() for item in rule.items if item.key in ("SUBSYSTEM", "SUBSYSTEMS") and item.operator == "=="
-    ]
-    elsewhere = subsystem and not any(re.search(r"memory|dax|[*?\[]", value) for value in subsystem)
-    named = [*subsystem, *(item.value for item in rule.items if item.key in ("KERNEL", "KERNELS", "DEVPATH"))]
-    if rule.rest and _HINTS.search(rule.rest):
-        return f"cannot be read from `{rule.rest[:40]}` on, so it may online memory"
+    """Return what in `rule` onlines memory, as if it stood alone; or None."""
+    return next((what for _, what in onliners([rule])), None)
+
+
+def _written(rule: Rule, reached: int) -> str | None:
+    """Return the attribute of a block that a rule sets so that memory comes online."""
     for item in rule.items:
-        if item.operator in ("==", "!=") and item.key != "PROGRAM":
+        if item.key != "ATTR" or item.operator in ("==", "!="):
             continue
-        shown = (
-            f'{item.key}{{{item.attribute}}}{item.operator}"{item.value}"'
-            if item.attribute
-            else f'{item.key}{item.operator}"{item.value}"'
-        )
-        if item.key == "ATTR" and not elsewhere:
-            if item.attribute == "state" and item.value.startswith(("online", "$", "%")):
-                return shown
-            if item.attribute == "online" and item.value == "1" and any("memory" in value for value in named):
-                return shown
-        if item.key in ("RUN", "PROGRAM", "IMPORT") and item.attribute != "file" and _PROGRAMS.search(item.value):
-            return shown
-        # ndctl starts a unit for each dax device, which onlines it.
-        if item.key == "ENV" and item.attribute == "SYSTEMD_WANTS" and re.search(r"dax|memory", item.value):
-            return shown
+        # `[subsystem/name]attribute` is that device's; a path leads to other devices, such as a node's blocks.
+        _device, bracket, path = item.attribute.rpartition("]")
+        mine = any(sign in item.attribute for sign in ("memory", "physical_node", "*"))
+        mine = mine or (not bracket and reached > udevreach.NEVER)
+        name, value = path.rpartition("/")[2], item.value.strip()
+        filled = "$" in value or "%" in value
+        if name == "auto_online_blocks" and value != "offline":
+            return item.text
+        if mine and name == "state" and (filled or value.startswith("online")):
+            return item.text
+        if mine and name == "online" and (filled or _YES.match(value)):
+            return item.text
     return None
+
+
+def _run(rule: Rule, reached: int) -> str | None:
+    """Return the program or unit that a rule has started, if that may online memory."""
+    for item in rule.items:
+        runs = item.key == "PROGRAM" or (item.key in ("RUN", "IMPORT") and item.attribute in ("", "program"))
+        if runs and item.operator != "-=" and _onlines(item.value, reached):
+            return item.text
+        # A unit for each device; ndctl's onlines dax devices.
+        wants = item.key == "ENV" and item.attribute in _WANTS and item.operator in ("=", "+=", ":=") and item.value
+        if wants and (reached == udevreach.ALONE or _UNIT.search(item.value)):
+            return item.text
+    return None
+
+
+def _onlines(command: str, reached: int) -> bool:
+    """Return whether a program may online memory: any that is run for memory alone, and is not known not to."""
+    if _PROGRAMS.search(command):
+        return True
+    if reached == udevreach.ALONE:
+        return not _is_harmless(command)
+    return reached > udevreach.NEVER and bool(_WRITES.search(command)) and not _is_harmless(command)
+
+
+def _is_harmless(command: str) -> bool:
+    """Return whether all that a command runs is known to be harmless; a shell's command has to be plain."""
+    words = command.split(None, 2)
+    if len(words) < 3 or words[0].rpartition("/")[2] not in _SHELLS or words[1] != "-c":
+        return not words or _is_known(command.split())
+    script = words[2].strip().strip("'\"")
+    if re.search(r"\$\(|`|<\(", script) or not all(_PLAIN_FILE.fullmatch(at) for at in _REDIRECTION.findall(script)):
+        return False
+    parts = [part.split() for part in re.split(r"[;|&{}\n]+", _REDIRECTION.sub(" ", script))]
+    return all(_is_known(part) for part in parts)
+
+
+def _is_known(words: list[str]) -> bool:
+    while words and words[0] in ("if", "then", "else", "do", "!", "while", "fi", "done"):
+        words = words[1:]
+    if not words:
+        return True
+    program = words[0].rpartition("/")[2]
+    if program == "systemctl":
+        return "is-active" in words or words[-1] in ("kdump.service", "kdump")
+    if program == "systemd-run":
+        return words[-1].rpartition("/")[2] in _HARMLESS
+    return program in _HARMLESS
+
+
+def _unescaped(value: str) -> str:
+    """Return what udev reads between the quotes of e"" (cunescape of systemd)."""
+    return _ESCAPE.sub(lambda found: _escape(found[1]), value)
+
+
+def _escape(text: str) -> str:
+    if text[0] in "xuU":
+        return chr(min(int(text[1:], 16), 0x10FFFF))
+    return chr(int(text, 8)) if len(text) == 3 else {"t": "\t", "n": "\n", "s": " "}.get(text, text)
 
 
 def find(root: str) -> list[Onliner]:
@@ -133,25 +241,30 @@ def find(root: str) -> list[Onliner]:
         base = Path(root) / folder
         try:
             names = sorted(name for name in os.listdir(base) if name.endswith(".rules"))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
         except OSError:
+            found.append(Onliner(folder, 1, "cannot be listed, so a rule in it may online memory"))
             continue
         for name in names:
             if name in seen or name == OURS:
                 continue
-            seen.add(name)
+            if (base / name).exists():  # of a link to nowhere, udev since 254 reads the file that comes after it
+                seen.add(name)
             try:
                 if (base / name).is_char_device():  # /dev/null, as a link or mounted over the file: a mask
                     continue
                 if not (base / name).is_file():  # also: reading a FIFO would wait for ever
                     raise OSError
-                text = (base / name).read_text("utf-8", "replace")
-            except OSError:
+                rules = onliners(parse((base / name).read_text("utf-8", "replace")))
+            except (OSError, ValueError, RecursionError):
                 found.append(Onliner(f"{folder}/{name}", 1, "cannot be read, so it may online memory"))
                 continue
-            found += [Onliner(f"{folder}/{name}", rule.line, what) for rule in parse(text) if (what := onlines(rule))]
+            found += [Onliner(f"{folder}/{name}", rule.line, what) for rule, what in rules]
     return found
 
 
 def masks(root: str) -> tuple[str, ...]:
     """Return the names of all files to mask: those found below `root` and the known ones."""
-    return tuple(sorted({*KNOWN, *(os.path.basename(item.file) for item in find(root))}))
+    names = {os.path.basename(item.file) for item in find(root)}
+    return tuple(sorted({*KNOWN, *(name for name in names if name.endswith(".rules"))}))

@@ -12,6 +12,7 @@ import click
 from safemem.boot import conditions, record
 from safemem.boot.model import FINAL, UNKNOWN, Decision, Policy, Snapshot, Step
 from safemem.boot.ranges import Range, size_text
+from safemem.render.text import clean
 
 _COLOUR = {"online-all": "green", "online-safe": "yellow", "panic": "red", "reboot": "red", "halt": "red"}
 
@@ -65,6 +66,7 @@ def action_text(action: str) -> str:
 
 def decision_text(decision: Decision, snapshot: Snapshot, *, where: str, width: int = 64) -> str:
     """Return the outcome, then why, then the plan, then what is not protected or not known."""
+    decision, snapshot, where = clean(decision), clean(snapshot), clean(where)
     lines = [f"{action_text(decision.action)}  {decision.message}", ""]
     lines += [
         f"policy  {decision.policy.name}  {decision.policy.digest[:12]}",
@@ -107,6 +109,7 @@ def decision_text(decision: Decision, snapshot: Snapshot, *, where: str, width: 
 
 def trace_text(policy: Policy, decision: Decision) -> str:
     """Return every rule up to the one that decides, with each of its conditions, what it met and where that was read."""
+    policy, decision = clean(policy), clean(decision)
     lines = ["trace"]
     for rule in (*policy.rules, policy.otherwise):
         decides = rule == decision.rule
@@ -156,6 +159,7 @@ def memory_map(decision: Decision, width: int = 64) -> list[str]:
 
 def matrix_text(rows: list[tuple[dict[str, str], Decision]], facts: list[str]) -> str:
     """Return one row for each group of states with the same outcome; `facts` are the columns."""
+    rows = clean(rows)
     groups: list[tuple[list[set[str]], Decision]] = []
     for state, decision in rows:
         for columns, other in groups:

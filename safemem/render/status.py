@@ -15,7 +15,7 @@ from safemem.host.previous import Previous
 from safemem.host.reader import Release
 from safemem.host.standing import Standing
 from safemem.render.decision import action_text
-from safemem.render.text import plural, utc
+from safemem.render.text import clean, plural, utc
 
 #: As on the command line; whether they count is in the warnings, and the decision shows it.
 _ARGUMENTS = {"off": "safemem=off", "dry-run": "safemem.dry_run"}
@@ -63,6 +63,7 @@ def status_text(found: Standing, before: tuple[Release, ...], ways: list[str]) -
         before: the releases that the boot before this one left unfinished.
         ways: out of maintenance, one a line; they are shown in maintenance only.
     """
+    found, before = clean(found), clean(before)
     decision = found.decision
     lines = [
         *_why(decision),
@@ -190,6 +191,7 @@ def previous_json(found: Previous, exit_code: int) -> str:
 
 def previous_text(found: Previous) -> str:
     """Return the last words of the boot before, if it left any, then its record."""
+    found = clean(found)
     lines, end, kept = [], found.ending, found.kept
     if end:
         lines = [f"{action_text(end.action)}  {end.reason}", "", f"found     {end.file}, {utc(end.time)}"]

@@ -24,7 +24,7 @@ def test_faults_are_found_and_remedied(deb: Callable[[str], Path], tmp_path: Pat
     text = policy_text("online-safe")
     started = io.BytesIO()
     with_init = Archive(started)
-    with_init.file("init", b"#!/bin/sh\n/usr/lib/safemem/boot || exit\n", 0o755)
+    with_init.file("init", b"#!/bin/sh\n/usr/lib/safemem/boot; [ $? = 42 ] || exit\n", 0o755)
     with_init.close()
     files = {
         **contents(deb("bookworm"), tmp_path),

@@ -2,12 +2,16 @@
 # SPDX-License-Identifier: MIT
 # /usr/lib/safemem/boot: run by the init, before udev and before anything loads a memory driver.
 #
-# Returns 0 if the boot may go on and does not return otherwise: a missing interpreter, a crash,
+# Ends with 42 if the boot may go on and does not return otherwise: a missing interpreter, a crash,
 # a hang, a corrupt policy and a program that ends without a decision all end in ON_FAILURE,
-# which this script knows by itself. `boot capture` prints the machine's state and does nothing.
+# which this script knows by itself. No other status lets a boot go on: 0 is also how a script
+# ends that is empty, cut off or not carried out.
 #
 # POSIX sh, works with busybox. Needs sleep; mount if /proc, /sys, /dev or debugfs are missing.
-set -u
+# Nothing here needs /dev/null, which may be missing as well.
+set +C +e +f -u
+# Of what this script decides with: bash takes functions from its environment.
+unset -f kill printf read sleep wait || :
 
 # The archive's builder replaces these. ROOT is for tests, and deliberately no environment
 # variable: nothing that runs before us may redirect us.
@@ -21,12 +25,13 @@ DEADLINE='10'
 PREFIX=$ROOT/usr/lib/safemem
 STATE=$ROOT/run/safemem
 
+# One line on the console, which takes at most 1024 bytes: the builder keeps MESSAGE short.
 say() {
-    printf '<0>safemem: %s\n' "$1" 2>/dev/null >"$ROOT/dev/kmsg" || :
-    printf 'safemem: %s\n' "$1" >&2 2>/dev/null || :
+    printf '<0>safemem: %s\n' "$1" 2>&- >"$ROOT/dev/kmsg" || :
+    printf 'safemem: %s\n' "$1" >&2 || :
 }
 
-# end ACTION CODE REASON: does not return. The first line is for programs, the second for people.
+# end ACTION CODE REASON: does not return. The first line and the last but one are for programs, the others for people.
 end() {
     trap '' TERM INT HUP
     say "end action=$1 code=$2"
@@ -35,15 +40,16 @@ end() {
     keys=''
     [ "$1" != "$ON_FAILURE" ] || keys=$KEYS
     for key in $keys; do
-        printf '%s' "$key" 2>/dev/null >"$ROOT/proc/sysrq-trigger" || :
+        printf '%s' "$key" >"$ROOT/proc/sysrq-trigger" || :
         say "writing \`$key\` to /proc/sysrq-trigger did not end this boot"
     done
     if [ -z "$ROOT" ]; then
-        halt -f 2>/dev/null || busybox halt -f 2>/dev/null || :
+        halt -f || busybox halt -f || :
     fi
+    say 'end code=stopped'
     say 'this boot stops here: reset the machine'
     while :; do
-        sleep 3600
+        sleep 3600 2>&-
     done
 }
 
@@ -52,31 +58,21 @@ program() {
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 from safemem.boot.main import main
-sys.exit(main(sys.argv[1:]))' "$PREFIX/app" ${ROOT:+--root "$ROOT"} "$@"
+sys.exit(main(sys.argv[1:]))' "$PREFIX/app" ${ROOT:+--root "$ROOT"}
 }
 
-# Mounts what is missing. Failure is left for the probe to see: what it cannot read is unknown,
-# and the policy says what that means.
-mounts() {
-    [ -e /proc/self/stat ] || { mkdir -p /proc && mount -t proc proc /proc; }
-    [ -d /sys/kernel ] || { mkdir -p /sys && mount -t sysfs sysfs /sys; }
-    [ -c /dev/kmsg ] || { mkdir -p /dev && mount -t devtmpfs devtmpfs /dev; }
-    for entry in /sys/kernel/debug/*; do
-        [ -e "$entry" ] || mount -t debugfs debugfs /sys/kernel/debug
-        break
-    done
-    for entry in /sys/firmware/efi/efivars/*; do
-        [ -e "$entry" ] || [ ! -d /sys/firmware/efi/efivars ] || mount -t efivarfs efivarfs /sys/firmware/efi/efivars
-        break
-    done
-}
-
-# finished: whether the program has said so as the last thing that it did.
+# finished: whether the program has said so as the last thing that it did. Of a FIFO nobody waits for the end.
 finished() {
+    [ -f "$STATE/decision.env" ] || return 1
     while read -r line; do
         [ "$line" != SAFEMEM_FINISHED=yes ] || return 0
-    done 2>/dev/null <"$STATE/decision.env"
+    done <"$STATE/decision.env"
     return 1
+}
+
+# there FILE: whether there is anything of that name, a link to nothing included.
+there() {
+    [ -e "$1" ] || [ -h "$1" ]
 }
 
 # Kills process $1 when it has made no progress for DEADLINE seconds. The program counts in a
@@ -85,7 +81,7 @@ watchdog() {
     before=none
     while sleep "$DEADLINE"; do
         now=''
-        [ ! -e "$STATE/progress" ] || read -r now <"$STATE/progress" || :
+        [ ! -f "$STATE/progress" ] || read -r now <"$STATE/progress" || :
         [ "$now" != "$before" ] || break
         before=$now
         # The first look only arms: without a file there is no progress to wait for.
@@ -95,28 +91,35 @@ watchdog() {
     kill -9 "$1"
 }
 
-trap '' PIPE
-[ -n "$ROOT" ] || mounts >/dev/null 2>&1
-if [ "${1:-}" = capture ]; then
-    program capture
-    exit
+if [ $# != 0 ]; then
+    printf 'safemem: %s takes no arguments; %s/capture prints the state of this machine\n' "$0" "$PREFIX" >&2
+    exit 2
 fi
-
+trap '' PIPE
 trap 'end "$ON_FAILURE" told-to-stop "$MESSAGE (the wrapper was told to stop)"' TERM INT HUP
-rm -f "$STATE/decision.json" "$STATE/decision.env" "$STATE/progress" 2>/dev/null
-program "$@" &
+# shellcheck source=safemem/initramfs/files/mounts.sh
+[ -n "$ROOT" ] || [ ! -r "$PREFIX/mounts.sh" ] || . "$PREFIX/mounts.sh"
+
+# What counts has to be of this boot.
+rm -f "$STATE/passed" "$STATE/decision.json" "$STATE/decision.env" "$STATE/progress" || :
+for old in passed decision.json decision.env; do
+    ! there "$STATE/$old" || end "$ON_FAILURE" no-decision "$MESSAGE (an old /run/safemem/$old cannot be removed)"
+done
+program &
 child=$!
-watchdog "$child" </dev/null >/dev/null &
+watchdog "$child" <&- >&- &
 dog=$!
-wait "$child"
-status=$?
-kill -9 "$dog" 2>/dev/null
+status=0
+wait "$child" || status=$?
+kill -9 "$dog" 2>&- || :
 
 case $status in
     0)
         # Only a decision that was carried out counts; exit status 0 alone proves nothing.
-        ! finished || exit 0
-        end "$ON_FAILURE" no-decision "$MESSAGE (the program ended without a decision)"
+        finished || end "$ON_FAILURE" no-decision "$MESSAGE (the program ended without a decision)"
+        # For who cannot see the status: the unit, and a hook that comes after the one that ran this.
+        printf 'yes\n' >"$STATE/passed" || end "$ON_FAILURE" no-proof "$MESSAGE (/run/safemem/passed cannot be written)"
+        exit 42
         ;;
     5) end halt decided 'as the policy decided' ;;
     126 | 127) end "$ON_FAILURE" no-interpreter "$MESSAGE (the interpreter cannot be started)" ;;

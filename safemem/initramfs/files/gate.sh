@@ -1,10 +1,12 @@
 # shellcheck shell=sh
 # SPDX-License-Identifier: MIT
-# /usr/lib/safemem/gate.sh: sourced by an init that is a shell script, before anything of its own that may load a
+# /usr/lib/safemem/gate.sh: belongs into an init that is a shell script, before anything of its own that may load a
 # driver. The boot program is a process of its own: nothing that was sourced before can return past it, and
-# what comes after it runs only if it said so.
-/usr/lib/safemem/boot </dev/null || {
-    # The wrapper does not return but with 0: if it did, it could not be started.
+# what comes after it runs only if it ended with 42, which no script does by accident.
+SAFEMEM_STATUS=''
+/usr/lib/safemem/boot </dev/null || SAFEMEM_STATUS=$?
+if [ "$SAFEMEM_STATUS" != 42 ]; then
+    # The wrapper does not return but with 42: if it did, it could not be started, or not to its end.
     ACTION=''
     KEYS=''
     echo "<0>safemem: end action=$ACTION code=no-wrapper" >/dev/kmsg
@@ -13,6 +15,6 @@
         echo "$key" >/proc/sysrq-trigger
     done
     while :; do
-        sleep 3600
+        sleep 3600 2>&-
     done
-}
+fi

@@ -19,7 +19,7 @@ udevadm control --reload
 cp /etc/safemem/policy.toml /tmp/policy
 sed -i 's/handover lost, says the test/other words/' /etc/safemem/policy.toml
 systemctl restart safemem-watch
-await 0 failed
+await 0 active
 shown other
 cp /tmp/policy /etc/safemem/policy.toml
 systemctl restart safemem-watch

@@ -32,7 +32,8 @@ install() {
             exit 1
         fi
     else
-        # The first hook of the first stage, and a program of its own inside.
+        # The first hooks of the first stage: a program of its own inside, and a look at how that ended.
         inst_hook cmdline 00 "$initdir/usr/lib/safemem/gate.sh"
+        inst_hook cmdline 00 "$initdir/usr/lib/safemem/proof.sh"
     fi
 }

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""Unpack one compressed stream, piece by piece: what it unpacks to may be larger than memory.
+
+zstd and lz4 are unpacked by their own programs, which a machine with such an initrd has: its initrd was made with them.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Generator
+from typing import Protocol
+
+from safemem.boot.model import Refused
+
+_GZIP, _BZIP2, _XZ, _LZMA, _LZO = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x5d\0\0", b"\x89LZ"
+_ZSTD, LZ4_LEGACY = b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18"
+#: A legacy lz4 block never unpacks to more than 8 MiB; what is larger is the next archive's beginning.
+_LZ4_BLOCK = (8 << 20) + (8 << 20) // 255 + 16
+_PIECE = 1 << 18
+#: Bytes that an lzma stream may ask for to be unpacked; the largest setting of xz(1) takes 65 MiB.
+_MEMORY = 1 << 28
+
+
+class Unreadable(Refused, ValueError):
+    """The image cannot be read to its end; the message says where and why."""
+
+    kind = "unknown"
+
+
+class _Stream(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Gzip:
+    """zlib with the interface that bz2 and lzma have."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(31)
+        self._more = False
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail and not self._more
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        out = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        # A full piece may leave something inside, also when all of the input is consumed.
+        self._more = len(out) == max_length
+        return out
+
+
+def pieces(data: bytes, at: int) -> Generator[bytes, None, int]:
+    """Yield what the compressed stream at `at` unpacks to; return where it ends.
+
+    Raises:
+        Unreadable: damaged, cut off, or packed in a way that cannot be unpacked here.
+    """
+    head = data[at : at + 6]
+    stream: _Stream
+    if head.startswith(_ZSTD):
+        end = _zstd_end(data, at)
+        yield from _by_program(("zstd", "-dcq"), data[at:end], at)
+        return end
+    if head.startswith(LZ4_LEGACY):
+        end = _lz4_end(data, at)
+        yield from _by_program(("lz4", "-dcq"), data[at:end], at)
+        return end
+    if head.startswith(_LZO):
+        raise Unreadable(f"byte {at}: packed with lzo, which cannot be unpacked here")
+    if head.startswith(_GZIP):
+        stream = _Gzip()
+    elif head.startswith(_BZIP2):
+        stream = bz2.BZ2Decompressor()
+    elif head.startswith((_XZ, _LZMA)):
+        stream = lzma.LZMADecompressor(memlimit=_MEMORY)
+    else:
+        raise Unreadable(f"byte {at}: neither an archive nor a compression that the kernel knows")
+    place = at
+    try:
+        while not stream.eof:
+            piece = b""
+            if stream.needs_input:
+                piece = data[place : place + _PIECE]
+                place += len(piece)
+                if not piece:
+                    raise Unreadable(f"byte {at}: the compressed part is cut off")
+            out = stream.decompress(piece, _PIECE)
+            if out:
+                yield out
+    except (zlib.error, OSError, lzma.LZMAError, EOFError) as error:
+        raise Unreadable(f"byte {at}: the compressed part is damaged: {error}") from None
+    return place - len(stream.unused_data)
+
+
+def whole(data: bytes, at: int, limit: int) -> tuple[bytes, int]:
+    """Return what the compressed stream at `at` unpacks to, and where it ends. Raises Unreadable."""
+    parts: list[bytes] = []
+    left, stream = limit, pieces(data, at)
+    while True:
+        try:
+            piece = next(stream)
+        except StopIteration as end:
+            return b"".join(parts), int(end.value)
+        parts.append(piece)
+        left -= len(piece)
+        if left < 0:
+            raise Unreadable(
+                f"byte {at}: the compressed part unpacks to more than {limit >> 20} MiB, which is not read"
+            )
+
+
+def _by_program(command: tuple[str, ...], data: bytes, at: int) -> Generator[bytes]:
+    with tempfile.TemporaryFile() as packed:
+        packed.write(data)
+        packed.seek(0)
+        try:
+            process = subprocess.Popen(command, stdin=packed, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        except FileNotFoundError:
+            raise Unreadable(
+                f"byte {at}: packed with {command[0]}, and the program {command[0]} is not installed"
+            ) from None
+    with process:
+        try:
+            assert process.stdout is not None
+            while piece := process.stdout.read(_PIECE):
+                yield piece
+        finally:
+            if process.poll() is None and piece:
+                process.kill()
+    if process.returncode:
+        raise Unreadable(f"byte {at}: the part packed with {command[0]} is damaged")
+
+
+def _zstd_end(data: bytes, at: int) -> int:
+    """Return where the zstd frame at `at` ends (RFC 8878): the program refuses what follows."""
+    flags = number(data, at + 4, 1)
+    single = flags >> 5 & 1
+    at += 5 + (not single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
+    last = 0
+    while not last:
+        block = number(data, at, 3)
+        last, kind, size = block & 1, block >> 1 & 3, block >> 3
+        at += 3 + (1 if kind == 1 else size)
+    return min(at + 4 * (flags >> 2 & 1), len(data))
+
+
+def _lz4_end(data: bytes, at: int) -> int:
+    """Return where the legacy lz4 frames at `at` end, the only ones that the kernel knows."""
+    while data[at : at + 4] == LZ4_LEGACY:
+        at += 4
+        while at + 4 <= len(data) and 0 < (size := number(data, at, 4)) <= _LZ4_BLOCK:
+            at += 4 + size
+    return min(at, len(data))
+
+
+def number(data: bytes, at: int, size: int) -> int:
+    """Return the little-endian number at `at`. Raises Unreadable."""
+    if at + size > len(data):
+        raise Unreadable(f"byte {at}: the compressed part is cut off")
+    return int.from_bytes(data[at : at + size], "little")
