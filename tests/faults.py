@@ -108,7 +108,7 @@ class Machine:
         real_open = builtins.open
         for holder in (builtins, io):
             saved.append((holder, "open", real_open))
-            setattr(holder, "open", self._opener(real_open))
+            holder.open = self._opener(real_open)
         try:
             yield
         finally:

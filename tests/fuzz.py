@@ -26,11 +26,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem.boot import attempts, cmdline, compiled, conditions, engine, fdt, memory, paths, plainjson, probe, ranges
+from safemem.boot import (
+    attempts,
+    cmdline,
+    compiled,
+    conditions,
+    console,
+    engine,
+    fdt,
+    memory,
+    paths,
+    plainjson,
+    probe,
+    ranges,
+)
 from safemem.boot import record as record_files
 from safemem.boot.model import UNKNOWN, Condition, Fact, Refused, Term
+from safemem.boot.printable import printable
 from safemem.host import history, incidents, previous, reader, standing
-from safemem.initramfs import check, unpack
+from safemem.initramfs import check, packed, unpack
 from safemem.outgoing import nextkernel
 from safemem.policy import cases, compiler, load, places
 from safemem.realroot import maintenance, udevrules
@@ -109,6 +123,7 @@ def _cmdline(data: bytes) -> None:
         cmdline.boolean(value)
     cmdline.argument(text, "safemem.guard")
     attempts.read("/nowhere", dict(cmdline.arguments(text)))
+    probe.overrides(text)
     _with(paths.CMDLINE, data, _machine)
 
 
@@ -132,6 +147,13 @@ def _facts(data: bytes) -> None:
     for op in ("is", "glob", *((">=", "<") if conditions.is_version(bound) else ())):
         for value in (release, UNKNOWN, 7, (release,)):
             conditions.matches(Condition("kernel", ((Term(op, bound),),)), Fact(value, ""))
+
+
+def _said(data: bytes) -> None:
+    """What others wrote is said in lines that the kernel takes, without a character that a terminal obeys."""
+    for line in (*console.lines(_text(data)), console.printable(_text(data)), printable(_text(data))):
+        assert line.isprintable() or not line
+    assert all(len(line.encode()) <= console.LONGEST for line in console.lines(_text(data)))
 
 
 def _body(data: bytes) -> None:
@@ -222,9 +244,10 @@ def _image(data: bytes) -> None:
 TARGETS = {
     "fdt": Target(fdt.parse, (fdt.FdtError,), (fdt.parse,)),
     "kernel": Target(_kernel, (), (probe.read_snapshot,)),
-    "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean)),
+    "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean, probe.overrides)),
     "amounts": Target(_amounts, (), (ranges.parse_size, ranges.parse_limit, ranges.parse_range, cmdline.memparse)),
     "facts": Target(_facts, (), (conditions.is_version, conditions.matches)),
+    "said": Target(_said, (), (console.lines, console.printable, printable)),
     "json": Target(lambda data: plainjson.loads(_text(data)), (ValueError, RecursionError), (plainjson.loads,)),
     "compiled": Target(lambda data: compiled.load(data, "p"), (compiled.Invalid,), (compiled.load,)),
     "compiled-body": Target(_body, (compiled.Invalid, ValueError, RecursionError), (compiled.load,)),
@@ -232,7 +255,7 @@ TARGETS = {
     "places": Target(_places, (), (places.find,)),
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (cases.run,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
-    "image": Target(_image, (unpack.Unreadable, compiled.Invalid), (check.inside, unpack.find, unpack.unpack, nextkernel.has_kho)),
+    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, unpack.find, packed.pieces, packed.whole, nextkernel.has_kho)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text)),
     "counts": Target(_counted, (), (reader.releases, reader.counts)),
     "standing": Target(_standing, (), (standing.read, maintenance.text, attempts.handed_on)),

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from safemem.boot import crashkernel, hold, paths, record
+from safemem.boot import hold, paths, record
 from safemem.boot import main as boot
-from safemem.boot.model import FINAL, Override, Policy, Rule, Term
+from safemem.boot.model import FINAL, Override, Policy, Term
 from safemem.boot.ranges import Range
 from safemem.policy import compiler, load
-from tests.faults import REACH, Call, Fault, Machine
 from tests.fakes import BLOCK, make_root
+from tests.faults import REACH, Call, Fault, Machine
 from tests.kit import NEVER, POLICY, policy, rule, when
 
 #: Boots of each scenario in `make test`.
