@@ -41,13 +41,13 @@ pythons: $(VENV)/.dev  ## the same on Python 3.11 to 3.14, in scratch roots (2 m
 lint: $(VENV)/.dev  ## what the linters say, and what the wheel holds (15 s)
 	$(PYTEST) tests/test_project.py
 
-draws: $(VENV)/.dev  ## the analysis and `diff` against the engine, 100,000 times (2 h)
+draws: $(VENV)/.dev  ## the analysis against the engine, 100,000 times (2 h)
 	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py tests/test_search.py -k "every_machine or never_misses"
 
-nightly: $(VENV)/.test fuzz  ## the printed guard, 50 boots a verdict, and every parser fuzzed (70 min)
+nightly: $(VENV)/.test fuzz  ## the printed guard 50 times a verdict, and `fuzz` (70 min)
 	SAFEMEM_BOOTS=50 $(PYTEST) tests/vm/test_handover.py
 
-fuzz: $(VENV)/.dev  ## every parser, guided by coverage if atheris is installed (1 h)
+fuzz: $(VENV)/.dev  ## every parser; guided by coverage with atheris (1 h)
 	$(BIN)/python -m tests.fuzz 3600
 
 bench: $(VENV)/.test  ## what safemem costs, as ratios (5 min)

@@ -2,10 +2,12 @@
 """Every parser of the project as a fuzz target: bytes in, and out comes a value or the parser's own error.
 
     python -m tests.fuzz SECONDS [TARGET...]
+    python -m tests.fuzz keep TARGET NAME FILE
 
-With atheris installed that is a search guided by coverage, one process a target; without, the files of tests/corpus are
+With atheris installed that is a search guided by coverage, one process a target; without, what is in tests/corpus is
 changed at random. What a target raises beyond its own errors, or takes seconds for, fails, and the input is printed. A
-corpus is a folder of the target's name; an input that failed once stays there.
+corpus is a file of the target's name, a line an input: its name, and its bytes packed, in hexadecimal. What failed once
+stays there.
 """
 
 from __future__ import annotations
@@ -19,13 +21,28 @@ import tempfile
 import time
 import tomllib
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem.boot import attempts, cmdline, compiled, conditions, engine, fdt, memory, paths, plainjson, probe, ranges
+from safemem.boot import (
+    attempts,
+    cmdline,
+    compiled,
+    conditions,
+    console,
+    engine,
+    fdt,
+    memory,
+    paths,
+    plainjson,
+    probe,
+    ranges,
+)
 from safemem.boot import record as record_files
 from safemem.boot.model import UNKNOWN, Condition, Fact, Refused, Term
+from safemem.boot.printable import printable
 from safemem.host import history, incidents, previous, reader, standing
 from safemem.initramfs import check, packed, unpack
 from safemem.outgoing import nextkernel
@@ -106,6 +123,7 @@ def _cmdline(data: bytes) -> None:
         cmdline.boolean(value)
     cmdline.argument(text, "safemem.guard")
     attempts.read("/nowhere", dict(cmdline.arguments(text)))
+    probe.overrides(text)
     _with(paths.CMDLINE, data, _machine)
 
 
@@ -129,6 +147,13 @@ def _facts(data: bytes) -> None:
     for op in ("is", "glob", *((">=", "<") if conditions.is_version(bound) else ())):
         for value in (release, UNKNOWN, 7, (release,)):
             conditions.matches(Condition("kernel", ((Term(op, bound),),)), Fact(value, ""))
+
+
+def _said(data: bytes) -> None:
+    """What others wrote is said in lines that the kernel takes, without a character that a terminal obeys."""
+    for line in (*console.lines(_text(data)), console.printable(_text(data)), printable(_text(data))):
+        assert line.isprintable() or not line
+    assert all(len(line.encode()) <= console.LONGEST for line in console.lines(_text(data)))
 
 
 def _body(data: bytes) -> None:
@@ -159,7 +184,7 @@ def _places(data: bytes) -> None:
 def _cases(data: bytes) -> None:
     file = _root() / "x.cases.toml"
     file.write_bytes(data)
-    (_root() / "p.toml").write_bytes((CORPUS / "policy/plain.toml").read_bytes())
+    (_root() / "p.toml").write_bytes(corpus("policy")["plain.toml"])
     cases.run(file)
 
 
@@ -219,9 +244,10 @@ def _image(data: bytes) -> None:
 TARGETS = {
     "fdt": Target(fdt.parse, (fdt.FdtError,), (fdt.parse,)),
     "kernel": Target(_kernel, (), (probe.read_snapshot,)),
-    "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean)),
+    "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean, probe.overrides)),
     "amounts": Target(_amounts, (), (ranges.parse_size, ranges.parse_limit, ranges.parse_range, cmdline.memparse)),
     "facts": Target(_facts, (), (conditions.is_version, conditions.matches)),
+    "said": Target(_said, (), (console.lines, console.printable, printable)),
     "json": Target(lambda data: plainjson.loads(_text(data)), (ValueError, RecursionError), (plainjson.loads,)),
     "compiled": Target(lambda data: compiled.load(data, "p"), (compiled.Invalid,), (compiled.load,)),
     "compiled-body": Target(_body, (compiled.Invalid, ValueError, RecursionError), (compiled.load,)),
@@ -229,7 +255,7 @@ TARGETS = {
     "places": Target(_places, (), (places.find,)),
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (cases.run,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
-    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, unpack.find, packed.unpack, nextkernel.has_kho)),
+    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, unpack.find, packed.pieces, packed.whole, nextkernel.has_kho)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text)),
     "counts": Target(_counted, (), (reader.releases, reader.counts)),
     "standing": Target(_standing, (), (standing.read, maintenance.text, attempts.handed_on)),
@@ -257,9 +283,18 @@ def one(name: str, data: bytes) -> None:
         raise Failed(f"{name}: {took:.1f} s: {data!r}")
 
 
-def corpus(name: str) -> list[bytes]:
-    """Return the inputs that are kept for a target."""
-    return [file.read_bytes() for file in sorted((CORPUS / name).iterdir())]
+def corpus(name: str) -> dict[str, bytes]:
+    """Return the inputs that are kept for a target, by name."""
+    file = CORPUS / f"{name}.txt"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return {line.split()[0]: zlib.decompress(bytes.fromhex(line.split()[1])) for line in lines}
+
+
+def keep(name: str, label: str, data: bytes) -> None:
+    """Put one more input into the corpus of a target, or another one in its place."""
+    kept = corpus(name) | {label: data}
+    lines = [f"{key} {zlib.compress(kept[key], 9).hex()}\n" for key in sorted(kept)]
+    (CORPUS / f"{name}.txt").write_text("".join(lines))
 
 
 #: Bytes that parsers here trip over.
@@ -297,7 +332,7 @@ def mutated(source: random.Random, seeds: list[bytes]) -> bytes:
 
 def inputs(name: str, seed: int) -> Iterator[bytes]:
     """Yield the corpus, then changes of it without end."""
-    seeds = corpus(name)
+    seeds = list(corpus(name).values())
     yield from seeds
     source = random.Random(f"{name} {seed}")
     while True:
@@ -316,10 +351,10 @@ def search(name: str, seconds: float, seed: int) -> int:
 
 
 def largest(name: str, seed: int) -> int:
-    """Return the most bytes of Python's memory that a target took for one of a few hundred inputs."""
+    """Return the most bytes of Python's memory that a target took for any of a hundred inputs."""
     tracemalloc.start()
     try:
-        for _, data in zip(range(200), inputs(name, seed), strict=False):
+        for _, data in zip(range(100), inputs(name, seed), strict=False):
             one(name, data)
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -327,7 +362,10 @@ def largest(name: str, seed: int) -> int:
 
 
 def main(words: list[str]) -> int:
-    """Search all targets, or those that are named, for so many seconds together; say the counts."""
+    """Search all targets, or those that are named, for so many seconds together, and say the counts; or keep an input."""
+    if words[0] == "keep":
+        keep(words[1], words[2], Path(words[3]).read_bytes())
+        return 0
     names = words[1:] or list(TARGETS)
     seconds, bad = float(words[0]) / len(names), 0
     guided = importlib.util.find_spec("atheris") is not None
