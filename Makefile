@@ -46,6 +46,7 @@ draws: $(VENV)/.dev  ## the analysis against the engine, 100,000 times (1 h)
 
 nightly: $(VENV)/.test  ## the printed guard, 50 boots a verdict (10 min)
 	SAFEMEM_BOOTS=50 $(PYTEST) tests/vm/test_handover.py
+	SAFEMEM_KILLS=200 $(PYTEST) tests/test_makers.py -k killed
 
 bench: $(VENV)/.test  ## what safemem costs, as ratios (5 min)
 	$(BIN)/python -m tests.vm.bench

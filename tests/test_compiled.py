@@ -110,3 +110,17 @@ def test_bad_content(change: Any, message: str) -> None:
     with pytest.raises(compiled.Invalid) as caught:
         compiled.load(repack(change), "p")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [[], ["40-a.rules"], ["vendor memory.rules", "\xe4\udcff\n.rules", '"']])
+def test_a_list_of_names(names: list[str]) -> None:
+    """It comes back as it was, blanks and all; cut off anywhere, empty or with a flipped bit it is refused."""
+    data = compiled.names_text(names)
+
+    assert compiled.names(data, "p") == names
+    damaged = [data[:length] for length in range(len(data))]
+    for place in range(len(data)):
+        damaged += [data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :] for bit in range(8)]
+    for other in (*damaged, b"40-a.rules\n", b"[]\n", b"{}\n", b"[" * 100_000):
+        with pytest.raises(compiled.Invalid, match="p: the list of names is damaged or was edited"):
+            compiled.names(other, "p")
