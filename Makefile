@@ -46,6 +46,7 @@ draws: $(VENV)/.dev  ## the analysis against the engine, 100,000 times (2 h)
 
 nightly: $(VENV)/.test fuzz  ## the printed guard 50 times a verdict, and `fuzz` (70 min)
 	SAFEMEM_BOOTS=50 $(PYTEST) tests/vm/test_handover.py
+	SAFEMEM_KILLS=200 $(PYTEST) tests/test_makers.py -k killed
 
 fuzz: $(VENV)/.dev  ## every parser; guided by coverage with atheris (1 h)
 	$(BIN)/python -m tests.fuzz 3600

@@ -17,6 +17,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from safemem.boot import compiled
 from safemem.boot import main as boot
 from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Blocks, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
 from safemem.boot.ranges import Range
@@ -97,7 +98,7 @@ def install(root: Path, *rules: Rule, otherwise: str | Rule, **more: Any) -> Non
     """Put a compiled policy where the boot program looks for it; without `rules`, one that never matches here."""
     path = root / boot.POLICY
     path.parent.mkdir(parents=True)
-    (root / boot.MASKS).write_text("40-vendor.rules\n")
+    (root / boot.MASKS).write_bytes(compiled.names_text(["40-vendor.rules"]))
     path.write_bytes(compiler.dump(policy(*(rules or (NEVER,)), otherwise=otherwise, **more)))
 
 

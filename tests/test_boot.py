@@ -714,3 +714,25 @@ def test_a_safe_region_on_the_command_line(tmp_path: Path, checksum: str, says: 
     )
     lost = [item["range"] for item in document["account"] if item["why"] == "safe, but out of use with its block"]
     assert lost == (["0x104000000-0x107ffffff", "0x110000000-0x113ffffff"] if online else [])
+
+
+@pytest.mark.parametrize("text", [b"", b"40-vendor.rules\n", b'{"digest":"'])
+def test_a_damaged_list_of_masks_ends_the_boot(tmp_path: Path, text: bytes) -> None:
+    """Which rules online memory has to be known before anything is brought online."""
+    root = make_root(tmp_path, offered=True)
+    install(root, otherwise=Rule("otherwise", "online-safe"))
+    (root / boot.MASKS).write_bytes(text)
+
+    assert boot.main(["--root", str(root)]) == 1
+    assert (root / "sys/devices/system/memory/memory32/state").read_text() == "offline\n"
+    assert "SAFEMEM_FINISHED=no" in (root / record.ENV).read_text()
+
+
+def test_a_mask_with_a_blank_in_its_name(tmp_path: Path) -> None:
+    """The name is one name."""
+    root = make_root(tmp_path, offered=True)
+    install(root, otherwise=Rule("otherwise", "online-safe"))
+    (root / boot.MASKS).write_bytes(compiled.names_text(["vendor memory.rules"]))
+
+    assert boot.main(["--root", str(root)]) == 0
+    assert os.listdir(root / "run/udev/rules.d") == ["vendor memory.rules"]

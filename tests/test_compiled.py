@@ -117,3 +117,17 @@ def test_a_fraction_is_refused() -> None:
     """JSON has fractions, no policy has one, and so no digest of one can be told."""
     with pytest.raises(compiled.Invalid, match="p: the compiled policy holds a value that no policy has"):
         compiled.load(b'{"digest":"","format":1,"policy":{"name":1.5}}\n', "p")
+
+
+@pytest.mark.parametrize("names", [[], ["40-a.rules"], ["vendor memory.rules", "\xe4\udcff\n.rules", '"']])
+def test_a_list_of_names(names: list[str]) -> None:
+    """It comes back as it was, blanks and all; cut off anywhere, empty or with a flipped bit it is refused."""
+    data = compiled.names_text(names)
+
+    assert compiled.names(data, "p") == names
+    damaged = [data[:length] for length in range(len(data))]
+    for place in range(len(data)):
+        damaged += [data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :] for bit in range(8)]
+    for other in (*damaged, b"40-a.rules\n", b"[]\n", b"{}\n", b"[" * 100_000):
+        with pytest.raises(compiled.Invalid, match="p: the list of names is damaged or was edited"):
+            compiled.names(other, "p")

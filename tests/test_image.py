@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from safemem.boot import compiled
 from safemem.boot.model import Failure, Policy, Term
-from safemem.initramfs import build, interpreter, on_failure, proof
+from safemem.initramfs import build, interpreter, on_failure, proof, unpack
 from safemem.initramfs.items import PREFIX, BuildError, Item
 from safemem.policy import compiler, load
 from tests import fakes, kit
@@ -32,11 +33,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, build.Cost, P
     """Return the archive with the shipped policy, its cost, and the folder it was unpacked to."""
     base = tmp_path_factory.mktemp("image")
     data = compiler.dump(load.read(ROOT / "policies/live-update-host.toml"))
-    cost = build.build(data, base / "safemem.cpio")
+    made, cost = build.build(data)
+    (base / "safemem.cpio").write_bytes(made)
     (base / "root").mkdir()
-    with (base / "safemem.cpio").open("rb") as archive:
-        subprocess.run(["cpio", "-idm", "--quiet"], stdin=archive, cwd=base / "root", check=True)
+    subprocess.run(["cpio", "-idm", "--quiet"], input=plain(made), cwd=base / "root", check=True)
     return base / "safemem.cpio", cost, base / "root"
+
+
+def plain(made: bytes) -> bytes:
+    """Return the archive that is packed in what `cpio` writes."""
+    return gzip.decompress(made[512:])
 
 
 def test_everything_is_private(built: tuple[Path, build.Cost, Path]) -> None:
@@ -67,29 +73,44 @@ def test_the_same_each_time(built: tuple[Path, build.Cost, Path]) -> None:
     """Two builds are one file, byte for byte, so that an image can be compared."""
     data = (built[2] / PREFIX / "policy.json").read_bytes()
 
-    assert build.archive(build.files(data)) == built[0].read_bytes()
+    assert build.appendable(build.archive(build.files(data))) == built[0].read_bytes()
 
 
 def test_size(built: tuple[Path, build.Cost, Path]) -> None:
     """The cost that is printed is the cost, and it is below the ceiling."""
-    assert built[1].raw == built[0].stat().st_size
-    squeezed = subprocess.run(
-        ["zstd", "-19", "-q", "-c"], input=built[0].read_bytes(), capture_output=True, check=True
-    ).stdout
+    raw = plain(built[0].read_bytes())
+    assert (built[1].size, built[1].raw) == (built[0].stat().st_size, len(raw))
+    squeezed = subprocess.run(["zstd", "-19", "-q", "-c"], input=raw, capture_output=True, check=True).stdout
     assert built[1].compressed == len(squeezed)
     assert len(squeezed) <= CEILINGS.get(sys.version_info[:2], max(CEILINGS.values()))
 
 
+def test_behind_any_image(built: tuple[Path, build.Cost, Path]) -> None:
+    """However long a compressed image is, and whatever it is packed with, the kernel unpacks what is appended; and more behind it."""
+    made = built[0].read_bytes()
+    assert not len(made) % 512 and not made[:512].strip(b"\0")
+    for image in (gzip.compress(kit.archive({"init": bytes(n)}), mtime=0) for n in range(4)):
+        found = unpack.find(
+            image + made + build.appendable(kit.archive({"late": b"1"})), ["init", f"{PREFIX}/boot", "late"]
+        )
+        assert set(found) == {"init", f"{PREFIX}/boot", "late"}
+
+
+def test_what_is_left_of_an_archive_that_is_cut_off() -> None:
+    """With the units, in a file that a full disk has cut: what may online memory requires a unit that is there or missing."""
+    data = compiler.dump(load.read(ROOT / "policies/live-update-host.toml"))
+    made, _ = build.build(data, more=on_failure.unit_files(Failure("panic")))
+    listed = subprocess.run(["cpio", "-t", "--quiet"], input=plain(made), capture_output=True, check=True)
+    names = [name for name in listed.stdout.decode().split() if name.endswith((".conf", ".service", "boot"))]
+    first = [f"usr/lib/systemd/system/{unit}.d/50-safemem.conf" for unit in reversed(on_failure.GUARDED)]
+    assert names[:4] == first and names.index(f"{PREFIX}/boot") > 5
+
+
 def test_no_interpreter(tmp_path: Path) -> None:
-    """A build that cannot work says so and leaves what was there alone."""
-    out = tmp_path / "out.cpio"
-    out.write_bytes(b"before")
+    """A build that cannot work says so."""
     data = compiler.dump(load.read(ROOT / "policies/live-update-host.toml"))
     with pytest.raises(BuildError, match=r"cannot build the archive with .*/none: .*No such file"):
-        build.build(data, out, str(tmp_path / "none"))
-
-    assert [path.name for path in tmp_path.iterdir()] == ["out.cpio"]
-    assert out.read_bytes() == b"before"
+        build.build(data, str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("text", ["it's lost", "a $(reboot) b", "`x` \\n", "'; exit 0; '"])
@@ -125,17 +146,14 @@ def loads(text: str) -> object:
 def test_an_interpreter_that_cannot_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would end every boot in `on_failure` is no archive: the build says what does not decide, and why."""
     monkeypatch.setattr(interpreter, "PACKAGE", altered(tmp_path, "plainjson", BROKEN))
-    out = tmp_path / "out.cpio"
-    out.write_bytes(b"before")
     with pytest.raises(BuildError) as error:
-        build.build(compiler.dump(load.read(ROOT / "policies/live-update-host.toml")), out)
+        build.build(compiler.dump(load.read(ROOT / "policies/live-update-host.toml")))
 
     assert re.fullmatch(
         r"cannot build the archive with /\S+: on a machine with no handover the boot program decides nothing: "
         r"cannot decide: AttributeError: 'module' object has no attribute 'make_scanner'",
         str(error.value),
     )
-    assert out.read_bytes() == b"before"
 
 
 def test_a_program_that_decides_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +186,7 @@ def test_what_is_read_and_what_is_run(tmp_path: Path) -> None:
     drawn = kit.policy(kit.NEVER, otherwise=kit.rule("online-safe", boot_memory="offline"), sources=("none",))
     (tmp_path / PREFIX).mkdir(parents=True)
     (tmp_path / PREFIX / "policy.json").write_bytes(compiler.dump(drawn))
-    (tmp_path / PREFIX / "masks").touch()
+    (tmp_path / PREFIX / "masks").write_bytes(compiled.names_text([]))
     cases = proof.cases(tmp_path, drawn, f"{tmp_path}/{PREFIX}")
     listing = interpreter.listing(sys.executable, [case.root for case in cases])
 

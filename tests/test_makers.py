@@ -3,9 +3,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +106,83 @@ def test_install_check_remove(root: Path) -> None:
     assert image(root).read_bytes() == (root / "without").read_bytes()
     assert not (root / HOOKS[maker(root)]).exists()
     assert safemem(root, "check", "--kernel", KERNEL).exit_code == 1
+
+
+#: Runs with SIGKILL; `make nightly` has more.
+KILLS = int(os.environ.get("SAFEMEM_KILLS", "10"))
+
+
+def test_killed(root: Path) -> None:
+    """Killed at any moment, the image in place is the old one or all of the new one, and the next install works."""
+    words = [str(Path(sys.executable).parent / "safemem"), "initramfs", "install", "--root", str(root)]
+    new = (root / "with").read_bytes()
+    maker_script = root / MAKERS[maker(root)][0]
+    # Slow, and in two halves, so that what is under way is there to be killed.
+    slow = maker_script.read_text().replace(
+        'cp $from "$2"', '{ head -c 3000 $from; sleep 0.1; tail -c +3001 $from; } >"$2"'
+    )
+    assert slow != maker_script.read_text()
+    maker_script.write_text(slow)
+    for name in ("head", "sleep", "tail"):
+        (root / "bin" / name).symlink_to("busybox")
+    begin = time.monotonic()
+    subprocess.run(words, check=True, capture_output=True)
+    whole = time.monotonic() - begin
+    assert image(root).read_bytes() == new
+    choose = random.Random(KILLS)
+    seen = set()
+    for number in range(KILLS):
+        image(root).write_bytes(OLD)
+        if number % 2:
+            safemem(root, "remove")
+            image(root).write_bytes(OLD)
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(choose.uniform(0, whole * 1.1))
+        # Alone, which leaves the maker at work, or with all of its family.
+        process.kill() if number % 3 else os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        left = image(root).read_bytes()
+        seen.add(left == new)
+        assert left in (OLD, new)
+        hook = root / HOOKS[maker(root)]
+        assert not hook.exists() or (hook.read_bytes().endswith(b"\n") and len(hook.read_bytes()) > 800)
+        again = subprocess.run(words, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+        assert image(root).read_bytes() == new
+        assert not list((root / "boot").glob(".safemem-*"))
+    print(f"{KILLS} installs killed within {whole:.1f} s, of which some had replaced the image: {True in seen}")
+
+
+def test_two_at_once(root: Path) -> None:
+    """Who comes while another one is at work is told so, and does nothing."""
+    lock = os.open(root / "boot", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    result = safemem(root, "install")
+    os.close(lock)
+
+    assert result.exit_code == 1 and "another `safemem initramfs` is making an image there" in result.output
+    assert untouched(root)
+
+
+def test_on_disk_before_in_place(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power failure finds an image whose bytes were on the disk before it got its name."""
+    calls: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def keep(fd: int) -> None:
+        calls.append(os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2])
+        fsync(fd)
+
+    def put(self: Path, target: Path) -> Path:
+        calls.append(f"-> {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", keep)
+    monkeypatch.setattr(Path, "rename", put)
+    assert safemem(root, "install").exit_code == 0
+
+    name = image(root).name
+    assert calls[calls.index(name) :] == [name, f"-> {name}", "boot"]
 
 
 def test_another_policy(root: Path) -> None:

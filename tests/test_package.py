@@ -107,6 +107,7 @@ def test_programs_of_the_real_root(tmp_path: Path, name: str, ends: tuple[int, s
     program = tmp_path / name
     tree.put(program, tree.programs(str(ROOT)[1:], "")[f"usr/lib/safemem/{name}"].encode(), 0o755)
     (tmp_path / "root/run/safemem").mkdir(parents=True)
+    (tmp_path / "root/sys/devices/system/cpu").mkdir(parents=True)  # a kernel that cannot hot-add memory
     (tmp_path / "root/run/safemem/decision.json").write_text("{")
     result = subprocess.run([program, "--root", tmp_path / "root"], capture_output=True, text=True)
 

@@ -180,7 +180,7 @@ def test_it_sets_and_reads_back_what_the_kernel_does(root: Path) -> None:
     os.symlink("/dev/null", root / paths.AUTO_ONLINE)
     assert realroot.main(["--root", str(root)]) == 1
     problems = json.loads((root / record.RECORD).read_text())["result"]["problems"]
-    assert problems == [f"{paths.AUTO_ONLINE} reads `nothing` after offline was written to it"]
+    assert problems == [f"{paths.AUTO_ONLINE} could not be set to offline: it reads `nothing` after it was written"]
 
 
 def test_a_rule_that_comes_later_is_masked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

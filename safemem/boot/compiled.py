@@ -15,7 +15,7 @@ from safemem.boot.conditions import is_version
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any, NoReturn
 
     #: Gets a value and where it stands; returns what the policy holds, or fails.
@@ -122,6 +122,24 @@ def _load(data: bytes) -> model.Policy:
     if canonical(document) + b"\n" != data:
         _fail("the compiled policy is not laid out as safemem writes it: it is damaged or was edited")
     return _policy(document["policy"])._replace(digest=own)
+
+
+def names_text(listed: Iterable[str]) -> bytes:
+    """Return file names as a text with its own digest, for `names`."""
+    body: dict[str, object] = {"names": list(listed)}
+    return canonical({**body, "digest": digest(body)}) + b"\n"
+
+
+def names(data: bytes, where: str) -> list[str]:
+    """Return the names that `names_text` made `data` of, read from `where`. Raises Invalid for everything else."""
+    try:
+        document = plainjson.loads(data.decode("ascii"))
+    except (ValueError, RecursionError):
+        document = None
+    found = document.get("names") if isinstance(document, dict) else None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found) or names_text(found) != data:
+        raise Invalid(f"{where}: the list of names is damaged or was edited")
+    return found
 
 
 def canonical(value: object) -> bytes:

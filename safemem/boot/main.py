@@ -33,7 +33,7 @@ from safemem.boot.ranges import parse_limit, size_text
 POLICY = "usr/lib/safemem/policy.json"
 #: Policies beside it that `safemem.policy=NAME` may name.
 POLICIES = "usr/lib/safemem/policies"
-#: Names of udev rules files that online memory, one a line; found when the archive was built.
+#: Names of udev rules files that online memory, with their digest; found when the archive was built.
 MASKS = "usr/lib/safemem/masks"
 #: Codes of notes that count as a problem and a shortfall: nobody knows what there is to hold.
 UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
@@ -213,7 +213,7 @@ def _carry_out(
 
 def _keep_others_off(root: str, snapshot: Snapshot, decision: Decision) -> tuple[list[str], list[Note]]:
     """Hide what would online held memory, and keep a crash kernel out of the guard; return what was hidden, and what could not be."""
-    names = files.read(root, MASKS).decode().split() if decision.holds else []
+    names = compiled.names(files.read(root, MASKS), MASKS) if decision.holds else []
     problems: list[Note] = []
     if snapshot.facts["guard"].value not in ("none", "void") and decision.action != "online-all":
         problems, units = crashkernel.forbid(root)

@@ -55,7 +55,7 @@ def initramfs() -> None:
 )
 @click.option("--systemd", is_flag=True, help="With the units that start it in an initrd with systemd.")
 def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) -> None:
-    """Write a self-contained archive that can be appended to any initrd.
+    """Write a self-contained archive, packed with gzip, that can be appended to any initrd.
 
     An init that is a script calls /usr/lib/safemem/boot before anything onlines memory, and goes on
     only if that ends with 42; with --systemd nothing of the initrd has to be changed.
@@ -64,7 +64,8 @@ def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) ->
     # The units come first: an archive that is cut off behind them starts nothing that may online memory.
     more = on_failure.unit_files(chosen.on_failure) if systemd else {}
     more |= build.policies({Path(path).stem: compiler.dump(load_policy(path)) for path in also})
-    cost = build.build(compiler.dump(chosen), Path(output), more=more)
+    data, cost = build.build(compiler.dump(chosen), more=more)
+    write_whole(output, data)
     click.echo(cost_text(output, cost))
 
 
@@ -91,7 +92,8 @@ def cost_text(output: str, cost: build.Cost) -> str:
     """Return what the archive costs, largest items last named."""
     packed = "unknown, zstd is not installed" if cost.compressed is None else size_text(cost.compressed)
     biggest = "".join(f"\n  {size_text(size):>9}  {name}" for name, size in cost.biggest)
-    return f"{output}: {cost.files} files, {size_text(cost.raw)} raw, {packed} with zstd -19{biggest}"
+    sizes = f"{size_text(cost.size)}, {size_text(cost.raw)} raw, {packed} with zstd -19"
+    return f"{output}: {cost.files} files, {sizes}{biggest}"
 
 
 def _maker(command: Callable[..., None]) -> Callable[..., None]:

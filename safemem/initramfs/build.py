@@ -7,6 +7,7 @@ appended to a foreign initrd must not replace that initrd's own libraries.
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
@@ -18,39 +19,46 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import compiled, model
-from safemem.boot.files import reason
 from safemem.initramfs import interpreter, on_failure, proof
 from safemem.initramfs.cpio import Archive
 from safemem.initramfs.items import POLICIES, PREFIX, BuildError, Item, beside, plain, put, shipped
 from safemem.realroot import udevrules
 
+#: Zeros in front of what is appended: behind an image that is packed with lz4 the kernel wants four.
+_AHEAD = 512
+
 
 class Cost(NamedTuple):
     """What the archive adds to an initrd, in bytes."""
 
+    size: int  #: of the file
     raw: int
     compressed: int | None  #: with zstd -19; None if zstd is not installed
     files: int
     biggest: tuple[tuple[str, int], ...]
 
 
-def build(policy: bytes, out: Path, python: str | None = None, more: Mapping[str, bytes] | None = None) -> Cost:
-    """Write the archive with `more` files by path, and then the compiled `policy`, to `out`, after proving that it decides.
+def build(policy: bytes, python: str | None = None, more: Mapping[str, bytes] | None = None) -> tuple[bytes, Cost]:
+    """Return the archive with `more` files by path, and then the compiled `policy`, after proving that it decides; and its cost.
 
     Raises:
-        BuildError: something is missing, or the result does not decide; `out` is left as it was.
+        BuildError: something is missing, or the result does not decide.
     """
     items = {**plain(more or {}), **files(policy, python)}
     data = archive(items)
-    draft = out.with_name(f".{out.name}.new")
-    try:
-        draft.write_bytes(data)
-        draft.rename(out)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise BuildError(f"{out}: {reason(error, 'cannot be written')}") from None
+    made = appendable(data)
     sizes = sorted(((path, len(item.data)) for path, item in items.items()), key=lambda pair: -pair[1])
-    return Cost(len(data), _compressed(data), len(items), tuple(sizes[:5]))
+    return made, Cost(len(made), len(data), _compressed(data), len(items), tuple(sizes[:5]))
+
+
+def appendable(data: bytes) -> bytes:
+    """Return an archive as `cat` may put it behind any image, and another such one behind it.
+
+    A plain archive counts only at a multiple of 4 (init/initramfs.c), and images that are compressed have any length:
+    so this is a gzip member, which may begin anywhere.
+    """
+    packed = bytes(_AHEAD) + gzip.compress(data, 6, mtime=0)
+    return packed + bytes(-len(packed) % 512)
 
 
 def files(policy: bytes, python: str | None = None) -> dict[str, Item]:
@@ -99,7 +107,7 @@ def _ours(policy: bytes, checked: model.Policy) -> dict[str, Item]:
         f"{PREFIX}/proof.sh": Item(on_failure.proof(checked.on_failure), 0o644),
         f"{PREFIX}/capture": Item(shipped("capture.sh"), 0o755),
         f"{PREFIX}/handover-args": Item(shipped("handover-args.sh"), 0o755),
-        f"{PREFIX}/masks": Item("".join(f"{name}\n" for name in udevrules.masks("/")).encode(), 0o644),
+        f"{PREFIX}/masks": Item(compiled.names_text(udevrules.masks("/")), 0o644),
         f"{PREFIX}/policy.json": Item(policy, 0o644),
         # Where an initrd has udev, the rule works there too; the real root's own copy takes over.
         "usr/lib/udev/rules.d/60-safemem.rules": Item(beside("udev/60-safemem.rules"), 0o644),

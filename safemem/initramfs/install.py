@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from safemem.boot.model import Refused
 from safemem.initramfs import check
 from safemem.initramfs.check import Wanted
-from safemem.initramfs.items import BuildError, shipped
+from safemem.initramfs.items import BuildError, replace, shipped
 from safemem.initramfs.makers import MAKERS, Maker
 
 #: What hooks are run with when a package or a kernel is updated; nothing of a shell's own counts.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Where an image is made, beside the one that it will replace.
+_WORKSHOP = ".safemem-"
 #: In a private mount namespace, so nothing is left behind, whatever happens.
 _ENTER = 'for at in proc sys dev; do mount --rbind "/$at" "$0/$at" || exit; done; exec chroot "$0" "$@"'
 
@@ -111,11 +117,10 @@ def remove(root: str, maker: Maker, kernel: str) -> Path:
 def _put(hook: Path, data: bytes, mark: str) -> None:
     hook.parent.mkdir(parents=True, exist_ok=True)
     if mark:
-        (hook.parent / mark).write_text(
-            "put here by `safemem initramfs install`; `safemem initramfs remove` takes it away\n"
-        )
-    hook.write_bytes(data)
-    hook.chmod(0o755)
+        text = "put here by `safemem initramfs install`; `safemem initramfs remove` takes it away\n"
+        replace(hook.parent / mark, text.encode(), 0o644)
+    # Of a hook that is cut off the shell would run what is left, and an image be made without safemem.
+    replace(hook, data, 0o755)
 
 
 def _take(hook: Path, mark: str) -> None:
@@ -133,10 +138,9 @@ def _rebuild(root: str, maker: Maker, kernel: str, wanted: Wanted | None) -> Pat
         # Where the distribution has none yet: Debian's name or dracut's own.
         debian = (Path(root) / "etc/debian_version").exists()
         target = Path(root) / "boot" / (f"initrd.img-{kernel}" if debian else f"initramfs-{kernel}.img")
-    draft = target.with_name(f".{target.name}.safemem")
-    draft.unlink(missing_ok=True)
     keeps = f"{target} stays as it was" if target.exists() else "no image was there, and none is now"
-    try:
+    with _workshop(target.parent) as folder:
+        draft = folder / target.name
         image = "/" + os.path.relpath(draft, root)
         words = [word.format(image=image, release=kernel) for word in maker.command]
         result = _run(root, words)
@@ -153,14 +157,29 @@ def _rebuild(root: str, maker: Maker, kernel: str, wanted: Wanted | None) -> Pat
         _settle(draft)
         draft.rename(target)
         _settle(target.parent)
-    finally:
-        draft.unlink(missing_ok=True)
     if maker.after and (Path(root) / maker.after).is_dir():
         image = "/" + os.path.relpath(target, root)
         after = _run(root, ["run-parts", f"--arg={kernel}", f"--arg={image}", f"/{maker.after}"])
         if after.returncode:
             raise Failed(f"{target} is new and good, but /{maker.after} failed: {after.stderr.strip()}")
     return target
+
+
+@contextlib.contextmanager
+def _workshop(place: Path) -> Iterator[Path]:
+    """Give a folder of root's own beside the images; one that was killed before leaves is taken away. Raises Failed."""
+    lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failed(f"{place}: another `safemem initramfs` is making an image there") from None
+        for left in place.glob(f"{_WORKSHOP}*"):
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=_WORKSHOP, dir=place) as folder:
+            yield Path(folder)
+    finally:
+        os.close(lock)
 
 
 def _fault(image: Path, wanted: Wanted | None) -> str:

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -36,11 +40,48 @@ def plain(items: Mapping[str, bytes]) -> dict[str, Item]:
 
 
 def put(items: Mapping[str, Item], folder: Path) -> None:
-    """Write the files below `folder`, such as the tree that a distribution makes its initramfs of. Raises OSError."""
+    """Write the files below `folder`, such as the tree that a distribution makes its initramfs of.
+
+    Raises:
+        OSError: also where a link in the tree leads out of it; one in place of a file is replaced.
+    """
+    base = folder.resolve()
     for path, item in items.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(item.data)
-        (folder / path).chmod(item.mode)
+        place = folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.parent.resolve().is_relative_to(base):
+            raise OSError(errno.ELOOP, f"a link on the way leads out of {folder}", str(place))
+        place.unlink(missing_ok=True)
+        fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as out:
+            os.fchmod(fd, item.mode)
+            out.write(item.data)
+
+
+def replace(place: Path, data: bytes, mode: int) -> None:
+    """Put a file in place in one step that a power failure does not cut in half. Raises OSError.
+
+    The draft has a name that nobody can guess, is nobody's link, and is never named again but by its folder's descriptor.
+    """
+    folder = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        draft = f".{place.name}.{secrets.token_hex(8)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(draft, flags, 0o600, dir_fd=folder)
+        try:
+            with open(fd, "wb") as out:
+                os.fchmod(fd, mode)
+                out.write(data)
+                out.flush()
+                os.fsync(fd)
+            os.rename(draft, place.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft, dir_fd=folder)
+            raise
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def shipped(name: str) -> bytes:

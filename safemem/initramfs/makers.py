@@ -13,7 +13,7 @@ INIT_TOP = "run_scripts /scripts/init-top"
 GATE, PROOF = f"{PREFIX}/gate.sh", f"{PREFIX}/proof.sh"
 #: How the gate begins to run.
 _BOOT = f"/{PREFIX}/boot </dev/null"
-_HOOKS = ("var/lib/dracut/hooks/cmdline/", "usr/lib/dracut/hooks/cmdline/", "lib/dracut/hooks/cmdline/")
+HOOKS = ("var/lib/dracut/hooks/cmdline/", "usr/lib/dracut/hooks/cmdline/", "lib/dracut/hooks/cmdline/")
 #: The first hooks, and the files of which they are copies.
 _FIRST = {"00-gate.sh": GATE, "00-proof.sh": PROOF}
 
@@ -58,7 +58,7 @@ def _in_hooks(found: Mapping[str, bytes]) -> str | None:
 
     With systemd in the initramfs the units start the boot program, and there are no such hooks.
     """
-    hooks = {path.rpartition("/")[2]: data for path, data in found.items() if path.startswith(_HOOKS)}
+    hooks = {path.rpartition("/")[2]: data for path, data in found.items() if path.startswith(HOOKS)}
     if "00-gate.sh" not in hooks:
         return None
     early = next((name for name in sorted(hooks) if name.endswith(".sh") and name not in _FIRST), "~")
@@ -94,6 +94,6 @@ MAKERS = (
         packaged=_DRACUT,
         source="dracut/module-setup.sh",
         mark="installed-by-hand",
-        start=Start("dracut", (*_HOOKS, GATE, PROOF), _in_hooks),
+        start=Start("dracut", (*HOOKS, GATE, PROOF), _in_hooks),
     ),
 )

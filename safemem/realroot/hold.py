@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from safemem.boot import console, files, paths, record
+from safemem.boot import console, files, record
 from safemem.boot import hold as boot
 from safemem.boot.console import ALERT, say
 from safemem.boot.files import reason
@@ -76,7 +76,7 @@ def hold(root: str, *, again: bool = False) -> list[Note]:
     """
     if not stands(root):
         return []
-    problems = _step(boot.hold, root) or _step(_read_back, root)
+    problems = _step(boot.hold, root)
     done: list[str] = []
     with contextlib.suppress(OSError):
         done = _masked(root)
@@ -146,14 +146,6 @@ def _step(do: Callable[..., list[Note]], root: str, *more: object) -> list[Note]
     except Exception as error:
         why = reason(error, "failed") if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         return [Note("not-masked", f"this system could not be kept from onlining held memory: {why}")]
-
-
-def _read_back(root: str) -> list[Note]:
-    value = files.word(root, paths.AUTO_ONLINE)
-    if value == "offline" or not files.is_folder(root, paths.MEMORY):
-        return []
-    text = f"{paths.AUTO_ONLINE} reads `{value or 'nothing'}` after offline was written to it"
-    return [Note("auto-online-not-set", text)]
 
 
 def _hide(root: str, name: str, done: list[str]) -> list[Note]:

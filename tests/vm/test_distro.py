@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from safemem.boot.model import Failure
 from safemem.cli import main
+from safemem.initramfs import makers, unpack
 from safemem.initramfs.check import inside
 from safemem.initramfs.cpio import Archive
 from safemem.initramfs.items import PREFIX
@@ -173,8 +174,14 @@ def test_rejected_without_systemd(make: Make, suite: str, maker: str) -> None:
     with make.copy(suite, maker) as tree:
         plain = b'omit_dracutmodules+=" systemd systemd-initrd dracut-systemd "\n'
         system = tree.system(make.place(), policy_text("online-safe"), {"etc/dracut.conf.d/plain.conf": plain})
-    found = inside(system.initrd.read_bytes())
+    data = system.initrd.read_bytes()
+    found = inside(data)
     assert found and (found.start, found.fault) == ("dracut", "")
+
+    # Without the first of the two hooks the second ends the boot.
+    gate = next(path for path in unpack.find(data, makers.HOOKS) if path.endswith("/00-gate.sh"))
+    empty = boot(distro.guest(f"distro-{suite}-{maker}-plain-empty", broken(system, {gate: (b"", 0o755)}), timeout=300))
+    assert empty.fate == "reset" and "the gate has not let this boot pass" in empty.serial, empty.serial[-3000:]
 
     result = boot(distro.guest(f"distro-{suite}-{maker}-plain", system, handover_from="old-kho"))
     report = result.report
@@ -255,6 +262,8 @@ _FAILURES: dict[str, tuple[dict[str, tuple[bytes, int]], str, str]] = {
     "interpreter": ({f"{PREFIX}/bin/python3": (b"", 0o755)}, "reset", "safemem: reboot: no decision, says the test"),
     "deadline": ({f"{PREFIX}/lib/ld.so": (b"#!/bin/sh\nexec sleep 1000\n", 0o755)}, "reset", "safemem: no progress for 10 s"),
     "wrapper": ({f"{PREFIX}/boot": (b"", 0o644)}, "reset", ""),
+    # Ends with 0, as everything does that is cut off at the right place.
+    "wrapper-empty": ({f"{PREFIX}/boot": (b"#!/bin/sh\n", 0o755)}, "reset", ""),
     "wrapper-panic": ({f"{PREFIX}/boot": (b"", 0o644), **_PANIC_UNITS}, "panic", "safemem: panic: the boot program cannot be started"),
 }  # fmt: skip
 
@@ -265,8 +274,9 @@ _FAILURES: dict[str, tuple[dict[str, tuple[bytes, int]], str, str]] = {
         pytest.param(suite, maker, what, id=f"{what}@{suite}-{maker}")
         for suite, maker, what in (
             *(("trixie", "dracut", what) for what in _FAILURES), ("bookworm", "dracut", "wrapper"),
-            ("bookworm", "dracut", "wrapper-panic"), ("bookworm", "initramfs-tools", "interpreter"),
-            ("bookworm", "initramfs-tools", "wrapper"),
+            ("bookworm", "dracut", "wrapper-panic"), ("bookworm", "dracut", "wrapper-empty"),
+            ("bookworm", "initramfs-tools", "interpreter"), ("bookworm", "initramfs-tools", "wrapper"),
+            ("bookworm", "initramfs-tools", "wrapper-empty"),
         )
     ],
 )  # fmt: skip

@@ -65,7 +65,7 @@ sys.exit(main(sys.argv[1:]))' "$PREFIX/app" ${ROOT:+--root "$ROOT"}
 finished() {
     [ -f "$STATE/decision.env" ] || return 1
     while read -r line; do
-        [ "$line" != SAFEMEM_FINISHED=yes ] || return 0
+        case $line in SAFEMEM_FINISHED=yes) return 0 ;; esac
     done <"$STATE/decision.env"
     return 1
 }

@@ -5,7 +5,7 @@
 # what comes after it runs only if it ended with 42, which no script does by accident.
 SAFEMEM_STATUS=''
 /usr/lib/safemem/boot </dev/null || SAFEMEM_STATUS=$?
-if [ "$SAFEMEM_STATUS" != 42 ]; then
+case $SAFEMEM_STATUS in 42) ;; *)
     # The wrapper does not return but with 42: if it did, it could not be started, or not to its end.
     ACTION=''
     KEYS=''
@@ -17,4 +17,5 @@ if [ "$SAFEMEM_STATUS" != 42 ]; then
     while :; do
         sleep 3600 2>&-
     done
-fi
+    ;;
+esac
