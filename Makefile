@@ -44,7 +44,7 @@ lint: $(VENV)/.dev  ## what the linters say, and what the wheel holds (15 s)
 draws: $(VENV)/.dev  ## the analysis against the engine, 100,000 times (1 h)
 	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py -k every_machine
 
-nightly: $(VENV)/.test  ## the printed guard, 50 boots a verdict; 200 kills of each kind (20 min)
+nightly: $(VENV)/.test  ## the printed guard, 50 boots a verdict; 200 kills (20 min)
 	SAFEMEM_BOOTS=50 $(PYTEST) tests/vm/test_handover.py
 	SAFEMEM_KILLS=200 $(PYTEST) tests/test_kill.py
 
