@@ -44,9 +44,10 @@ lint: $(VENV)/.dev  ## what the linters say, and what the wheel holds (15 s)
 draws: $(VENV)/.dev  ## the analysis against the engine, 100,000 times (2 h)
 	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py tests/test_search.py -k "every_machine or never_misses"
 
-nightly: $(VENV)/.test fuzz  ## the printed guard 50 times a verdict, and `fuzz` (70 min)
+nightly: $(VENV)/.test fuzz  ## every fault, 200 kills, 50 boots a verdict, `fuzz` (100 min)
+	SAFEMEM_FAULTS=all $(PYTEST) tests/test_faults.py
+	SAFEMEM_KILLS=200 $(PYTEST) tests/test_kill.py tests/test_makers.py -k kill
 	SAFEMEM_BOOTS=50 $(PYTEST) tests/vm/test_handover.py
-	SAFEMEM_KILLS=200 $(PYTEST) tests/test_makers.py -k killed
 
 fuzz: $(VENV)/.dev  ## every parser; guided by coverage with atheris (1 h)
 	$(BIN)/python -m tests.fuzz 3600

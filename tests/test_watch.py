@@ -430,6 +430,26 @@ def test_who_could_have_done_it(tmp_path: Path) -> None:
     )
 
 
+def test_a_rule_that_was_just_masked_is_named_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What udev had begun with a rule goes on for a moment after the mask: who did it is not forgotten in between."""
+    root, _ = decided(tmp_path)
+    (root / "usr/lib/udev/rules.d").mkdir(parents=True)
+    (root / "usr/lib/udev/rules.d/41-late.rules").write_text('SUBSYSTEM=="memory", ATTR{state}="online"\n')
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    block(root, 35, "online")
+    seen = watch.look(str(root), Counts()).counts
+    assert udevrules.find(str(root)) == []
+    block(root, 36, "online")
+    seen = watch.look(str(root), seen).counts
+    now += 60
+    block(root, 37, "online")
+    seen = watch.look(str(root), seen).counts
+
+    named = [[item.evidence for item in incident.suspects] for incident in seen.last]
+    assert named == [["usr/lib/udev/rules.d/41-late.rules:1"]] * 2 + [[]]
+
+
 def test_what_was_online_was_not_untouched(tmp_path: Path) -> None:
     """Only memory that nobody ever onlined is called held: not what was reverted, released, or boot memory taken off."""
     root, _ = decided(tmp_path, if_onlined="offline")

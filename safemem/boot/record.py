@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from safemem.boot import files, plainjson
 from safemem.boot.model import Decision, Note, Snapshot
+from safemem.boot.printable import printable
 from safemem.boot.ranges import Range
 from safemem.boot.tuples import NamedTuple
 
@@ -139,7 +140,7 @@ def env_text(
     """
     values = {
         "SAFEMEM_ARRIVALS": arrivals,
-        "SAFEMEM_WHY": "".join(" " if char in "\"'\\$" else char for char in why),
+        "SAFEMEM_WHY": "".join(" " if char in "\"'\\$" else char for char in printable(why)),
         "SAFEMEM_ENTER": enter,
         "SAFEMEM_ON_SHORTFALL": "" if on_shortfall == "continue" else on_shortfall,
         "SAFEMEM_DRY_RUN": "yes" if dry_run else "no",

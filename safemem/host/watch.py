@@ -33,6 +33,8 @@ from safemem.realroot import storage, udevrules
 
 #: Seconds without an event after which a burst counts as over, and the longest that one may last.
 QUIET, LONGEST = 0.25, 2.0
+#: Seconds that udev may take for what it had begun when a rule was masked.
+_AT_WORK = 10
 #: Who watches has its lock.
 WATCHED = "run/safemem/watch.lock"
 #: Bytes of netlink buffer: 1,024 blocks in one plug are some 300 KiB of events.
@@ -76,7 +78,7 @@ def _look(root: str, seen: Counts) -> Batch:
     after = seen._replace(onlined_by_others=others)
     if incident:
         # Before anything is done about it: what cuts us off here is not to hide that it happened.
-        after = after.one_more(incident, int(time.time()), suspects.find(root))
+        after = after.one_more(incident, int(time.time()), _who(root, seen))
         problems += _keep(root, after)
     problems += _hold(root, found)
     steps = _arrivals(found)
@@ -96,6 +98,13 @@ def _look(root: str, seen: Counts) -> Batch:
     if after != seen:
         problems += _keep(root, after)
     return Batch(decision, after, result.onlined, result.quarantined, incident, (*problems, *result.problems))
+
+
+def _who(root: str, seen: Counts) -> tuple[suspects.Suspect, ...]:
+    """Return who could have onlined memory; a rule that was masked a moment ago may still have been at work in udev."""
+    found = suspects.find(root)
+    last = seen.last[-1] if seen.last else None
+    return found or (last.suspects if last and 0 <= time.time() - last.time < _AT_WORK else ())
 
 
 def _hold(root: str, found: Standing) -> list[str]:

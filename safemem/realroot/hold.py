@@ -84,8 +84,16 @@ def hold(root: str, *, again: bool = False) -> list[Note]:
     # Those that are known come first, whatever there is to be read.
     left, seen = {*udevrules.KNOWN, *UNITS}, set[str]()
     for _ in range(_ROUNDS):
-        for name in sorted(left):
-            problems += _step(_hide, root, name, done)
+        lines = {line: name for name in sorted(left) if (line := _line(root, name))}
+        new = [line for line in lines if line not in done]
+        if new:  # written down before: what is cut off in between can still be taken back
+            done += new
+            problems += _step(_keep, root, done)
+        for line, name in lines.items():
+            refused = _step(_hide, root, name, line)
+            problems += refused
+            if refused and line in new:
+                done.remove(line)
         seen |= left
         found: list[udevrules.Onliner] = []
         failed = _step(_look, root, found)
@@ -101,7 +109,7 @@ def hold(root: str, *, again: bool = False) -> list[Note]:
         problems += _step(_keep, root, done)
         if again:
             problems += _step(_tell_udev, root)
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def stands(root: str) -> bool:
@@ -148,26 +156,24 @@ def _step(do: Callable[..., list[Note]], root: str, *more: object) -> list[Note]
         return [Note("not-masked", f"this system could not be kept from onlining held memory: {why}")]
 
 
-def _hide(root: str, name: str, done: list[str]) -> list[Note]:
-    """Mask one rules file or unit, and add how to `done`."""
+def _line(root: str, name: str) -> str:
+    """Return how a rules file or unit is to be masked, as a line of `MASKED`; "" if the operator has done it."""
     line = f"{UNITS_RUN if name in UNITS else UDEV_RUN}/{name}"
     own = next((at for at in (f"etc/udev/rules.d/{name}", line) if files.exists(root, at)), None)
-    failed: list[Note] = []
     if own is None:
-        failed = _link(root, name, line) if name in UNITS else mask(root, [name])
-    elif name in UNITS:
-        return []  # masked, or the operator's own
-    else:
-        path = os.path.join(root, own)
-        hidden, link = stat.S_ISCHR(_mode(path)), os.path.islink(path)
-        if hidden and link and own != line:
-            return []  # the operator has masked it
-        if not (hidden and link):
-            line = f"mount {own}"
-        failed = [] if hidden else _cover(path)
-    if not failed and line not in done:
-        done.append(line)
-    return failed
+        return line
+    path = os.path.join(root, own)
+    if os.path.islink(path) and stat.S_ISCHR(_mode(path)):
+        return line if own == line else ""
+    return "" if name in UNITS else f"mount {own}"
+
+
+def _hide(root: str, name: str, line: str) -> list[Note]:
+    """Mask one rules file or unit in the way that a line says, if it is not masked yet; return what went wrong."""
+    if line.startswith("mount "):
+        path = os.path.join(root, line.removeprefix("mount "))
+        return [] if stat.S_ISCHR(_mode(path)) else _cover(path)
+    return _link(root, name, line) if name in UNITS else mask(root, [name])
 
 
 def _link(root: str, unit: str, line: str) -> list[Note]:

@@ -48,7 +48,10 @@ def installed() -> dict[str, bytes]:
         **{path: text.encode() for path, text in tree.programs(PACKAGES, PACKAGES).items()},
         "usr/lib/udev/rules.d/60-safemem.rules": (base / "udev/60-safemem.rules").read_bytes(),
         "usr/lib/systemd/system/safemem-hold.service": (base / "systemd/safemem-hold.service").read_bytes(),
-        "etc/systemd/system/sysinit.target.d/safemem.conf": b"[Unit]\nWants=safemem-hold.service\n",
+        "usr/lib/systemd/system/safemem-mask.path": (base / "systemd/safemem-mask.path").read_bytes(),
+        "usr/lib/systemd/system/safemem-mask.service": (base / "systemd/safemem-mask.service").read_bytes(),
+        "usr/lib/systemd/system-generators/safemem-generator": (base / "systemd/safemem-generator").read_bytes(),
+        "etc/systemd/system/sysinit.target.d/safemem.conf": b"[Unit]\nWants=safemem-hold.service safemem-mask.path\n",
         **{f"usr/lib/udev/rules.d/{name}": text.encode() for name, text in VENDOR.items()},
         "usr/lib/udev/rules.d/55-site.rules": SITE.encode(),
         "etc/udev/rules.d/41-site.rules": SITE.encode(),
@@ -83,3 +86,53 @@ def test_held_through_the_real_root(suite: str) -> None:
     # The mask was all that held it: without, the same coldplug onlines everything.
     assert (report["mounts"], report["left"]) == ("0", "0")
     assert report["released"].split() == [ALL_ONLINE]
+
+
+#: Ways in which the hold of the real root fails: it cannot be started, or cannot mount over a file in /etc.
+FAULTS = {
+    "no-program": ({"usr/lib/safemem/hold": b"#!/nowhere/python3\n"}, "safemem-hold.service failed"),
+    "no-mount": ({"usr/bin/mount": b"#!/bin/sh\nexit 32\n"}, "41-site.rules could not be masked"),
+}
+
+
+@pytest.mark.parametrize(
+    ("suite", "fault", "action"),
+    [
+        ("bookworm", "no-program", "panic"),
+        ("trixie", "no-program", "reboot"),
+        ("bookworm", "no-mount", "panic"),
+    ],
+)
+def test_a_hold_that_fails_ends_as_the_rule_says(suite: str, fault: str, action: str) -> None:
+    """on_shortfall holds in the real root as well, and no rule of udev is read before it does."""
+    broken, says = FAULTS[fault]
+    files = {**installed(), **broken}
+    guest = debian.guest(
+        f"debian-{suite}-{fault}", suite, shell("hand-over") + 'report early "$(blocks 32 39)"', "report reached yes",
+        policy=policy_text("online-safe", extra=f'on_shortfall = "{action}"'), files=files, kernel="old-kho",
+        next_kernel="current",
+    )  # fmt: skip
+    result = boot(guest)
+
+    assert result.fate == ("panic" if action == "panic" else "reset"), result.serial[-3000:]
+    assert "reached" not in result.report
+    assert result.report["early"].split() == [HELD]
+    if action == "panic":
+        assert says in result.serial
+        assert "safemem: end action=panic code=shortfall" in result.serial
+
+
+def test_a_rule_that_a_package_brings_is_masked() -> None:
+    """While memory is held, a rule that is installed is masked before the next block of memory arrives."""
+    guest = debian.guest(
+        "debian-trixie-late", "trixie", shell("hand-over"), shell("late-rule"), policy=policy_text("online-safe"),
+        files={**installed(), "late": SITE.encode()}, kernel="old-kho", next_kernel="current",
+    )  # fmt: skip
+    result = boot(guest)
+
+    assert result.fate == "poweroff", result.serial[-3000:]
+    assert result.report["dimm"].split() == [HELD]
+    assert {"run/udev/rules.d/85-new-agent.rules", "mount etc/udev/rules.d/86-site.rules"} <= set(
+        result.report["masked"].splitlines()
+    )
+    assert result.report["unit"].split() == ["success", "active", "success", "inactive"], result.report["unit"]

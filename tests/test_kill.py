@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: MIT
+"""`release`, `watch` and the hold killed at any point: what is said afterwards is true, nothing is looser, a second run finishes.
+
+A kill comes at a call of the program's own, drawn among all that it makes, and not at a time: each call is as likely.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from safemem.boot import files, hold, paths, record
+from safemem.boot import main as boot
+from safemem.boot.model import Rule
+from safemem.boot.ranges import Range
+from safemem.cli import main
+from safemem.host import history, reader, standing, watch
+from safemem.host.incidents import COUNTS, Counts
+from safemem.realroot import hold as realroot
+from safemem.realroot import udevrules
+from tests.fakes import BLOCK, make_root
+from tests.kit import install
+
+#: Kills of each kind; `make nightly` wants more.
+KILLS = int(os.environ.get("SAFEMEM_KILLS", "10"))
+MEMORY = "sys/devices/system/memory"
+#: Runs a program on a kernel that does at once what it is told, and kills it at call number KILL; -1 says how many there are.
+DRIVER = """
+import os, signal, sys
+kill, code = int(sys.argv[1]), sys.argv[2]
+sys.argv = ["safemem", *sys.argv[3:]]
+from safemem.boot import files
+from safemem.cli import main
+from safemem.cli import release, status, watch as _
+from safemem.host import watch
+from safemem.realroot import hold
+calls = 0
+def count(event, _values):
+    global calls
+    if event == "open" or event.startswith(("os.", "fcntl.", "shutil.")):
+        calls += 1
+        if calls == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+put, put_one = files.Folder.put, files.put
+def at_once(self, name, data):
+    count("open", ())
+    put(self, name, data.replace(b"online_movable", b"online") + b"\\n")
+def one_at_once(root, name, data, **more):
+    count("open", ())
+    put_one(root, name, data + "\\n" * name.endswith("/state"), **more)
+files.Folder.put, files.put = at_once, one_at_once
+sys.addaudithook(count)
+try:
+    exec(code)
+finally:
+    if kill < 0:
+        print(calls, file=sys.stderr)
+"""
+RELEASE = "main()"
+WATCH = "watch.look(sys.argv[1], watch.Counts())"
+HOLD = "sys.exit(hold.main(sys.argv[1:]))"
+
+
+def held(base: Path) -> Path:
+    """Return a machine on which a lost handover was held; blocks 40 and 41, once there, are safe."""
+    base.mkdir()
+    root = make_root(base, offered=True)
+    for number in range(32, 40):  # as it is once they are online
+        (root / f"{MEMORY}/memory{number}/valid_zones").write_text("Movable\n")
+    (root / "proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n")
+    rule = Rule("otherwise", "online-safe", message="handover lost", if_onlined="offline")
+    install(root, otherwise=rule, sources=(Range(40 * BLOCK, 42 * BLOCK),))
+    assert boot.main(["--root", str(root)]) == 0
+    assert realroot.main(["--root", str(root)]) == 0
+    CliRunner().invoke(main, ["keep", "--root", str(root)])
+    return root
+
+
+def run(kill: int, code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program until it is killed."""
+    return subprocess.run([sys.executable, "-c", DRIVER, str(kill), code, *words], capture_output=True, text=True)
+
+
+def kills(base: Path, name: str, code: str, *words: str) -> list[int]:
+    """Return the calls at which a program is killed: drawn from all that it makes on such a machine."""
+    root = prepared(base / "whole", name)
+    counted = run(-1, code, *(str(root) if word == "ROOT" else word for word in words))
+    whole = int(counted.stderr.split()[-1])
+    assert whole > 20, counted.stderr
+    draw = random.Random(name)
+    return [draw.randint(1, whole) for _ in range(KILLS)]
+
+
+def prepared(base: Path, name: str) -> Path:
+    """Return a machine on which something is to be done."""
+    root = held(base)
+    if name == "watch":
+        for number, state in ((35, "online"), (40, "offline"), (50, "offline")):
+            (root / f"{MEMORY}/memory{number}").mkdir(exist_ok=True)
+            (root / f"{MEMORY}/memory{number}/state").write_text(f"{state}\n")
+    if name == "hold":
+        (root / "usr/lib/udev/rules.d").mkdir(parents=True)
+        (root / "usr/lib/udev/rules.d/55-own.rules").write_text('SUBSYSTEM=="memory", ATTR{state}="online"\n')
+        (root / paths.AUTO_ONLINE).write_text("online\n")
+    return root
+
+
+def online(root: Path) -> set[int]:
+    """Return which of the blocks that were hot-added are online."""
+    states = {int(path.parent.name[6:]): path.read_text().strip() for path in (root / MEMORY).glob("memory*/state")}
+    return {number for number, state in states.items() if number >= 32 and state == "online"}
+
+
+def status(root: Path) -> tuple[int, dict[str, Any]]:
+    """Return what `status` says."""
+    result = CliRunner().invoke(main, ["status", "--format", "json", "--root", str(root)])
+    assert result.stdout, result.output
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the fake kernel do in this process as well what it is told."""
+    put, put_one = files.Folder.put, files.put
+
+    def several(self: files.Folder, name: str, data: bytes) -> None:
+        put(self, name, data.replace(b"online_movable", b"online") + b"\n")
+
+    def one(root: str, name: str, data: str, **more: bool) -> None:
+        put_one(root, name, data + "\n" * name.endswith("/state"), **more)
+
+    monkeypatch.setattr(files.Folder, "put", several)
+    monkeypatch.setattr(files, "put", one)
+
+
+def assert_held(root: Path) -> None:
+    """Check that nothing that arrives comes online."""
+    assert (root / paths.AUTO_ONLINE).read_text().strip() == "offline"
+    assert "SAFEMEM_ARRIVALS=hold" in (root / record.ENV).read_text().splitlines()
+    for name in udevrules.KNOWN:
+        assert (root / hold.UDEV_RUN / name).is_symlink()
+
+
+@pytest.mark.parametrize("name", ["everything", "a part"])
+def test_release(tmp_path: Path, name: str) -> None:
+    """No block is online that no release on the disk names; status says what is held; the same command finishes."""
+    part = ["0x100000000-0x11fffffff"] if name == "a part" else []
+    words = ["release", *part, "--reason", "guests are gone", "--root"]
+    for number, kill in enumerate(kills(tmp_path, name, RELEASE, *words, "ROOT")):
+        root = held(tmp_path / str(number))
+        assert run(kill, RELEASE, *words, str(root)).returncode == -signal.SIGKILL, kill
+        path = root / standing.RELEASES
+        known = reader.releases(str(path)) if path.exists() else ()
+        code, document = status(root)
+        assert document["onlined_by_others"] == [], kill
+        assert {item["range"] for item in document["held"]} | set() == set(
+            map(str, spans(set(range(32, 40)) - online(root)))
+        )
+        if online(root):
+            folder = history.current(str(root)) or ""
+            assert reader.releases(os.path.join(folder, "releases.json"))[0].reason == "guests are gone", kill
+        if not known or part:
+            assert_held(root)
+            assert online(root) <= ({32, 33, 34, 35} if known else set()) and code == 4, kill
+        # What udev and the kernel go by is loosened by no part of a release but the whole, and again by nobody.
+        assert realroot.main(["--root", str(root)]) == 0
+
+        again = CliRunner().invoke(main, [*words, str(root)])
+        assert again.exit_code == 0 or (part and "nothing is held wholly inside" in again.stderr), (kill, again.output)
+        assert online(root) == ({32, 33, 34, 35} if part else set(range(32, 40))), kill
+        assert status(root)[0] == (4 if part else 0), kill
+        assert udevrules.find(str(root)) == []
+
+
+def spans(numbers: set[int]) -> list[Range]:
+    """Return blocks as ranges."""
+    found: list[Range] = []
+    for number in sorted(numbers):
+        if found and found[-1].end == number * BLOCK:
+            found[-1] = Range(found[-1].start, (number + 1) * BLOCK)
+        else:
+            found.append(Range(number * BLOCK, (number + 1) * BLOCK))
+    return found
+
+
+def test_watch(tmp_path: Path) -> None:
+    """What was onlined is counted once and taken off, safe memory comes online, nothing else does."""
+    for number, kill in enumerate(kills(tmp_path, "watch", WATCH, "ROOT")):
+        root = prepared(tmp_path / str(number), "watch")
+        assert run(kill, WATCH, str(root)).returncode == -signal.SIGKILL, kill
+        assert_held(root)
+        assert online(root) <= {35, 40}, kill
+        path = root / COUNTS
+        before = reader.counts(str(path)) if path.exists() else Counts()
+        code, document = status(root)
+        assert (35 in online(root)) == bool(document["onlined_by_others"]), kill
+        assert code == (64 if 35 in online(root) else 4), kill
+        # Taken off again, but not forgotten.
+        assert 35 in online(root) or before.incidents == 1, kill
+
+        after = watch.look(str(root), before).counts
+        assert (after.incidents, after.onlined, online(root)) == (1, BLOCK, {40}), kill
+        assert [item["range"] for item in status(root)[1]["taken_offline"]] == [str(Range(35 * BLOCK, 36 * BLOCK))], (
+            kill
+        )
+
+
+def test_hold(tmp_path: Path) -> None:
+    """The hold of the real root, killed, is as tight as it was; the second one is whole, and a release takes all of it back."""
+    for number, kill in enumerate(kills(tmp_path, "hold", HOLD, "--root", "ROOT")):
+        root = prepared(tmp_path / str(number), "hold")
+        assert run(kill, HOLD, "--root", str(root)).returncode == -signal.SIGKILL, kill
+        assert status(root)[0] == 4
+        assert realroot.main(["--root", str(root)]) == 0
+        assert_held(root)
+        assert udevrules.find(str(root)) == []
+        assert CliRunner().invoke(main, ["release", "--reason", "x", "--root", str(root)]).exit_code == 0
+        assert not list((root / hold.UDEV_RUN).iterdir()), kill
