@@ -9,7 +9,7 @@ from __future__ import annotations
 from safemem.boot import files, paths
 from safemem.boot.files import reason
 from safemem.boot.model import UNKNOWN, Blocks, Note, Snapshot
-from safemem.boot.ranges import Range, cut, merge_ranges, size_text, whole_blocks
+from safemem.boot.ranges import Range, cut, merge_ranges, parse_range, size_text, whole_blocks
 from safemem.boot.tuples import NamedTuple
 
 #: Offsets in the x86 zero page (Documentation/arch/x86/zero-page.rst): entries, table; 20 bytes each.
@@ -48,8 +48,8 @@ def iomem(root: str) -> Iomem:
         span, _, name = line.partition(" : ")
         start, _, last = span.strip().partition("-")
         try:
-            area = Range(int(start, 16), int(last, 16) + 1)
-        except ValueError:
+            area = parse_range(f"0x{start.strip()}-0x{last}")
+        except ValueError:  # also one that runs backwards
             fault = fault or f"line `{line.strip()}` cannot be understood"
             continue
         found.append(Resource(area, name.strip(), (len(line) - len(line.lstrip(" "))) // 2))
