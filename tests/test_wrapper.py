@@ -235,6 +235,27 @@ def test_a_long_message(tmp_path: Path, shell: list[str]) -> None:
     assert max(len(line.encode()) for line in said) < 900
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount: run this as root")
+@pytest.mark.parametrize("program", ["exit 1", "exec sleep 60"])
+@pytest.mark.parametrize("options", ["rw", "ro"])
+def test_without_dev_null(tmp_path: Path, shell: list[str], options: str, program: str) -> None:
+    """The keys are written on a machine whose /dev is bare as well."""
+    machine = Machine(tmp_path, shell, program, Failure("panic", deadline=1))
+    machine.shell = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'mount -t tmpfs -o {options} tmpfs /dev && exec "$@"',
+        "sh",
+        *shell,
+    ]
+    status, _ = machine.run()
+
+    assert status is None
+    assert (tmp_path / "proc/sysrq-trigger").read_text() == "b"
+
+
 # ---- success is what only the end can say
 
 
