@@ -92,6 +92,13 @@ def test_an_action_that_ends_the_boot_is_its_own_shortfall(action: str) -> None:
     assert verdict(policy(otherwise=rule(action, **PANICS)), policy(otherwise="halt")) == "stricter"
 
 
+def test_a_limit_is_compared_with_none() -> None:
+    """With online-all there is none: all that should be held and is online counts, which a limit may let pass."""
+    old = policy(otherwise=rule("online-all", **PANICS))
+    new = policy(otherwise=rule("online-safe", **PANICS, exposed_max="1%"))
+    assert (verdict(old, new), verdict(new, old)) == ("both", "looser")
+
+
 NODE = Override(node=1, hold=True)
 LOW, WIDE, ABOVE = Range(0, GIB), Range(0, 2 * GIB), Range(GIB, 2 * GIB)
 

@@ -157,6 +157,8 @@ def _value(word: str, rule: Rule) -> Any:
 
 
 def _counts(word: str, policy: Policy, rule: Rule) -> bool:
+    if word == "exposed_max":  # where no limit may stand, none does: that is compared as well
+        return rule.action not in FINAL and rule.on_shortfall != "continue"
     return word == "on_shortfall" or all(only.effective(policy, rule) for only in ONLY_WITH if only.key == word)
 
 
