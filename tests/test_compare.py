@@ -79,8 +79,24 @@ def test_actions(before: str, after: str, there: str, back: str) -> None:
     old, new = policy(otherwise=before), policy(otherwise=after)
     assert (verdict(old, new), verdict(new, old)) == (there, back)
     old, new = (policy(otherwise=rule(action, **PANICS, **OFF, final=True, enter="maintenance")) for action in (before, after))  # fmt: skip
-    if after in ("reboot", "panic", "halt"):
+    if before in ("reboot", "panic"):
         assert verdict(old, new) == there  # words beside an action that ends the boot do nothing
+
+
+@pytest.mark.parametrize("action", ["online-all", "online-safe"])
+def test_an_action_that_ends_the_boot_is_its_own_shortfall(action: str) -> None:
+    """A reboot is stricter than memory that comes online, and looser than a panic if too much does."""
+    old, new = policy(otherwise=rule(action, **PANICS)), policy(otherwise="reboot")
+    assert (verdict(old, new), verdict(new, old)) == ("both", "both")
+    assert verdict(policy(otherwise=rule(action, on_shortfall="reboot")), new) == "stricter"
+    assert verdict(policy(otherwise=rule(action, **PANICS)), policy(otherwise="halt")) == "stricter"
+
+
+def test_a_limit_is_compared_with_none() -> None:
+    """With online-all there is none: all that should be held and is online counts, which a limit may let pass."""
+    old = policy(otherwise=rule("online-all", **PANICS))
+    new = policy(otherwise=rule("online-safe", **PANICS, exposed_max="1%"))
+    assert (verdict(old, new), verdict(new, old)) == ("both", "looser")
 
 
 NODE = Override(node=1, hold=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from safemem.boot.model import DERIVED, UNKNOWN, Failure, Policy, Rule
+from safemem.boot.model import DERIVED, FINAL, UNKNOWN, Failure, Policy, Rule
 from safemem.boot.quarantine import FLOOR
 from safemem.boot.ranges import Range, parse_limit, parse_size
 from safemem.policy.exceptions import HELD, changes_of, text_of
@@ -141,7 +141,7 @@ def _direction(old: Policy, before: Rule, new: Policy, after: Rule) -> str:
 def _words(old: Policy, before: Rule, new: Policy, after: Rule) -> Iterator[tuple[str, str]]:
     """Yield each word and its direction that differs and counts in both rules; what makes it idle in one is judged itself."""
     for word, strict in STRICTNESS.items():
-        first, second = getattr(before, word), getattr(after, word)
+        first, second = _value(word, before), _value(word, after)
         if strict and first != second and _counts(word, old, before) and _counts(word, new, after):
             yield word, _step(strict(first, second), strict(second, first))
 
@@ -151,8 +151,15 @@ def looser_words(policy: Policy, before: Rule, after: Rule) -> tuple[str, ...]:
     return tuple(word for word, direction in _words(policy, before, policy, after) if direction == "looser")
 
 
+def _value(word: str, rule: Rule) -> Any:
+    """An action that ends the boot ends it after a shortfall too."""
+    return rule.action if word == "on_shortfall" and rule.action in FINAL else getattr(rule, word)
+
+
 def _counts(word: str, policy: Policy, rule: Rule) -> bool:
-    return all(only.effective(policy, rule) for only in ONLY_WITH if only.key == word)
+    if word == "exposed_max":  # where no limit may stand, none does: that is compared as well
+        return rule.action not in FINAL and rule.on_shortfall != "continue"
+    return word == "on_shortfall" or all(only.effective(policy, rule) for only in ONLY_WITH if only.key == word)
 
 
 def _step(before: int | None, after: int | None) -> str:
