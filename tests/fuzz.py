@@ -151,7 +151,7 @@ def _facts(data: bytes) -> None:
 
 def _said(data: bytes) -> None:
     """What others wrote is said in lines that the kernel takes, without a character that a terminal obeys."""
-    for line in (*console.lines(_text(data)), console.printable(_text(data)), printable(_text(data))):
+    for line in (*console.lines(_text(data)), printable(_text(data))):
         assert line.isprintable() or not line
     assert all(len(line.encode()) <= console.LONGEST for line in console.lines(_text(data)))
 
@@ -247,9 +247,10 @@ TARGETS = {
     "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean, probe.overrides)),
     "amounts": Target(_amounts, (), (ranges.parse_size, ranges.parse_limit, ranges.parse_range, cmdline.memparse)),
     "facts": Target(_facts, (), (conditions.is_version, conditions.matches)),
-    "said": Target(_said, (), (console.lines, console.printable, printable)),
+    "said": Target(_said, (), (console.lines, printable)),
     "json": Target(lambda data: plainjson.loads(_text(data)), (ValueError, RecursionError), (plainjson.loads,)),
     "compiled": Target(lambda data: compiled.load(data, "p"), (compiled.Invalid,), (compiled.load,)),
+    "names": Target(lambda data: compiled.names(data, "p"), (compiled.Invalid,), (compiled.names,)),
     "compiled-body": Target(_body, (compiled.Invalid, ValueError, RecursionError), (compiled.load,)),
     "policy": Target(_toml, (load.PolicyError,), (load.parse, load.decode, load.toml)),
     "places": Target(_places, (), (places.find,)),

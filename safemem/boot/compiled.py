@@ -369,7 +369,10 @@ def _int(value: object, low: int, high: int, at: str) -> int:
 
 def _show(value: object) -> str:
     """Return `value` for a message: in backticks, on one line, short."""
-    text = value if isinstance(value, str) and value.isprintable() else plainjson.dumps(value)
+    try:
+        text = value if isinstance(value, str) and value.isprintable() else plainjson.dumps(value)
+    except TypeError:  # a fraction
+        text = ascii(value)
     return f"`{text[:60]}…`" if len(text) > 60 else f"`{text}`"
 
 

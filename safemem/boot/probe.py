@@ -430,7 +430,7 @@ def _scratch(root: str, notes: list[Note]) -> tuple[Range, ...]:
         except (OSError, ValueError):
             columns.append([])
     starts, sizes = columns
-    whole = len(starts) == len(sizes) and all(0 <= a and 0 <= b and a + b <= 1 << 64 for a, b in zip(starts, sizes))  # noqa: B905
+    whole = len(starts) == len(sizes) and all(a >= 0 and b >= 0 and a + b <= 1 << 64 for a, b in zip(starts, sizes))  # noqa: B905
     if not starts or not whole:
         notes.append(Note("scratch-unreadable", "the scratch areas of the accepted handover cannot be read"))
         return ()

@@ -229,7 +229,7 @@ def _unescaped(value: str) -> str:
 
 
 def _escape(text: str) -> str:
-    if text[0] in "xuU":
+    if text[0] in "xuU" and len(text) > 1:  # alone it is a letter like any other
         return chr(min(int(text[1:], 16), 0x10FFFF))
     return chr(int(text, 8)) if len(text) == 3 else {"t": "\t", "n": "\n", "s": " "}.get(text, text)
 
