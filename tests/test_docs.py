@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "safemem"
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 ARCHITECTURE = ROOT / "docs/architecture.md"
 #: What begins with one of these is a path of this tree; others are of a machine's.
 _TOPS = "|".join(("safemem", "tests", "docs", "packages", "policies", "systemd", "udev"))
@@ -28,6 +28,15 @@ def named(page: Path) -> set[str]:
 def test_every_path_exists(page: Path) -> None:
     """A file or folder that a page names is there."""
     assert [path for path in sorted(named(page)) if not list(ROOT.glob(path.rstrip("/")))] == []
+
+
+def test_every_claim_has_its_test() -> None:
+    """Each row of the table of claims names tests, and each of them is there."""
+    table = (ROOT / "SECURITY.md").read_text().split("| --- | --- |\n")[1].split("\n\n")[0]
+    rows = [re.findall(r"`(tests/[\w./]+)::(test_\w+)`", row) for row in table.splitlines()]
+
+    assert len(rows) > 10 and all(rows)
+    assert [one for row in rows for one in row if f"def {one[1]}(" not in (ROOT / one[0]).read_text()] == []
 
 
 def test_every_top_folder_is_told() -> None:

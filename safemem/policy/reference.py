@@ -48,6 +48,8 @@ def markdown() -> str:
         f"| `{fact}` | {', '.join(f'`{v}`' for v in members) or _FACT_KINDS[kind]} |"
         for fact, (kind, members) in FACTS.items()
     ]
+    lines += ["", "| `handover` | is |", "| --- | --- |"]
+    lines += [f"| `{value}` | {HANDOVERS[value]} |" for value in FACTS["handover"][1]]
     lines += [
         "",
         "A condition is a value, a list of values of which one must hold, or `{ not = … }` around either.",
@@ -56,6 +58,17 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
+#: What each value of `handover` means; a value without one is an error where the reference is made.
+HANDOVERS = {
+    "none": "Nothing was offered, and nothing was to come: a cold boot, or a kexec without a handover.",
+    "lost": "Nothing was offered, although the command line is one that `handover-args` wrote for a kexec with a "
+    "handover (`safemem.guard=`, `safemem.attempts=`, `safemem.safe=` with its check sum): such as `kexec` without `-s`.",
+    "accepted": "Offered, and this kernel shows the incoming tree: preserved memory is reserved.",
+    "rejected": "Offered, and not taken: preserved memory outside a guard is in the allocator's hands.",
+    "orphaned": "Offered, and KHO is off: preserved memory stays reserved, and nobody can claim it.",
+    "unsupported": "Offered to a kernel without KHO: all memory outside a guard is in the allocator's hands.",
+    "unknown": "It cannot be told: a file cannot be read, the evidence contradicts itself, or this kernel does not show it.",
+}
 _FACT_KINDS = {
     "text": "text; `*` and `?` are wildcards",
     "version": 'a release, with wildcards, or comparisons such as `">=7.2, <7.4"`',
