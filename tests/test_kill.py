@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`release`, `watch` and the hold killed at any point: what is said afterwards is true, nothing is looser, a second run finishes.
+"""The boot program, `release`, `watch` and the hold killed at any point: nothing is looser, what is said is true, a second run finishes.
 
 A kill comes at a call of the program's own, drawn among all that it makes, and not at a time: each call is as likely.
 """
@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 from safemem.boot import files, hold, paths, record
 from safemem.boot import main as boot
-from safemem.boot.model import Rule
+from safemem.boot.model import Rule, Term
 from safemem.boot.ranges import Range
 from safemem.cli import main
 from safemem.host import history, reader, standing, watch
@@ -28,7 +28,7 @@ from safemem.host.incidents import COUNTS, Counts
 from safemem.realroot import hold as realroot
 from safemem.realroot import udevrules
 from tests.fakes import BLOCK, make_root
-from tests.kit import install
+from tests.kit import GUARD, install, rule, when
 
 #: Kills of each kind; `make nightly` wants more.
 KILLS = int(os.environ.get("SAFEMEM_KILLS", "10"))
@@ -68,6 +68,7 @@ finally:
 RELEASE = "main()"
 WATCH = "watch.look(sys.argv[1], watch.Counts())"
 HOLD = "sys.exit(hold.main(sys.argv[1:]))"
+BOOT = "from safemem.boot.main import main as boot; sys.exit(boot(sys.argv[1:]))"
 
 
 def held(base: Path) -> Path:
@@ -77,11 +78,24 @@ def held(base: Path) -> Path:
     for number in range(32, 40):  # as it is once they are online
         (root / f"{MEMORY}/memory{number}/valid_zones").write_text("Movable\n")
     (root / "proc/meminfo").write_text("MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n")
-    rule = Rule("otherwise", "online-safe", message="handover lost", if_onlined="offline")
-    install(root, otherwise=rule, sources=(Range(40 * BLOCK, 42 * BLOCK),))
+    last = rule("online-safe", message="handover lost", if_onlined="offline")
+    install(root, otherwise=last, sources=(Range(40 * BLOCK, 42 * BLOCK),))
     assert boot.main(["--root", str(root)]) == 0
     assert realroot.main(["--root", str(root)]) == 0
     CliRunner().invoke(main, ["keep", "--root", str(root)])
+    return root
+
+
+def undecided(base: Path) -> Path:
+    """Return a machine with a guard on which a lost handover is to be held, and counted; blocks 32 and 33 are safe."""
+    base.mkdir()
+    root = make_root(base, offered=True, **GUARD)
+    for number in (32, 33):  # as it is once they are online
+        (root / f"{MEMORY}/memory{number}/valid_zones").write_text("Movable\n")
+    (root / paths.EFIVARS).mkdir(parents=True)
+    (root / paths.EFIVARS / "Timeout-x").write_bytes(bytes(6))
+    never = Rule("often", "panic", when=when("boot_attempts", Term(">", 9)))
+    install(root, never, otherwise=rule("online-safe"), sources=(Range(32 * BLOCK, 34 * BLOCK),))
     return root
 
 
@@ -102,7 +116,7 @@ def kills(base: Path, name: str, code: str, *words: str) -> list[int]:
 
 def prepared(base: Path, name: str) -> Path:
     """Return a machine on which something is to be done."""
-    root = held(base)
+    root = undecided(base) if name == "boot" else held(base)
     if name == "watch":
         for number, state in ((35, "online"), (40, "offline"), (50, "offline")):
             (root / f"{MEMORY}/memory{number}").mkdir(exist_ok=True)
@@ -148,6 +162,23 @@ def assert_held(root: Path) -> None:
     assert "SAFEMEM_ARRIVALS=hold" in (root / record.ENV).read_text().splitlines()
     for name in udevrules.KNOWN:
         assert (root / hold.UDEV_RUN / name).is_symlink()
+
+
+def test_boot(tmp_path: Path) -> None:
+    """A boot that is cut short holds what it was to hold, does not say that it has finished, and counts for the next one."""
+    for number, kill in enumerate(kills(tmp_path, "boot", BOOT, "--root", "ROOT")):
+        root = undecided(tmp_path / str(number))
+        assert run(kill, BOOT, "--root", str(root)).returncode == -signal.SIGKILL, kill
+        assert online(root) <= {32, 33}, kill
+        assert (root / paths.CRASH_SIZE).read_text() == f"{256 << 20}\n", kill
+        env = root / record.ENV
+        assert not env.exists() or "SAFEMEM_FINISHED=yes" not in env.read_text().splitlines(), kill
+        count = root / paths.ATTEMPTS
+        assert not count.exists() or count.read_bytes() == b"\7\0\0\0\1\0\0\0", kill
+
+        assert boot.main(["--root", str(root)]) == 0
+        assert (online(root), count.read_bytes()[4]) in (({32, 33}, 1), ({32, 33}, 2)), kill
+        assert status(root)[0] == 4, kill
 
 
 @pytest.mark.parametrize("name", ["everything", "a part"])
