@@ -186,7 +186,7 @@ def test_brute_force_finds_the_same(rules: list[Rule], action: str) -> None:
         ]
         if any(scale[decide(*other).action] < scale[rule.action] for other in others if other in states):
             wrong.add(("unknown-permissive", rule.name))
-        after = (UNKNOWN if handover == UNKNOWN else "none", luo)
+        after = (handover if handover in (UNKNOWN, "lost") else "none", luo)
         if reboots(rule) and reboots(decide(*after)):
             wrong.add(("reboot-loop", rule.name))
     space_policy = drawn._replace(rules=(*rules, Rule("both", "halt", tuple(

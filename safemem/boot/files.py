@@ -45,7 +45,7 @@ def read(root: str, name: str, limit: int = LIMIT) -> bytes:
     fd = posix.open(path(root, name), _READ)
     try:
         parts = []
-        while limit and (part := posix.read(fd, limit)):
+        while limit and (part := posix.read(fd, min(limit, LIMIT))):
             parts.append(part)
             limit -= len(part)
         return b"".join(parts)

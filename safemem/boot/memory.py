@@ -119,7 +119,7 @@ def blocks(root: str) -> tuple[int, tuple[Blocks, ...], tuple[Note, ...]]:
         return 0, (), ()
     try:
         size = int(files.line(root, paths.BLOCK_SIZE), 16)
-        if size <= 0:
+        if not 0 < size < 1 << 64:
             raise ValueError
         with files.Folder(root, paths.MEMORY) as folder:
             runs = _runs(folder, _node_of(root), notes)

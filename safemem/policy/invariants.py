@@ -196,6 +196,11 @@ def _milder(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+#: What a reset does away with for certain. Why a handover is unknown, nobody knows; and the arguments by which one is
+#: lost may stand in the boot loader's own line.
+_CLEARED = ("accepted", *(value for value in LOST if value != "lost"))
+
+
 def _loops(outcomes: Outcomes) -> Iterator[Finding]:
     """A firmware reset clears the handover and what came with it; each boot that ends so is counted where anything counts."""
     space = outcomes.space
@@ -207,8 +212,7 @@ def _loops(outcomes: Outcomes) -> Iterator[Finding]:
         if space.named(state).get("guard") in ("held", "void"):
             cleared["guard"] = "none"  # who asked for it was the predecessor
         after = tuple(cleared.get(name, value) for name, value in zip(space.facts, state, strict=True))
-        # Why the handover is unknown, nobody knows: the reset may find it unknown again.
-        again = _counted(space, state if state[0] == UNKNOWN else after)
+        again = _counted(space, after if state[0] in _CLEARED else state)
         following = outcomes.of.get(again)
         if following is not None and _reboots(outcomes.rules[following]):
             bad.setdefault(index, []).append(state)
@@ -216,7 +220,7 @@ def _loops(outcomes: Outcomes) -> Iterator[Finding]:
         yield _finding(
             "reboot-loop", outcomes.rules[index].name, "action",
             f"handover {states[0][0]} ends in reboot, and the next boot finds a state that reboots again",
-            f"use panic or halt here, or ask for `boot_attempts`; a reboot ends by itself only where a reset clears the handover: {', '.join(LOST)}",
+            f"use panic or halt here, or ask for `boot_attempts`; a reboot ends by itself only where a reset clears the handover: {', '.join(_CLEARED)}",
             smallest(outcomes, states),
         )  # fmt: skip
 
