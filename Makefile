@@ -42,7 +42,7 @@ lint: $(VENV)/.dev  ## what the linters say, and what the wheel holds (15 s)
 	$(PYTEST) tests/test_project.py
 
 draws: $(VENV)/.dev  ## the analysis against the engine, 100,000 times (2 h)
-	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py tests/test_search.py -k "every_machine or never_misses"
+	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py tests/test_search.py tests/test_stricter.py -k "every_machine or never_misses or never_loosens"
 
 nightly: $(VENV)/.test fuzz  ## every fault, 200 kills, 50 boots a verdict, `fuzz` (100 min)
 	SAFEMEM_FAULTS=all $(PYTEST) tests/test_faults.py

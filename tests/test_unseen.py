@@ -14,7 +14,7 @@ import pytest
 
 from safemem.boot import apply, attempts, console, files, hold, memory, paths, probe, record
 from safemem.boot import main as boot
-from safemem.boot.model import Plan, Step
+from safemem.boot.model import Blocks, Plan, Step
 from safemem.boot.printable import printable
 from safemem.policy import compiler
 from tests.fakes import BLOCK, make_root
@@ -129,6 +129,44 @@ def test_a_look_afterwards_that_fails_is_a_shortfall(tmp_path: Path, monkeypatch
     monkeypatch.setattr(paths, "MEMORY", "nowhere")
     found = apply.carry_out(Plan((step,)), str(root))
     assert (found.exposed, [note.code for note in found.problems]) == (True, ["not-looked-at"])
+
+
+@pytest.mark.parametrize(
+    ("block", "held", "boot_memory"),
+    [(50, "32-39", "leave"), (50, "", "leave"), (6, "32-39", "offline")],
+    ids=["arrives", "arrives where nothing is held", "was taken offline"],
+)
+def test_what_comes_online_during_the_boot_is_a_shortfall(
+    tmp_path: Path, block: int, held: str, boot_memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that somebody onlines between plan and account is not held, whether the plan knew it or not."""
+    root = make_root(tmp_path, offered=True, offline=held)
+    (root / "proc/meminfo").write_text("MemAvailable: 99000000 kB\n")
+    install(root, otherwise=rule(on_shortfall="panic", boot_memory=boot_memory))
+    look = memory.states
+
+    def states(where: str) -> tuple[Blocks, ...]:
+        place = root / f"{paths.MEMORY}/memory{block}/state"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("online\n")
+        return look(where)
+
+    monkeypatch.setattr(memory, "states", states)
+    monkeypatch.setattr(apply, "states", states)
+
+    assert boot.main(["--root", str(root)]) == 1
+    assert (result(root)["shortfall"] or "").startswith("memory that should be held is online: ")
+    assert "onlined-by-others" in result(root)["problem_codes"]
+
+
+def test_blocks_that_nobody_can_look_at_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may have arrived and come online is a shortfall where everything that arrives is to be held."""
+    root = make_root(tmp_path, offered=True, offline="")
+    install(root, otherwise=rule(on_shortfall="panic"))
+    monkeypatch.setattr(memory, "states", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+
+    assert boot.main(["--root", str(root)]) == 1
+    assert result(root)["problem_codes"] == ["not-looked-at"]
 
 
 def test_a_hold_is_read_back(tmp_path: Path) -> None:

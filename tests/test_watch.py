@@ -501,3 +501,15 @@ def test_counts_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     assert result.exit_code in (4, 64)
     assert f"problem   {root / incidents.COUNTS}: " in result.stdout
     assert "_total" not in metrics.text(standing.read(str(root)))
+
+
+def test_a_release_of_a_part_ends_no_other_hold(tmp_path: Path) -> None:
+    """A range that reaches to the end of all addresses is not everything: what arrives below stays held."""
+    root, _ = decided(tmp_path)
+    (root / standing.RELEASES).write_text(
+        json.dumps(reader.releases_to_json((reader.Release(1, "x", (Range(60 * BLOCK, 1 << 64),), "done", False),)))
+    )
+    (root / paths.AUTO_ONLINE).write_text("online\n")
+    watch.look(str(root), Counts())
+
+    assert (root / paths.AUTO_ONLINE).read_text().strip() == "offline"

@@ -79,7 +79,7 @@ def carry_out(plan: Plan, root: str = "/", progress: Progress = lambda _: None, 
         taken, refused, off, block = quarantine.taken, quarantine.refused, quarantine.problems(), quarantine.block
     missed = bool(problems)
     after, unseen = _look(root) if any(step.op in ("hold", "offline") for step in plan.steps) else ((), [])
-    loose = unseen or _still_held(plan, after)
+    loose = unseen or _still_held(plan, after, taken)
     if plan.arrivals and not problems:
         # What is plugged in later is to come online as well, in the same zone, by the kernel itself.
         problems += let_arrive(root, plan.arrivals)
@@ -143,8 +143,8 @@ def _look(root: str) -> tuple[tuple[Blocks, ...], list[Note]]:
         return (), [Note("not-looked-at", text)]
 
 
-def _still_held(plan: Plan, after: tuple[Blocks, ...]) -> list[Note]:
-    """Return what the plan holds and is not offline, as ranges."""
+def _still_held(plan: Plan, after: tuple[Blocks, ...], taken: dict[int, int]) -> list[Note]:
+    """Return what the plan holds, or has `taken` offline, and is not offline, as ranges."""
     states_of: dict[str, dict[int, str]] = {"online": {}, UNKNOWN: {}}
     stuck = []
     block = next((step.size // (step.last - step.first + 1) for step in plan.steps if step.first >= 0), 0)
@@ -160,6 +160,9 @@ def _still_held(plan: Plan, after: tuple[Blocks, ...]) -> list[Note]:
                 break
             both = range(max(run.first, step.first), min(run.last, step.last) + 1)
             states_of[run.state].update(dict.fromkeys(both, ""))
+        for number in taken if run.state in states_of else ():
+            if run.first <= number <= run.last:
+                states_of[run.state][number] = ""
     return [
         *stuck,
         *(

@@ -22,13 +22,14 @@ from safemem.boot import (
     hold,
     memory,
     plainjson,
+    plan,
     probe,
     record,
     stricter,
 )
 from safemem.boot.console import EMERGENCY, NOTICE, WARNING, say
 from safemem.boot.model import FINAL, Blocks, Decision, Note, Policy, Snapshot
-from safemem.boot.ranges import parse_limit, size_text
+from safemem.boot.ranges import Range, common, merge_ranges, parse_limit, size_text, without
 
 POLICY = "usr/lib/safemem/policy.json"
 #: Policies beside it that `safemem.policy=NAME` may name.
@@ -176,10 +177,12 @@ def _carry_out(
     taken = {**record.read_taken(root), **result.taken}
     if taken:
         files.replace(root, record.TAKEN, "".join(f"{number} {seconds}\n" for number, seconds in taken.items()))
+    after, more = _after(root, snapshot, decision, result)
+    result = result._replace(problems=(*result.problems, *more), exposed=result.exposed or bool(more))
     shares = account.account(
         decision,
         snapshot,
-        _after(root, result),
+        after,
         crashkernel.left(root, snapshot.guard),
         result.refused,
         taken,
@@ -224,12 +227,27 @@ def _keep_others_off(root: str, snapshot: Snapshot, decision: Decision) -> tuple
     return names, problems + hold.mask(root, names)
 
 
-def _after(root: str, result: apply.Result) -> tuple[Blocks, ...]:
-    """Return the blocks as they are now; none if that cannot be told, which is a problem of its own where any is held."""
+def _after(
+    root: str, snapshot: Snapshot, decision: Decision, result: apply.Result
+) -> tuple[tuple[Blocks, ...], list[Note]]:
+    """Return the blocks as they are now, none if that cannot be told; and what has arrived and is online though it should be held."""
     try:
-        return result.after or memory.states(root)
-    except OSError:
-        return ()
+        after = result.after or memory.states(root)
+    except OSError as error:
+        if not decision.holds or result.exposed:  # said already, or nothing to say
+            return (), []
+        text = f"whether memory that arrived stayed offline cannot be told: {error.filename or root}: {files.reason(error)}"
+        return (), [Note("not-looked-at", text)]
+    if not decision.holds:
+        return after, []
+    size, known = snapshot.block_size, tuple(Range(run.first, run.last + 1) for run in snapshot.blocks)
+    held = plan.held(decision.action, snapshot._replace(blocks=after), decision.region, decision.policy.memory)
+    online = tuple(Range(run.first, run.last + 1) for run in after if run.state == "online")
+    new = tuple(Range(area.start * size, area.end * size) for area in without(online, known))
+    return after, [
+        Note("onlined-by-others", f"{area} ({size_text(area.size)}) has arrived since, and somebody has onlined it")
+        for area in common(new, merge_ranges(held))
+    ]
 
 
 def _shortfall(

@@ -6,6 +6,8 @@ from __future__ import annotations
 from safemem.boot.model import UNKNOWN, Blocks, Override, Rule, Snapshot, Step
 from safemem.boot.ranges import Range, cut, joined, parse_size, whole_blocks
 
+#: Bytes that stay available for the first programs of a real root; what grows with the machine comes on top.
+FLOOR = 128 << 20
 _EVERYTHING = (Range(0, 1 << 64),)
 _LATE = "was online before the decision"
 

@@ -10,14 +10,13 @@ from safemem.boot.console import Meter
 from safemem.boot.files import reason
 from safemem.boot.memory import initrd_size, iomem
 from safemem.boot.model import Note, Plan
+from safemem.boot.plan import FLOOR
 from safemem.boot.ranges import Range, parse_size, size_text, spans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from safemem.boot.console import Progress
 
-#: Bytes that stay available for the first programs of a real root; what grows with the machine comes on top.
-FLOOR = 128 << 20
 _ENOENT, _EBUSY, _EINVAL = 2, 16, 22
 
 

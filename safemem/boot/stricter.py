@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from safemem.boot.engine import PLANNED, warnings
 from safemem.boot.model import FINAL, PERMISSIVENESS, Decision, Note, Rule, Snapshot
-from safemem.boot.plan import steps
+from safemem.boot.plan import FLOOR, steps
 from safemem.boot.ranges import common, parse_limit, parse_size
+
+#: How strict an end of the boot is: after a reset, the next boot knows of no handover and uses all memory.
+_ENDS = {"reboot": 1, "panic": 2, "halt": 2}
 
 
 def instead(named: Decision) -> Decision:
@@ -22,7 +25,7 @@ def choose(own: Decision, named: Decision, snapshot: Snapshot) -> Decision:
     """Return what comes of the built-in policy's decision and that of the one that the command line names."""
     name = f"policy `{named.policy.name}`"
     found = both(own, named, snapshot)
-    if found.rule == own.rule and found.plan == own.plan:
+    if found._replace(warnings=()) == own._replace(warnings=()):
         text = f"{name}, which the command line names, is ignored: {named.action} is not stricter than {own.action}"
         return _noted(own, Note("named-policy-ignored", text))
     if found.policy.digest == own.policy.digest:
@@ -39,18 +42,20 @@ def _noted(decision: Decision, note: Note) -> Decision:
 def both(own: Decision, other: Decision, snapshot: Snapshot) -> Decision:
     """Return the decision that is as strict as either: that of the stricter action, with whatever the two hold.
 
-    Of two that end the boot, `own` counts.
+    Of two that are as strict as each other, `own` counts.
     """
-    first, second = (other, own) if PERMISSIVENESS[other.action] < PERMISSIVENESS[own.action] else (own, other)
+    first, second = (other, own) if _strictness(other.action) > _strictness(own.action) else (own, other)
     if first.action in FINAL:
         return first
     # Only `online-safe` has a region; beside it, that of `online-all` is everything.
     region = common(first.region, second.region) if second.action == "online-safe" else first.region
+    # A zone of the other's could be a larger one.
+    holds = (item for item in other.policy.memory if item.hold and item not in own.policy.memory)
     policy = first.policy._replace(
-        memory=(*own.policy.memory, *(item for item in other.policy.memory if item not in own.policy.memory)),
+        memory=(*own.policy.memory, *holds),
         keep_crashkernel=_larger(own.policy.keep_crashkernel, other.policy.keep_crashkernel),
     )
-    rule = _rule(first.rule, second.rule, snapshot)._replace(zone=own.rule.zone)
+    rule = _with(first.rule, own.rule, other.rule, snapshot)
     todo = steps(rule, snapshot, region, own.zone, policy.memory, policy.keep_crashkernel)
     said = [note for note in (*first.warnings, *second.warnings) if note.code not in PLANNED]
     return first._replace(
@@ -64,19 +69,31 @@ def both(own: Decision, other: Decision, snapshot: Snapshot) -> Decision:
     )
 
 
-def _rule(first: Rule, second: Rule, snapshot: Snapshot) -> Rule:
-    """Return the `first` rule with the modifiers of the `second` where those are stricter."""
-    ends = [rule for rule in (first, second) if rule.on_shortfall in FINAL]
-    return first._replace(
-        enter=first.enter or second.enter,
-        on_shortfall=ends[0].on_shortfall if ends else first.on_shortfall,
-        exposed_max=_smaller(*(rule.exposed_max for rule in ends or (first, second)), memory=snapshot),
-        boot_memory=max(first.boot_memory, second.boot_memory, key=lambda word: word == "offline"),
-        floor=_smaller(*(rule.floor for rule in (first, second) if rule.boot_memory == "offline")),
-        if_onlined=max(first.if_onlined, second.if_onlined, key=lambda word: word == "offline"),
-        final=first.final or second.final,
-        accept_data_exposure=first.accept_data_exposure and second.accept_data_exposure,
+def _strictness(action: str) -> tuple[int, int]:
+    return -PERMISSIVENESS[action], _ENDS.get(action, 0)
+
+
+def _with(rule: Rule, own: Rule, other: Rule, snapshot: Snapshot) -> Rule:
+    """Return `rule`, one of the two, with the stricter of their modifiers; of two that cannot be compared, `own`."""
+    ends = [each for each in (own, other) if each.on_shortfall in FINAL]
+    return rule._replace(
+        zone=own.zone,
+        enter=rule.enter or own.enter or other.enter,
+        on_shortfall=max(own.on_shortfall, other.on_shortfall, key=lambda end: _ENDS.get(end, 0)),
+        exposed_max=_smaller(*(each.exposed_max for each in ends or (own, other)), memory=snapshot),
+        boot_memory=max(own.boot_memory, other.boot_memory, key=lambda word: word == "offline"),
+        floor=_floor([each.floor for each in (own, other) if each.boot_memory == "offline"]),
+        if_onlined=max(own.if_onlined, other.if_onlined, key=lambda word: word == "offline"),
+        final=own.final or other.final,
+        accept_data_exposure=own.accept_data_exposure and other.accept_data_exposure,
     )
+
+
+def _floor(sizes: list[str]) -> str:
+    """Return the smallest; what `quarantine` works out for "" is FLOOR at least, and more than that is not known here."""
+    if "" in sizes and all(parse_size(size) > FLOOR for size in sizes if size):
+        return sizes[0]
+    return _smaller(*sizes)
 
 
 def _smaller(*limits: str, memory: Snapshot | None = None) -> str:

@@ -114,7 +114,7 @@ def _hold(root: str, found: Standing) -> list[str]:
     release of everything lets them go.
     """
     decision = found.decision
-    if not decision.holds or any(area.end == 1 << 64 for area in found.released):
+    if not decision.holds or Range(0, 1 << 64) in found.released:
         return []
     problems: list[str] = []
     if "SAFEMEM_ARRIVALS=hold" not in (files.text(root, record.ENV) or "").splitlines():

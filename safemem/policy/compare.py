@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from safemem.boot.model import DERIVED, FINAL, UNKNOWN, Failure, Policy, Rule
-from safemem.boot.quarantine import FLOOR
+from safemem.boot.plan import FLOOR
 from safemem.boot.ranges import Range, parse_limit, parse_size
 from safemem.policy.exceptions import HELD, changes_of, text_of
 from safemem.policy.language import ONLY_WITH

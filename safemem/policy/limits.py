@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from safemem.boot.model import FINAL, UNKNOWN, Policy, Rule
-from safemem.boot.quarantine import FLOOR
+from safemem.boot.plan import FLOOR
 from safemem.boot.ranges import Range, parse_limit, parse_size, size_text
 from safemem.policy import exceptions
 from safemem.policy.space import Outcomes
