@@ -11,7 +11,7 @@ export CI SAFEMEM_KERNELS
 RUN_PACKAGES := python3-venv
 ROOT_PACKAGES := mmdebstrap uidmap
 TEST_PACKAGES := $(RUN_PACKAGES) $(ROOT_PACKAGES) qemu-system-x86 busybox-static kexec-tools systemd udev util-linux \
-	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck squashfs-tools e2fsprogs fakeroot lintian ovmf rpm
+	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck squashfs-tools e2fsprogs fakeroot lintian ovmf rpm strace
 
 .PHONY: help run test test-fast pythons lint draws nightly fuzz bench pages vm-demo kernels deb rpm clean
 

@@ -3,8 +3,8 @@
 
     build_kernels.py [--if-missing]
 
-Five small x86-64 kernels: `current`, and four that differ from it in one constant or option.
-They end up in the user's cache folder, where the tests find them first. apt gets a
+Five small x86-64 kernels: `current`, and four that differ from it in one constant or option; from the same source the
+kernel's selftests, which their test builds by itself where the kernels are not built here. They end up in the user's cache folder, where the tests find them first. apt gets a
 configuration of its own in a scratch folder: the machine's own sources are only read.
 """
 
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.vm import selftests
 from tests.vm.harness import CACHE, HERE, kernel
 
 FOLDER = CACHE / "kernels"
@@ -78,6 +79,7 @@ def main(words: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="safemem-kernels-", dir=_roomy()) as scratch:
         base = Path(scratch)
         tree = unpack(download(base), base)
+        selftests.build(lambda: tree)
         configure(tree)
         for variant in missing:
             build(tree, variant)
@@ -152,13 +154,14 @@ def download(base: Path) -> Path:
     raise SystemExit(f"{mirror[0]} has no linux-source package of version {OLDEST[0]}.{OLDEST[1]} or later")
 
 
-def unpack(package: Path, base: Path) -> Path:
-    """Return the folder of the unpacked kernel source."""
+def unpack(package: Path, base: Path, parts: tuple[str, ...] = ()) -> Path:
+    """Return the folder of the unpacked kernel source, or of these parts of it."""
     print(f"unpacking {package.name}", flush=True)
     subprocess.run(["dpkg-deb", "-x", package, base / "deb"], check=True)
     archive = next((base / "deb/usr/src").glob("linux-source-*.tar.*"))
     (base / "tree").mkdir()
-    subprocess.run(["tar", "-xf", archive, "-C", base / "tree", "--strip-components=1"], check=True)
+    only = ("--wildcards", *(f"*/{part}" for part in parts)) if parts else ()
+    subprocess.run(["tar", "-xf", archive, "-C", base / "tree", "--strip-components=1", *only], check=True)
     shutil.rmtree(base / "deb")
     return base / "tree"
 
