@@ -18,6 +18,7 @@ from safemem.boot import memory, paths, probe
 from safemem.boot.model import UNKNOWN, Blocks
 from safemem.boot.ranges import Range
 from safemem.host import reader
+from tests import kit
 from tests.fakes import CONFIG_KHO, fdt, make_root
 
 STATES: list[tuple[str, dict[str, Any], str]] = [
@@ -153,6 +154,57 @@ def test_a_kexec_that_handed_nothing_over(tmp_path: Path, cmdline: str, expected
     fact = probe.read_snapshot(str(make_root(tmp_path, cmdline=cmdline))).facts["handover"]
 
     assert fact.value == expected
+
+
+@pytest.mark.parametrize("damaged", [paths.IOMEM, paths.CMDLINE, paths.CRASH_SIZE])
+def test_an_accepted_handover_beside_a_guard_that_nobody_can_see(tmp_path: Path, damaged: str) -> None:
+    """What contradicts itself goes on doing so when half of it cannot be read."""
+    root = make_root(tmp_path, offered=True, kho_in=True, **kit.GUARD)
+    (root / damaged).write_text("")
+
+    assert probe.read_snapshot(str(root)).facts["handover"].value == UNKNOWN
+
+
+def test_a_device_tree_beside_a_sysfs_that_is_not_there(tmp_path: Path) -> None:
+    """An x86 may have one as well, in which no handover is ever shown."""
+    root = make_root(tmp_path)
+    (root / paths.CHOSEN).mkdir(parents=True)
+    (root / paths.CHOSEN / "name").touch()
+    (root / "sys").rename(root / "gone")
+
+    assert probe.read_snapshot(str(root)).facts["handover"].value == UNKNOWN
+
+
+def test_a_device_that_no_driver_shows(tmp_path: Path) -> None:
+    """A file in /dev that the image has brought is no sign of sessions that arrived."""
+    root = make_root(tmp_path, offered=True, kho_in=True, luo=False)
+    (root / paths.LUO_DEVICE).touch()
+
+    assert probe.read_snapshot(str(root), open_luo=True).facts["luo"].value == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("vendor", "processor", "expected"),
+    [
+        ("Dell Inc.", "flags\t: fpu", "none"),
+        ("Red Hat", "flags\t: fpu hypervisor", "vm-other"),
+        ("Red Hat", None, UNKNOWN),
+        ("", "flags\t: fpu", UNKNOWN),
+        (None, "flags\t: fpu", "none"),
+    ],
+)
+def test_no_hypervisor_is_what_both_say(
+    tmp_path: Path, vendor: str | None, processor: str | None, expected: str
+) -> None:
+    """Neither firmware nor the processor is taken for both where one of them cannot be read."""
+    root = make_root(tmp_path)
+    (root / paths.DMI_VENDOR).unlink()
+    if vendor is not None:
+        (root / paths.DMI_VENDOR).write_text(f"{vendor}\n" if vendor else "")
+    if processor is not None:
+        (root / paths.CPUINFO).write_text(f"processor\t: 0\n{processor}\nbugs\t:\n")
+
+    assert probe.read_snapshot(str(root)).facts["virt"].value == expected
 
 
 @pytest.mark.parametrize("damage", ["", "kho=on liveupdate=on safemem.gua"])
@@ -433,6 +485,7 @@ def test_words_of_the_command_line(line: str, words: list[str], init: list[str],
         ("00001000-0009ffff : System RAM\nnonsense\n", "line `nonsense` cannot be understood", ["System RAM"]),
         ("00000000-00000000 : System RAM\n", "it shows addresses to root only", []),
         ("", "it is empty", []),
+        ("00001000-0009ffff : System RAM\n00100000-001fffff : System RAM (virtio_m", "it is cut off", ["System RAM"]),
         (None, "no such file or directory", []),
     ],
 )

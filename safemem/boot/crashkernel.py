@@ -29,6 +29,12 @@ def reserved_bytes(root: str) -> int:
     return _number(files.word(root, paths.CRASH_SIZE)) or 0
 
 
+def reserved(root: str) -> bool | None:
+    """Return whether anything is reserved; None if that cannot be told."""
+    size = _number(files.word(root, paths.CRASH_SIZE))
+    return None if size is None else size > 0
+
+
 def _number(text: str) -> int | None:
     """Return the number that `text` writes, if the kernel can have written it."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None

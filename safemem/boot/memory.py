@@ -43,7 +43,9 @@ def iomem(root: str) -> Iomem:
         text = files.read(root, paths.IOMEM).decode("utf-8", "replace")
     except OSError as error:
         return Iomem((), reason(error))
-    found, fault = [], ""
+    # A name that is cut off can be another one: who added a block would be somebody else.
+    text, _, rest = text.rpartition("\n")
+    found, fault = [], "it is cut off" if rest else ""
     for line in filter(str.strip, text.splitlines()):
         span, _, name = line.partition(" : ")
         start, _, last = span.strip().partition("-")

@@ -21,6 +21,8 @@ LUO_CLASS = "sys/class/misc/liveupdate"
 CLASSES = ("sys/class/misc", "sys/class")
 
 # ---- what the predecessor left
+#: Is there whenever sysfs is.
+KERNEL = "sys/kernel"
 #: x86: the zero page and the list behind it (Documentation/arch/x86/zero-page.rst).
 BOOT_PARAMS_FOLDER = "sys/kernel/boot_params"
 BOOT_PARAMS = "sys/kernel/boot_params/data"

@@ -58,6 +58,9 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         # While an accepted handover is set up, no kernel can reserve a guard (seen on 7.2 and 7.3, x86 and arm64).
         text = f"{handover.source} shows an incoming tree, and the guard that only a rejection leaves is in force"
         handover = Fact(UNKNOWN, handover.source, text)
+    if guard.value == UNKNOWN and handover.value == "accepted" and crashkernel.reserved(root) is not False:
+        text = f"{handover.source} shows an incoming tree, and the guard that only a rejection leaves may be in force"
+        handover = Fact(UNKNOWN, handover.source, text)
     facts = {
         "handover": handover,
         "luo": _luo(root, asked, open_luo),
@@ -201,7 +204,8 @@ def _by_setup_data(root: str) -> Fact | None:
     try:
         shown = files.names(root, at)
     except FileNotFoundError:
-        return None
+        # An x86 may have a device tree as well, and that one says nothing of a handover.
+        return None if files.is_folder(root, paths.KERNEL) else Fact(UNKNOWN, paths.KERNEL, "it is not there")
     except OSError as error:
         return Fact(UNKNOWN, at, reason(error))
     # The kernel shows the page itself always, and the list only if it has entries (arch/x86/kernel/ksysfs.c).
@@ -330,6 +334,10 @@ def _kho(root: str, asked: dict[str, str] | None, config: _Config) -> Fact:
 def _luo(root: str, asked: dict[str, str] | None, open_it: bool) -> Fact:
     marks = [files.exists(root, path) for path in (paths.LUO_CLASS, paths.LUO_DEVICE)]
     here = True in marks
+    if marks == [False, True]:
+        return Fact(
+            UNKNOWN, paths.LUO_DEVICE, f"it is there, and {paths.LUO_CLASS} is not: another kernel may have left it"
+        )
     if here and open_it:
         try:
             files.open_and_close(root, paths.LUO_DEVICE)
@@ -374,11 +382,13 @@ def _virt(root: str) -> Fact:
     if xen:
         return Fact(xen, paths.HYPERVISOR)
     # Of the first processor, as far as its line is whole.
-    processor = (files.text(root, paths.CPUINFO) or "").partition("\nflags")[2].partition("\n")
+    known = files.text(root, paths.CPUINFO)
+    processor = (known or "").partition("\nflags")[2].partition("\n")
     flags = processor[0].split() if processor[1] else []
     if "hypervisor" in flags:
         return Fact("vm-other", paths.CPUINFO, "the processor reports a hypervisor of unknown make")
-    if vendor or flags:
+    # Either of the two may know of a hypervisor that the other does not show.
+    if known and (vendor or (flags and files.exists(root, paths.DMI_VENDOR) is False)):
         return Fact("none", paths.DMI_VENDOR if vendor else paths.CPUINFO)
     return Fact(UNKNOWN, paths.DMI_VENDOR, "neither DMI nor the processor tells")
 

@@ -70,7 +70,7 @@ class Standing(NamedTuple):
     @property
     def guard(self) -> Range | None:
         """What is reserved of the guard now; what is left of one that was given back is kdump's."""
-        back = self.decision.action == "online-all" or any(area.end == 1 << 64 for area in self.released)
+        back = self.decision.action == "online-all" or Range(0, 1 << 64) in self.released
         return None if back and self.decision.policy.keep_crashkernel and not self.forbidden else self.now.guard
 
     @property
