@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import random
+import re
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +172,45 @@ def test_a_foreign_capture(tmp_path: Path, options: list[str]) -> None:
             if not options:
                 said = CliRunner().invoke(main, [*words, "--format", "json"])
                 assert not said.stdout or json.loads(said.stdout)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "{}.toml"], ["check", "{}"], ["check", "keys.toml"], ["diff", "{}.toml", "good.toml"],
+        ["diff", "good.toml", "{}looser.toml"], ["test", "{}/a.cases.toml"], ["test", "--threshold", "100", "{}/a.cases.toml"],
+        ["compile", "good.toml", "-o", "{}.json"], ["schema", "-o", "nowhere/{}"], ["simulate", "good.toml", "--set", "handover={}"],
+        ["release", "{}", "--reason", "x"], ["status", "--root", "{}"], ["initramfs", "check", "{}.img"], ["initramfs", "check", "named.img"],
+    ],
+    ids=lambda words: " ".join(words).format("x"),
+)  # fmt: skip
+def test_names_of_files_and_what_is_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    """A policy, a case or an image from elsewhere says nothing in our name, whatever it and its files are called."""
+    monkeypatch.chdir(tmp_path)
+    name = EVIL.replace("/", "").replace("\0", "")
+    good = kit.POLICY.read_text()
+    for file, text in (
+        ("good.toml", good),
+        ("keys.toml", f"{json.dumps(name)} = 1\n{good}"),
+        (f"{name}.toml", good),
+        (f"{name}looser.toml", good.replace('action = "panic"', 'action = "online-all"', 1)),
+        (f"{name}/good.toml", good),
+        (
+            f"{name}/a.cases.toml",
+            kit.POLICY.with_suffix(".cases.toml").read_text().replace(kit.POLICY.name, "good.toml"),
+        ),
+    ):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    (tmp_path / f"{name}.img").write_bytes(kit.archive(kit.base()))
+    named = {**kit.base(), f"usr/lib/safemem/policies/{name}.json": kit.base()["usr/lib/safemem/policy.json"]}
+    (tmp_path / "named.img").write_bytes(kit.archive(named))
+
+    found = CliRunner().invoke(main, [word.format(name) for word in words], color=True)
+    assert not isinstance(found.exception, Exception) or isinstance(found.exception, SystemExit)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", found.output)  # what we colour
+    assert not [char for char in text if not char.isprintable() and char not in _ALLOWED]
+    assert not [line for line in text.splitlines() if line.startswith(FORGED)]
 
 
 def test_what_is_said_at_the_login(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class Refused(Exception):
 
     #: Names the exit code: `failure`, `invalid` (an input) or `unknown` (no decision, nothing to read).
     kind = "failure"
+    #: One sentence for each thing that is wrong, where the message has several.
+    lines: tuple[str, ...] = ()
 
 
 class Note(str):

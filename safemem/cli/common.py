@@ -12,6 +12,7 @@ import click
 
 from safemem.boot.files import reason
 from safemem.boot.model import Refused
+from safemem.boot.printable import printable
 from safemem.realroot import storage
 
 ROOT = click.option("--root", metavar="DIR", default="/", help="Look at the /sys, /proc and /run below DIR.")
@@ -30,7 +31,7 @@ def reading(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{error.filename or path}: {reason(error)}") from None
+        raise InputError(f"{printable(str(error.filename or path))}: {reason(error)}") from None
 
 
 def write_whole(path: str, data: bytes, mode: int | None = None) -> None:
@@ -48,7 +49,7 @@ def write_whole(path: str, data: bytes, mode: int | None = None) -> None:
             if not (folder.ours and _stream(folder, name, data)):
                 folder.put(name, data, mode)
     except OSError as error:
-        raise Refused(f"{path}: {reason(error, 'cannot be written')}") from None
+        raise Refused(f"{printable(path)}: {reason(error, 'cannot be written')}") from None
 
 
 def _stream(folder: storage.Folder, name: str, data: bytes) -> bool:

@@ -27,16 +27,17 @@ class Entry(NamedTuple):
 class Told(click.ClickException):
     """Why a command ends here: one line for each thing that is wrong, without a prefix of click's."""
 
-    def __init__(self, message: str, code: codes.Code) -> None:
-        """Tell `message`, and end with `code`."""
-        super().__init__(message)
+    def __init__(self, lines: tuple[str, ...], code: codes.Code) -> None:
+        """Tell `lines`, and end with `code`."""
+        super().__init__("\n".join(lines))
+        self._lines = lines
         self.exit_code = code  # type: ignore[misc]  # click reads it from the instance
 
     def show(self, file: object = None) -> None:
         """Print the message; each line already begins with its place."""
         from safemem.boot.printable import printable  # where there is nothing to tell, nothing is loaded
 
-        for line in self.message.split("\n"):
+        for line in self._lines:
             click.echo(f"safemem: {printable(line)}", err=True)
 
 
@@ -69,11 +70,16 @@ class Group(click.Group):
         """Run the command; tell what it was refused, and end with the code of its kind."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            from safemem.boot.printable import printable
+
+            error.message = printable(error.message)  # type: ignore[misc]  # click reads it from the instance
+            raise
         except Refused as error:
-            raise Told(str(error), codes.of(error.kind)) from None
+            raise Told(error.lines or tuple(str(error).split("\n")), codes.of(error.kind)) from None
         except OSError as error:
             if error.errno == errno.EPIPE:  # nobody reads our output any more: click ends quietly
                 raise
             why = reason(error, str(error) or "failed")
             name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
-            raise Told(f"{name}: {why}".replace("\n", "\\n") if name else why, codes.Code.FAILURE) from None
+            raise Told((f"{name}: {why}" if name else why,), codes.Code.FAILURE) from None

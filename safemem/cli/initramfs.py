@@ -12,6 +12,7 @@ import click
 
 from safemem.boot import compiled
 from safemem.boot.model import Refused
+from safemem.boot.printable import printable
 from safemem.boot.ranges import size_text
 from safemem.cli import codes
 from safemem.cli.codes import Code
@@ -21,6 +22,7 @@ from safemem.initramfs import build, check, install, items, on_failure
 from safemem.initramfs.makers import MAKERS
 from safemem.initramfs.packed import Unreadable
 from safemem.policy import compiler
+from safemem.render.text import clean
 
 _POLICY = click.option(
     "--policy", "policy_file", metavar="POLICY", help="Instead of /etc/safemem/policy.toml, or the shipped default."
@@ -36,7 +38,7 @@ def compile_policy(policy_file: str, output: str) -> None:
     """Check POLICY and write the form that the boot path reads."""
     data = compiler.dump(load_policy(policy_file))
     write_whole(output, data)
-    click.echo(f"{output}: {len(data)} bytes, digest {compiled.load(data, output).digest}")
+    click.echo(f"{printable(output)}: {len(data)} bytes, digest {compiled.load(data, output).digest}")
 
 
 @click.group()
@@ -90,6 +92,7 @@ def units(folder: str, policy_file: str | None) -> None:
 
 def cost_text(output: str, cost: build.Cost) -> str:
     """Return what the archive costs, largest items last named."""
+    output, cost = clean((output, cost))
     packed = "unknown, zstd is not installed" if cost.compressed is None else size_text(cost.compressed)
     biggest = "".join(f"\n  {size_text(size):>9}  {name}" for name, size in cost.biggest)
     sizes = f"{size_text(cost.size)}, {size_text(cost.raw)} raw, {packed} with zstd -19"
@@ -117,7 +120,7 @@ def install_image(maker: str | None, kernel: str | None, root: str) -> None:
     wanted = _wanted(root)
     chosen = install.choose(root, maker or "auto")
     image = install.install(root, chosen, install.release(root, kernel), wanted)
-    click.echo(f"{image}: made by {chosen.name}, with the policy of digest {wanted.digest[:12]}")
+    click.echo(f"{printable(str(image))}: made by {chosen.name}, with the policy of digest {wanted.digest[:12]}")
 
 
 @initramfs.command(short_help="Have the distribution make its initramfs without safemem.")
@@ -130,7 +133,7 @@ def remove(maker: str | None, kernel: str | None, root: str) -> None:
     _need_root()
     chosen = install.choose(root, maker or "auto")
     image = install.remove(root, chosen, install.release(root, kernel))
-    click.echo(f"{image}: made by {chosen.name}, without safemem")
+    click.echo(f"{printable(str(image))}: made by {chosen.name}, without safemem")
 
 
 @initramfs.command("check", short_help="Say whether safemem is in an initramfs, and with which policy.")
@@ -154,7 +157,7 @@ def check_image(context: click.Context, image: str | None, kernel: str | None, r
         found = check.inside(path.read_bytes())
     except (OSError, ValueError) as error:
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{path}: {error}"
-        raise Unreadable(why) from None
+        raise Unreadable(printable(why)) from None
     wanted = _wanted(root)
     good = found is not None and not found.fault and not check.differs(found, wanted)
     if form == "json":
@@ -168,7 +171,7 @@ def check_image(context: click.Context, image: str | None, kernel: str | None, r
             )
         )  # fmt: skip
     else:
-        click.echo("\n".join(_text(str(path), found, wanted)))
+        click.echo("\n".join(clean(_text(str(path), found, wanted))))
     context.exit(Code.DONE if good else Code.FAILURE)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from safemem.boot.printable import printable
 from safemem.cli import codes
 from safemem.cli.codes import Code
 from safemem.cli.common import InputError, reading, write_whole
@@ -18,6 +19,7 @@ from safemem.cli.policies import load_authored, load_policy
 from safemem.policy import cases, compare, invariants, reference
 from safemem.policy.space import Outcomes, Space, TooLarge
 from safemem.render import findings
+from safemem.render.text import clean
 
 _DIFF_ENDS = {
     "equal": Code.DONE,
@@ -117,10 +119,11 @@ def test_cases(
         click.echo(_junit(results, threshold))
     else:
         for result in results:
-            _print_result(result, coverage or threshold is not None)
+            _print_result(clean(result), coverage or threshold is not None)
         for result in low:
             click.echo(
-                f"safemem: {result.file}: {result.coverage:.0%} are covered, {threshold} % are asked for", err=True
+                f"safemem: {printable(result.file)}: {result.coverage:.0%} are covered, {threshold} % are asked for",
+                err=True,
             )
     failed = any(verdict.fault for result in results for verdict in result.verdicts)
     context.exit(Code.FAILURE if failed or low else Code.DONE)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from safemem.boot import account, crashkernel, plan, probe
 from safemem.boot.model import Blocks, Decision, Refused, Snapshot
+from safemem.boot.printable import printable
 from safemem.boot.ranges import Range, merge_ranges, whole_blocks, without
 from safemem.boot.record import RECORD
 from safemem.host import incidents, reader
@@ -130,7 +131,7 @@ def read(root: str) -> Standing:
         record = reader.record(path)
     except FileNotFoundError:
         raise NoDecision(
-            f"{path}: no decision was recorded in this boot: safemem did not run in the initramfs"
+            f"{printable(path)}: no decision was recorded in this boot: safemem did not run in the initramfs"
         ) from None
     except reader.Invalid as error:
         raise NoDecision(str(error)) from None

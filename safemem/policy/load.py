@@ -48,7 +48,8 @@ class PolicyError(model.Refused, ValueError):
     kind = "invalid"
 
     def __init__(self, where: str, problems: list[Problem]) -> None:
-        super().__init__("\n".join(f"{where}:{p.line}:{p.column}: {p.message}" for p in problems))
+        self.lines = tuple(f"{where}:{p.line}:{p.column}: {p.message}" for p in problems)
+        super().__init__("\n".join(self.lines))
         self.problems = problems
 
 

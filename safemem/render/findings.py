@@ -18,7 +18,7 @@ from safemem.policy.compare import EFFECT, Beside, Change
 from safemem.policy.compiler import plain
 from safemem.policy.invariants import CODES, Finding
 from safemem.policy.space import Value
-from safemem.render.text import plural
+from safemem.render.text import clean, plural
 
 SCHEMA = 1
 _COLOUR = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -56,7 +56,7 @@ def _value(value: Value) -> str:
 def check_text(results: list[Checked]) -> str:
     """Return the findings as a compiler would print them, and one line a policy."""
     lines = []
-    for result in results:
+    for result in clean(results):
         for item in result.found:
             finding = item.finding
             level = click.style(finding.level, fg=_COLOUR[finding.level], bold=True)
@@ -192,6 +192,7 @@ def verdict(changes: list[Change]) -> str:
 
 def diff_text(changes: list[Change], states: int, old: str, new: str) -> str:
     """Return the differences grouped, looser ones first."""
+    changes, old, new = clean((changes, old, new))
     lines = []
     colours = {"looser": "red", "both": "red", "stricter": "green"}
     for change in changes:
