@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: MIT
 """A machine on which one system call fails: a fake root whose files answer as the kernel's do, and every call on it counted.
 
-The calls are those of `posix`, `os` and `open`, on paths below the root; everything else is left alone. What is written
-to a file of the kernel's shows as the kernel would show it. Between two runs the root is put back as it was.
+The calls are those of `posix`, `os`, `open` and `flock`, on paths below the root, by name or by descriptor, and programs
+that mount; everything else is left alone. What is written to a file of the kernel's shows as the kernel would show it.
+Between two runs the root is put back as it was.
 """
 
 from __future__ import annotations
 
 import builtins
 import errno
+import fcntl
 import io
 import os
 import posix
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +29,12 @@ ERRORS = ("EIO", "ENOENT", "EACCES", "EBUSY", "ENOSPC", "EINTR", "EMFILE")
 #: What may become of data: of what is read nothing or half, of a folder nothing; of what is written half is taken,
 #: half is taken and said to be all, or nothing is and all is said to be.
 READ, WRITE, LIST = ("empty", "cut"), ("short", "torn", "lost"), ("empty",)
+#: Of a program: it fails, does not end, or does nothing and says that all is well.
+RUN = ("refused", "hangs", "idle")
 #: For one call; for every call on its path from then on; for every call from then on.
 REACH = ("once", "path", "all")
 _CALLS = ("open", "read", "write", "stat", "lstat", "listdir", "scandir", "readlink", "mkdir", "rename", "replace", "symlink",
-          "unlink", "remove", "rmdir", "link", "fchmod", "chmod", "fsync", "truncate", "ftruncate")  # fmt: skip
+          "unlink", "remove", "rmdir", "link", "fstat", "fchmod", "chmod", "fsync", "truncate", "ftruncate")  # fmt: skip
 _CHANGES = ("mkdir", "rename", "replace", "symlink", "unlink", "remove", "rmdir", "link")
 
 
@@ -42,9 +47,9 @@ class Call(NamedTuple):
     @property
     def kinds(self) -> tuple[str, ...]:
         """What can go wrong with it."""
-        data = {"read": READ, "write": WRITE, "listdir": LIST}.get(self.name, ())
-        if self.name == "listdir" and self.path.startswith("usr/"):
-            data = ()  # nothing is mounted over what the archive brings
+        data = {"read": READ, "write": WRITE, "listdir": LIST, "run": RUN}.get(self.name, ())
+        if self.name == "listdir" and self.path.startswith(("usr/", "etc/")):
+            data = ()  # nothing is mounted over what the archive brings, and a system's own are mounted before
         return (*ERRORS, *data)
 
 
@@ -56,19 +61,59 @@ class Fault(NamedTuple):
     reach: str = "once"
 
 
+class _Entries:
+    """What `scandir` gives; what is asked of an entry is a call of its own."""
+
+    def __init__(self, entries: list[Any]) -> None:
+        self._entries = [_Entry(entry) for entry in entries]
+
+    def __enter__(self) -> _Entries:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._entries)
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+class _Entry:
+    """One of them."""
+
+    def __init__(self, entry: Any) -> None:
+        self._entry = entry
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._entry, name)
+
+    def stat(self, **options: Any) -> os.stat_result:
+        """Return its status, by a call that is counted."""
+        return os.stat(self._entry.path, **options)
+
+
 class Machine:
     """A fake root that remembers what it was, and lets a call fail."""
 
-    def __init__(self, root: Path) -> None:
-        """Take `root` as it is now."""
+    def __init__(self, root: Path, mounts: Iterable[str] = ()) -> None:
+        """Take `root` as it is now, with /dev/null mounted over `mounts`."""
         self.root = root
         self._prefix = f"{root}/"
         self._before = {path: self._content(path) for path in sorted(root.rglob("*"))}
         self._touched: set[Path] = set()
-        self._open: dict[int, str] = {}
+        self._open: dict[int, str] = {}  #: absolute paths
+        self._mounts = frozenset(mounts)
+        #: Where /dev/null is mounted now.
+        self.mounts = set(mounts)
+        #: Is called with each block that comes online, with -1 for a guard that shrinks, before the program goes on.
+        self.onlined: Callable[[int], None] = lambda _: None
         self.calls: list[Call] = []
         self._fault: Fault | None = None
         self._hit = ""
+        self.real_open, self.real_read, self.real_close = os.open, os.read, os.close
+        self._real_write, self._real_truncate = os.write, os.ftruncate
 
     @staticmethod
     def _content(path: Path) -> tuple[str, bytes]:
@@ -78,6 +123,7 @@ class Machine:
 
     def restore(self) -> None:
         """Put back what the last run has changed."""
+        self.mounts = set(self._mounts)
         for path in sorted(self._touched, reverse=True):
             if path not in self._before and os.path.lexists(path):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -106,6 +152,12 @@ class Machine:
                 if real is not None:
                     saved.append((module, name, real))
                     setattr(module, name, self._wrapped(name, real))
+        for holder, name, stand_in in (
+            (fcntl, "flock", self._wrapped("flock", fcntl.flock)),
+            (subprocess, "run", self._run),
+        ):
+            saved.append((holder, name, getattr(holder, name)))
+            setattr(holder, name, stand_in)
         real_open = builtins.open
         opener = self._opener(real_open)
         for holder, name in ((builtins, "open"), (io, "open")):
@@ -129,15 +181,20 @@ class Machine:
             return close
 
         def call(*words: Any, **options: Any) -> Any:
-            path = self._path(words, options)
-            if path is None:
-                return real(*words, **options)
-            return self._call(name, path, real, words, options)
+            place = self._place(words, options)
+            if place is not None and (place + "/").startswith(self._prefix):
+                return self._call(name, place[len(self._prefix) :] or ".", real, words, options)
+            found = real(*words, **options)
+            if name == "open":
+                self._open.pop(found, None)
+                if place is not None:
+                    self._open[found] = place  # a folder on the way to the root
+            return found
 
         return call
 
-    def _path(self, words: tuple[Any, ...], options: dict[str, Any]) -> str | None:
-        """Return the path that a call is on, relative to the root; None if it is elsewhere."""
+    def _place(self, words: tuple[Any, ...], options: dict[str, Any]) -> str | None:
+        """Return the absolute path that a call is on; None if that is not known."""
         first = words[0] if words else options.get("path", "")
         if isinstance(first, int):
             return self._open.get(first)
@@ -145,21 +202,30 @@ class Machine:
         folder = options.get("dir_fd", options.get("src_dir_fd"))
         if folder is not None and not text.startswith("/"):
             base = self._open.get(folder)
-            return None if base is None else f"{base}/{text}"
-        if words and len(words) > 1 and isinstance(words[1], str) and words[1].startswith(self._prefix):
-            text = words[1] if not text.startswith(self._prefix) else text  # symlink: the first is its target
-        return text[len(self._prefix) :] if text.startswith(self._prefix) else None
+            return None if base is None else f"{base.rstrip('/')}/{text}"
+        second = words[1] if len(words) > 1 else None
+        if isinstance(second, str) and second.startswith(self._prefix) and not text.startswith(self._prefix):
+            text = second  # symlink: the first is its target
+        return text if text.startswith("/") else None
 
     def _call(
         self, name: str, path: str, real: Callable[..., Any], words: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
         kind = self._goes_wrong(Call(name, path))
+        if kind == "signal":
+            raise KeyboardInterrupt
+        if path in self.mounts and name in ("open", "stat", "lstat"):
+            words, options = ("/dev/null", *words[1:]), {key: options[key] for key in options if key != "dir_fd"}
         if name in _CHANGES or name == "open":
             self._note(name, path, words, options)
         if kind in ERRORS:
             raise OSError(getattr(errno, kind), os.strerror(getattr(errno, kind)), str(self.root / path))
+        if name == "open" and len(words) > 1 and isinstance(words[1], int) and self._is_value(path):
+            words = (words[0], words[1] & ~os.O_TRUNC, *words[2:])
         if name == "write":
             data = bytes(words[1])
+            if self._is_value(path) and kind != "lost":
+                self._real_truncate(words[0], 0)
             if kind in ("short", "torn"):
                 real(words[0], self._shown(path, data[: len(data) // 2]))
                 return len(data) // 2 if kind == "short" else len(data)
@@ -171,7 +237,9 @@ class Machine:
             return len(data)
         found = real(*words, **options)
         if name == "open" and isinstance(found, int):
-            self._open[found] = path
+            self._open[found] = self._prefix + path
+        if name == "scandir":
+            return _Entries([] if kind == "empty" else list(found))
         if kind == "empty":
             return type(found)()
         if kind == "cut":
@@ -190,16 +258,21 @@ class Machine:
         return fault.kind if again and fault.kind in call.kinds else ""
 
     def _note(self, name: str, path: str, words: tuple[Any, ...], options: dict[str, Any]) -> None:
-        self._touched.add(self.root / path)
-        for parent in (self.root / path).parents:
-            if parent != self.root and str(parent).startswith(self._prefix):
-                self._touched.add(parent)
+        for changed in (self.root / path, *(self.root / path).parents):
+            if str(changed).startswith(self._prefix):
+                self._touched.add(changed)
         if name in ("rename", "replace", "link"):
-            target = self._path((words[1],), {"dir_fd": options["dst_dir_fd"]} if "dst_dir_fd" in options else {})
-            if target is not None:
-                self._touched.add(self.root / target)
+            target = self._place((words[1],), {"dir_fd": options["dst_dir_fd"]} if "dst_dir_fd" in options else {})
+            if target is not None and target.startswith(self._prefix):
+                self._touched.add(Path(target))
 
     # ---- the kernel
+
+    @staticmethod
+    def _is_value(path: str) -> bool:
+        """Return whether a file is a value of the kernel's: opening it changes nothing, and a write replaces all of it."""
+        state = path.startswith(paths.MEMORY) and path.endswith("/state")
+        return state or path in (paths.AUTO_ONLINE, paths.CRASH_SIZE, paths.LOAD_LIMIT)
 
     @staticmethod
     def _shown(path: str, data: bytes) -> bytes:
@@ -210,10 +283,30 @@ class Machine:
 
     def _follow(self, path: str, data: bytes) -> None:
         """Do what else the kernel does."""
+        if path == paths.CRASH_SIZE:
+            self.onlined(-1)
         if path.startswith(paths.MEMORY) and path.endswith("/state") and data.startswith(b"online"):
             zones = self.root / path.replace("/state", "/valid_zones")
             self._touched.add(zones)
-            zones.write_bytes(b"Movable\n" if data == b"online_movable" else b"Normal\n")
+            fd = self.real_open(zones, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            self._real_write(fd, b"Movable\n" if data == b"online_movable" else b"Normal\n")
+            self.real_close(fd)
+            self.onlined(int(zones.parent.name[6:]))
+
+    def _run(self, words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        """Do what mount and umount would do, and leave out what other programs do."""
+        program, place = os.path.basename(words[0]), words[-1]
+        path = place[len(self._prefix) :] if place.startswith(self._prefix) else program
+        kind = self._goes_wrong(Call("run", path))
+        if kind == "signal":
+            raise KeyboardInterrupt
+        if kind in ERRORS:
+            raise OSError(getattr(errno, kind), os.strerror(getattr(errno, kind)), words[0])
+        if kind == "hangs":
+            raise subprocess.TimeoutExpired(words, 30)
+        if kind == "" and program in ("mount", "umount"):
+            (self.mounts.add if program == "mount" else self.mounts.discard)(path)
+        return subprocess.CompletedProcess(words, 32 if kind == "refused" else 0, "", "")
 
     # ---- open()
 

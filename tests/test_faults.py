@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from safemem.boot import hold, paths, record
+from safemem.boot import compiled, hold, paths, record
 from safemem.boot import main as boot
 from safemem.boot.model import FINAL, Override, Policy, Term
 from safemem.boot.ranges import Range
@@ -27,7 +27,7 @@ from tests.faults import REACH, Call, Fault, Machine
 from tests.kit import GUARD, NEVER, policy, rule, shipped, when
 
 #: Boots of each scenario in `make test`.
-DRAWN = 300
+DRAWN = 200
 _ACCEPTED = {"offered": True, "kho_in": True}
 _SMALL = {"online": "0-3", "offline": "32-35"}
 
@@ -202,7 +202,7 @@ def machine(base: Path, scenario: Scenario) -> Machine:
     place = root / boot.POLICIES
     place.mkdir(parents=True)
     (root / boot.POLICY).write_bytes(compiler.dump(scenario.policy))
-    (root / boot.MASKS).write_text("40-vendor.rules\n")
+    (root / boot.MASKS).write_bytes(compiled.names_text(["40-vendor.rules"]))
     for name, one in scenario.named.items():
         (place / f"{name}.json").write_bytes(compiler.dump(one))
     return Machine(root)

@@ -8,6 +8,7 @@ lack codes, `late` and some of a rule's words; they read as that version meant t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeVar, get_args
 
@@ -128,9 +129,10 @@ def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        # What is there and not found when it is read is not missing.
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+            raise
         raise Invalid(f"{path}: {files.reason(error)}") from None
     except UnicodeDecodeError:
         raise Invalid(f"{path}: not text") from None

@@ -125,6 +125,8 @@ def carry_out(
         if planned.plan.arrivals:
             _let_arrive(root, standing, planned.plan.arrivals)
         result = apply.carry_out(planned.plan, root, progress)
+        # What could not be seen was not released.
+        result = result._replace(problems=(*result.problems, *standing.unseen))
         entry = entry._replace(state="done" if result.complete else "partly")
         if standing.forbidden and planned.guard and decision.policy.keep_crashkernel:
             problems.append(_NO_KDUMP)

@@ -7,7 +7,7 @@ import os
 from typing import NamedTuple
 
 from safemem.boot import account, crashkernel, plan, probe
-from safemem.boot.model import Blocks, Decision, Refused, Snapshot
+from safemem.boot.model import Blocks, Decision, Note, Refused, Snapshot
 from safemem.boot.printable import printable
 from safemem.boot.ranges import Range, merge_ranges, whole_blocks, without
 from safemem.boot.record import RECORD
@@ -17,6 +17,8 @@ from safemem.host.verdict import Verdict, verdict
 from safemem.realroot import hold as realroot
 
 RELEASES = realroot.RELEASES
+#: Codes of what could not be read of the machine as it is now: what is held may be more than shows.
+_UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable")
 
 
 class NoDecision(Refused):
@@ -49,6 +51,11 @@ class Standing(NamedTuple):
     def totals(self) -> dict[str, int]:
         """Bytes of each kind when it was decided; empty if there was no account."""
         return account.totals(self.record.account) if self.record.account else {}
+
+    @property
+    def unseen(self) -> tuple[Note, ...]:
+        """Why what is held now cannot be told, or not all of it, one sentence each."""
+        return tuple(note for note in self.now.notes if note.code in _UNSEEN)
 
     @property
     def offline(self) -> tuple[Blocks, ...]:
@@ -105,7 +112,8 @@ class Standing(NamedTuple):
     def verdict(self) -> Verdict:
         """How this boot stands."""
         held = bool(self.offline or self.guard)
-        return verdict(self.record, held=held, onlined_by_others=bool(self.onlined_by_others))
+        others = bool(self.onlined_by_others)
+        return verdict(self.record, held=held, onlined_by_others=others, unseen=bool(self.unseen))
 
     def _blocks(self, areas: tuple[Range, ...]) -> tuple[Range, ...]:
         """Return the blocks that lie wholly inside `areas`, as ranges."""

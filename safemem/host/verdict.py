@@ -20,13 +20,14 @@ def decided(decision: Decision) -> Verdict:
     return "open" if decision.action == "online-all" else "held"
 
 
-def verdict(record: Record | None, *, held: bool, onlined_by_others: bool = False) -> Verdict:
+def verdict(record: Record | None, *, held: bool, onlined_by_others: bool = False, unseen: bool = False) -> Verdict:
     """Return how a boot stands.
 
     Args:
         record: None if there is none that can be understood.
         held: memory is out of use, or reserved by the guard for anybody but kdump.
         onlined_by_others: held memory is online, and nobody released it.
+        unseen: what is held cannot be told, or not all of it.
     """
     if record is None:
         return "unknown"
@@ -35,7 +36,7 @@ def verdict(record: Record | None, *, held: bool, onlined_by_others: bool = Fals
         return "partly"
     if record.decision.action in FINAL:
         return "ended"
-    if done is None or not done.complete or onlined_by_others:
+    if done is None or not done.complete or onlined_by_others or unseen:
         return "partly"
     return "held" if held else "open"
 

@@ -54,6 +54,7 @@ class Batch(NamedTuple):
     reverted: int  #: bytes
     incident: tuple[Range, ...]  #: held by the decision, not released, and found online for the first time
     problems: tuple[str, ...]
+    unseen: bool = False  #: not all of the machine could be read: the next look cannot wait for an event
 
 
 def look(root: str, seen: Counts) -> Batch:
@@ -73,7 +74,7 @@ def _look(root: str, seen: Counts) -> Batch:
     decision, others = found.decision, found.onlined_by_others
     if found.dry_run:
         return Batch(decision, seen, 0, 0, (), ())
-    problems: list[str] = []
+    problems: list[str] = [*found.unseen]
     incident = seen.uncounted(others)
     after = seen._replace(onlined_by_others=others)
     if incident:
@@ -97,7 +98,9 @@ def _look(root: str, seen: Counts) -> Batch:
         after = after._replace(bursts=after.bursts + 1, applied=after.applied + result.onlined)
     if after != seen:
         problems += _keep(root, after)
-    return Batch(decision, after, result.onlined, result.quarantined, incident, (*problems, *result.problems))
+    return Batch(
+        decision, after, result.onlined, result.quarantined, incident, (*problems, *result.problems), bool(found.unseen)
+    )
 
 
 def _who(root: str, seen: Counts) -> tuple[suspects.Suspect, ...]:
@@ -208,7 +211,7 @@ def _run(root: str, found: Standing) -> None:
             try:
                 batch = look(root, seen)
                 _tell(log, batch, events)
-                seen, events, due = batch.counts, 0, False
+                seen, events, due = batch.counts, 0, batch.unseen
             except BlockingIOError:
                 pass  # a release is under way: the next look sees what it has left
         more, lost = _burst(monitor)

@@ -67,7 +67,11 @@ class Folder:
         os.close(self.fd)
 
     def put(self, name: str, data: bytes, mode: int = 0o644, *, durable: bool = False) -> None:
-        """Put `data` at `name` with this mode in one step, or leave what was there; `durable`: on the disk, too."""
+        """Put `data` at `name` with this mode in one step, or leave what was there; `durable`: on the disk, too.
+
+        Raises:
+            OSError: also if less has arrived than was written, or nothing more is taken.
+        """
         draft = f".{name[:200]}.{os.urandom(8).hex()}"
         fd = os.open(draft, _DRAFT, 0o600, dir_fd=self.fd)
         try:
@@ -75,7 +79,12 @@ class Folder:
                 os.fchmod(fd, mode)
                 left = data
                 while left:
-                    left = left[os.write(fd, left) :]
+                    written = os.write(fd, left)
+                    if not written:
+                        raise OSError(errno.EIO, "nothing more is taken", name)
+                    left = left[written:]
+                if os.fstat(fd).st_size != len(data):
+                    raise OSError(errno.EIO, "what was written has not arrived", name)
                 if durable:
                     os.fsync(fd)
             finally:

@@ -241,9 +241,9 @@ def find(root: str) -> list[Onliner]:
         base = Path(root) / folder
         try:
             names = sorted(name for name in os.listdir(base) if name.endswith(".rules"))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError:
+        except OSError as error:
+            if isinstance(error, (FileNotFoundError, NotADirectoryError)) and _is_missing(root, folder):
+                continue
             found.append(Onliner(folder, 1, "cannot be listed, so a rule in it may online memory"))
             continue
         for name in names:
@@ -256,12 +256,26 @@ def find(root: str) -> list[Onliner]:
                     continue
                 if not (base / name).is_file():  # also: reading a FIFO would wait for ever
                     raise OSError
-                rules = onliners(parse((base / name).read_text("utf-8", "replace")))
+                data = (base / name).read_bytes()
+                if len(data) != (base / name).stat().st_size:  # cut off, it would be a file without that rule
+                    raise OSError
+                rules = onliners(parse(data.decode("utf-8", "replace")))
             except (OSError, ValueError, RecursionError):
                 found.append(Onliner(f"{folder}/{name}", 1, "cannot be read, so it may online memory"))
                 continue
             found += [Onliner(f"{folder}/{name}", rule.line, what) for rule, what in rules]
     return found
+
+
+def _is_missing(root: str, folder: str) -> bool:
+    """Return whether no such folder is listed where it would be: it is not that it cannot be found at this moment."""
+    above, _, name = folder.rpartition("/")
+    try:
+        return name not in os.listdir(os.path.join(root, above))
+    except (FileNotFoundError, NotADirectoryError):
+        return bool(above) and _is_missing(root, above)
+    except OSError:
+        return False
 
 
 def masks(root: str) -> tuple[str, ...]:

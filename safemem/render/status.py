@@ -79,6 +79,7 @@ def status_text(found: Standing, before: tuple[Release, ...], ways: list[str]) -
     lines += [
         f"changed   {area} was held and is online now: somebody else did that" for area in found.onlined_by_others
     ]
+    lines += [f"problem   {text}" for text in found.unseen]
     lines += _watched(found)
     if decision.rule.enter == "maintenance":
         lines += [f"next    {line}" for line in ways]
