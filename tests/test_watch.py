@@ -513,3 +513,25 @@ def test_a_release_of_a_part_ends_no_other_hold(tmp_path: Path) -> None:
     watch.look(str(root), Counts())
 
     assert (root / paths.AUTO_ONLINE).read_text().strip() == "offline"
+
+
+def test_what_udev_goes_by_cannot_be_written(tmp_path: Path) -> None:
+    """The kernel is kept from onlining what arrives whatever becomes of a file in /run."""
+    root, _ = decided(tmp_path)
+    (root / record.ENV).unlink()
+    (root / record.ENV).mkdir()
+    (root / paths.AUTO_ONLINE).write_text("online\n")
+    problems = watch.look(str(root), Counts()).problems
+
+    assert (root / paths.AUTO_ONLINE).read_text().strip() == "offline"
+    assert [text for text in problems if text.startswith(record.ENV) and text.endswith("is a directory")]
+
+
+@pytest.mark.parametrize("ranges", [realroot.EVERYTHING, {realroot.EVERYTHING: 1}, f"x{realroot.EVERYTHING}"])
+def test_a_release_that_nobody_can_read_ends_no_hold(tmp_path: Path, ranges: object) -> None:
+    """The real root takes no other text for a release than `release` writes, whatever udev goes by."""
+    root, _ = decided(tmp_path)
+    (root / record.ENV).write_text("SAFEMEM_ARRIVALS=online_movable\n")
+    (root / standing.RELEASES).write_text(json.dumps([{"ranges": ranges}]))
+
+    assert realroot.stands(str(root))

@@ -124,8 +124,12 @@ def _hold(root: str, found: Standing) -> list[str]:
         why = record.why_text(decision.action, decision.rule.name, decision.policy.name)
         rule = decision.rule
         env = record.env_text("hold", why, enter=rule.enter, on_shortfall=rule.on_shortfall, finished=True)
-        storage.put(root, record.ENV, env)
-        problems.append(f"{record.ENV} did not say that memory is held, as the decision does: it was written anew")
+        said = f"{record.ENV} did not say that memory is held, as the decision does"
+        try:
+            storage.put(root, record.ENV, env)
+            problems.append(f"{said}: it was written anew")
+        except OSError as error:  # what can be held is held all the same
+            problems.append(f"{said}, and cannot be written: {reason(error)}")
     value = files.word(root, paths.AUTO_ONLINE)
     rules = udevrules.find(root)
     if value in ONLINE_WORD.values():

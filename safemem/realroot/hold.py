@@ -139,7 +139,8 @@ def on_shortfall(root: str) -> str:
 
 
 def _all_released(root: str) -> bool:
-    return any(EVERYTHING in entry["ranges"] for entry in _json(root, RELEASES))
+    # A list: in a text, or a table, the same words would be found as well.
+    return any(type(entry["ranges"]) is list and EVERYTHING in entry["ranges"] for entry in _json(root, RELEASES))
 
 
 def _json(root: str, name: str) -> Any:
