@@ -180,8 +180,8 @@ def test_hang_after_progress(tmp_path: Path, shell: list[str]) -> None:
 
 def test_slow_work_is_not_a_hang(tmp_path: Path, shell: list[str]) -> None:
     """Onlining terabytes takes longer than the deadline; a program that counts is left alone."""
-    work = f"for n in 1 2 3 4 5 6 7; do echo $n >$STATE/progress; sleep 0.5; done; echo '{RESULT}' >$STATE/decision.env"
-    machine = Machine(tmp_path, shell, work, Failure("panic", deadline=1))
+    work = f"for n in 1 2 3 4 5 6 7 8 9 10; do echo $n >$STATE/progress; sleep 0.5; done; echo '{RESULT}' >$STATE/decision.env"
+    machine = Machine(tmp_path, shell, work, Failure("panic", deadline=3))
 
     assert machine.run() == (on_failure.GOES_ON, [])
 
