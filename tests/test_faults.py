@@ -226,6 +226,10 @@ def test_no_fault_ends_looser(tmp_path: Path, scenario: Scenario, capsys: pytest
     """Whatever fails, memory that is held undisturbed stays held, and a boot that ends undisturbed ends."""
     fake = machine(tmp_path, scenario)
     meant = run(fake)
+    action = json.loads((fake.root / record.RECORD).read_text())["decision"]["action"]
+    assert meant.goes_on != (action in FINAL), (
+        "undisturbed it does not come to its end, so no fault could show anything"
+    )
     again = run(fake)
     assert meant == again, "a boot leaves the machine such that the next one ends otherwise"
     calls = fake.calls

@@ -146,7 +146,9 @@ def test_evidence_that_contradicts_itself(tmp_path: Path, options: dict[str, Any
         ("safemem.safe=0-0xfff;crc32=00000000", "lost"),
         ("safemem.safe=0-0xfff", "none"),
         ("crashkernel=256M memhp_default_state=offline", "none"),
-        ("-- safemem.guard=0x1000000-0x24ffffff", "none"),
+        ("-- safemem.guard=0x1000000-0x24ffffff", "lost"),
+        ('"safemem.guard=0x1000000-0x24ffffff"', "lost"),
+        ("-- crashkernel=256M", "none"),
     ],
 )
 def test_a_kexec_that_handed_nothing_over(tmp_path: Path, cmdline: str, expected: str) -> None:

@@ -24,9 +24,17 @@ def split(cmdline: str) -> tuple[list[str], list[str], bool]:
 
 
 def arguments(cmdline: str) -> list[tuple[str, str]]:
-    """Return the kernel's arguments in order, as name and value without quotation marks."""
-    words = (word.replace('"', "") for word in split(cmdline)[0])
-    return [(key, value) for key, _, value in (word.partition("=") for word in words if word)]
+    """Return the kernel's arguments in order, as name and value without quotation marks; `-` in a name is `_`.
+
+    And safemem's own from behind `--` as well: the kernel looks there for `crashkernel=` too, so a guard that was
+    appended to a line with words for init is in force.
+    """
+    words, init, _ = split(cmdline)
+    found = (word.replace('"', "").partition("=") for word in (*words, *init))
+    named = [(key.replace("-", "_"), value) for key, _, value in found]
+    return [item for item in named[: len(words)] if item[0]] + [
+        item for item in named[len(words) :] if item[0] == "safemem" or item[0].startswith("safemem.")
+    ]
 
 
 def argument(cmdline: str, name: str) -> str | None:

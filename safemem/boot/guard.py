@@ -81,7 +81,7 @@ def read_ground(root: str, cmdline: str, scratch: tuple[Range, ...], kernel: str
         nodes or (firmware,),
         _image_size(kernel) if kernel else image,
         _file_size(initrd) if initrd else memory.initrd_size(root),
-        any(key.replace("-", "_") == "movable_node" for key, _ in arguments(cmdline)),
+        "movable_node" in dict(arguments(cmdline)),
     )
 
 

@@ -93,7 +93,7 @@ def advise(root: str = "/", kernel: str = "", initrd: str = "", understands: boo
 
 def _notes(cmdline: str) -> list[str]:
     """Return what on the command line, if the next kernel has it too, is at odds with a guard."""
-    names = {key.replace("-", "_"): value for key, value in arguments(cmdline)}
+    names = dict(arguments(cmdline))
     notes = []
     if "crashkernel" in names:
         notes.append(
@@ -151,7 +151,8 @@ def _kept(cmdline: str) -> tuple[list[str], list[str]]:
         name = word.lstrip('"').partition("=")[0].replace("-", "_")
         if name not in _REPLACED and not name.startswith("safemem."):
             kept.append(word)
-    return kept, init
+    # An old one of ours would count there too, and as the last one.
+    return kept, [word for word in init if not word.lstrip('"').startswith("safemem.")]
 
 
 def _quoted(word: str) -> str:
