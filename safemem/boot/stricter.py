@@ -31,7 +31,7 @@ def choose(own: Decision, named: Decision, snapshot: Snapshot) -> Decision:
     if found.policy.digest == own.policy.digest:
         text = f"{name}, which the command line names, makes the outcome stricter"
     else:
-        text = f"{name} decides: the command line names it, and its {named.action} is stricter than {own.action}"
+        text = f"{name} decides: the command line names it"
     return _noted(found, Note("named-policy", text))
 
 
