@@ -450,6 +450,21 @@ def test_a_rule_that_was_just_masked_is_named_still(tmp_path: Path, monkeypatch:
     assert named == [["usr/lib/udev/rules.d/41-late.rules:1"]] * 2 + [[]]
 
 
+def test_a_rule_that_somebody_else_has_masked_is_named(tmp_path: Path) -> None:
+    """The mask's own unit may be faster than we are; what was masked before anybody watched was so before udev ran."""
+    root, _ = decided(tmp_path)
+    (root / "usr/lib/udev/rules.d").mkdir(parents=True)
+    (root / "usr/lib/udev/rules.d/41-late.rules").write_text('SUBSYSTEM=="memory", ATTR{state}="online"\n')
+    assert realroot.main(["--root", str(root)]) == 0
+    named = []
+    for number, since in ((35, 0.0), (36, time.time() + 60)):
+        block(root, number, "online")
+        last = watch.look(str(root), Counts(), since).counts.last[-1]
+        named.append([item.evidence for item in last.suspects])
+
+    assert named == [["usr/lib/udev/rules.d/41-late.rules:1"], []]
+
+
 def test_what_was_online_was_not_untouched(tmp_path: Path) -> None:
     """Only memory that nobody ever onlined is called held: not what was reverted, released, or boot memory taken off."""
     root, _ = decided(tmp_path, if_onlined="offline")

@@ -32,9 +32,13 @@ class Suspect(NamedTuple):
     evidence: str
 
 
-def find(root: str) -> tuple[Suspect, ...]:
-    """Return who could have onlined memory on the machine below `root`, as far as that shows now."""
-    found = [Suspect(f"a udev rule: {rule.what}", f"{rule.file}:{rule.line}") for rule in udevrules.find(root)]
+def find(root: str, masked: frozenset[str] = frozenset()) -> tuple[Suspect, ...]:
+    """Return who could have onlined memory on the machine below `root`, as far as that shows now.
+
+    `masked` are rules files that were masked a moment ago: udev may still have been at work with them.
+    """
+    rules = udevrules.find(root, masked)
+    found = [Suspect(f"a udev rule: {rule.what}", f"{rule.file}:{rule.line}") for rule in rules]
     auto = probe.auto_online(root)
     if auto.value != "offline":
         found.append(

@@ -22,7 +22,7 @@ import structlog
 
 from safemem.boot import apply, files, paths, plan, record
 from safemem.boot.files import reason
-from safemem.boot.hold import ONLINE_WORD
+from safemem.boot.hold import ONLINE_WORD, UDEV_RUN
 from safemem.boot.model import Decision, Plan, Refused, Step
 from safemem.boot.ranges import Range, size_text, total, without
 from safemem.host import incidents, reader, standing, suspects
@@ -57,8 +57,10 @@ class Batch(NamedTuple):
     unseen: bool = False  #: not all of the machine could be read: the next look cannot wait for an event
 
 
-def look(root: str, seen: Counts) -> Batch:
+def look(root: str, seen: Counts, since: float = 0) -> Batch:
     """Carry the decision out for the blocks as they are now, and count.
+
+    `since` is when watching began, in seconds since 1970: what was masked before that was masked before udev ran.
 
     Raises:
         NoDecision: there is none that can be understood.
@@ -66,10 +68,10 @@ def look(root: str, seen: Counts) -> Batch:
         OSError: nothing can be locked.
     """
     with storage.locked(os.path.join(root, storage.LOCK), wait=False):
-        return _look(root, seen)
+        return _look(root, seen, since)
 
 
-def _look(root: str, seen: Counts) -> Batch:
+def _look(root: str, seen: Counts, since: float) -> Batch:
     found = standing.read(root)
     decision, others = found.decision, found.onlined_by_others
     if found.dry_run:
@@ -79,7 +81,7 @@ def _look(root: str, seen: Counts) -> Batch:
     after = seen._replace(onlined_by_others=others)
     if incident:
         # Before anything is done about it: what cuts us off here is not to hide that it happened.
-        after = after.one_more(incident, int(time.time()), _who(root, seen))
+        after = after.one_more(incident, int(time.time()), _who(root, seen, since))
         problems += _keep(root, after)
     problems += _hold(root, found)
     steps = _arrivals(found)
@@ -103,9 +105,12 @@ def _look(root: str, seen: Counts) -> Batch:
     )
 
 
-def _who(root: str, seen: Counts) -> tuple[suspects.Suspect, ...]:
+def _who(root: str, seen: Counts, since: float) -> tuple[suspects.Suspect, ...]:
     """Return who could have onlined memory; a rule that was masked a moment ago may still have been at work in udev."""
-    found = suspects.find(root)
+    after, masked = max(since, time.time() - _AT_WORK), set()
+    with contextlib.suppress(OSError), os.scandir(os.path.join(root, UDEV_RUN)) as links:
+        masked = {link.name for link in links if link.stat(follow_symlinks=False).st_mtime >= after}
+    found = suspects.find(root, frozenset(masked))
     last = seen.last[-1] if seen.last else None
     return found or (last.suspects if last and 0 <= time.time() - last.time < _AT_WORK else ())
 
@@ -203,7 +208,7 @@ def _run(root: str, found: Standing) -> None:
         signal.signal(number, lambda got, _: stop.append(got))
     # Listen first, look second: nothing can arrive unseen in between.
     monitor.start()
-    seen = _counted(root, log)
+    began, seen = time.time(), _counted(root, log)
     _keep(root, seen)  # a counter that starts at 0 shows the first time that it moves
     events = 0
     notify("READY=1")
@@ -213,7 +218,7 @@ def _run(root: str, found: Standing) -> None:
     while not stop:
         if due:
             try:
-                batch = look(root, seen)
+                batch = look(root, seen, began)
                 _tell(log, batch, events)
                 seen, events, due = batch.counts, 0, batch.unseen
             except BlockingIOError:

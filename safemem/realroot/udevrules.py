@@ -234,8 +234,8 @@ def _escape(text: str) -> str:
     return chr(int(text, 8)) if len(text) == 3 else {"t": "\t", "n": "\n", "s": " "}.get(text, text)
 
 
-def find(root: str) -> list[Onliner]:
-    """Return every rule below `root` that is in force and onlines memory; masked files are not."""
+def find(root: str, masked: frozenset[str] = frozenset()) -> list[Onliner]:
+    """Return every rule below `root` that is in force and onlines memory; masked files are not, but for those `masked`."""
     found, seen = [], set()
     for folder in FOLDERS:
         base = Path(root) / folder
@@ -248,6 +248,8 @@ def find(root: str) -> list[Onliner]:
             continue
         for name in names:
             if name in seen or name == OURS:
+                continue
+            if name in masked and (base / name).is_char_device():
                 continue
             if (base / name).exists():  # of a link to nowhere, udev since 254 reads the file that comes after it
                 seen.add(name)
