@@ -90,9 +90,10 @@ def test_a_guard_that_cannot_be_seen_is_kept_from_kdump(tmp_path: Path, path: st
 
 @pytest.mark.parametrize("path", [paths.BLOCK_SIZE, paths.MEMORY])
 @pytest.mark.parametrize("on_shortfall", ["continue", "panic"])
-def test_blocks_that_cannot_be_read(tmp_path: Path, path: str, on_shortfall: str) -> None:
+@pytest.mark.parametrize("guard", [{}, GUARD], ids=["no guard", "a guard"])
+def test_blocks_that_cannot_be_read(tmp_path: Path, path: str, on_shortfall: str, guard: dict[str, Any]) -> None:
     """Nobody knows what there is to hold: that is a problem, and a shortfall."""
-    root = make_root(tmp_path, offered=True)
+    root = make_root(tmp_path, offered=True, **guard)
     install(root, otherwise=rule("online-safe", on_shortfall=on_shortfall, exposed_max="99%"))
     if path == paths.MEMORY:
         (root / path).rename(root / "sys/gone")

@@ -238,7 +238,7 @@ def _after(
             return (), []
         text = f"whether memory that arrived stayed offline cannot be told: {error.filename or root}: {files.reason(error)}"
         return (), [Note("not-looked-at", text)]
-    if not decision.holds:
+    if not decision.holds or not snapshot.block_size:  # without a size no block has a place, which is a problem already
         return after, []
     size, known = snapshot.block_size, tuple(Range(run.first, run.last + 1) for run in snapshot.blocks)
     held = plan.held(decision.action, snapshot._replace(blocks=after), decision.region, decision.policy.memory)
