@@ -105,7 +105,7 @@ def run(python: Python, *words: str) -> subprocess.CompletedProcess[str]:
         own = Path("/tmp") if python.root else Path(scratch)
         environment = [
             "env", "-i", f"PATH={python.home}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", f"HOME={own}",
-            f"PYTHONPYCACHEPREFIX={own}/bytecode", f"HYPOTHESIS_STORAGE_DIRECTORY={own}/hypothesis", "SAFEMEM_DRAWS=200",
+            f"PYTHONPYCACHEPREFIX={own}/bytecode", f"HYPOTHESIS_STORAGE_DIRECTORY={own}/hypothesis", "SAFEMEM_DRAWS=200", "SAFEMEM_FAULTS=20",
             f"{python.home}/bin/python3",
         ]  # fmt: skip
         enter = []

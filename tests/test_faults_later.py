@@ -32,7 +32,7 @@ from tests.faults import REACH, Fault, Machine
 from tests.kit import GUARD, NEVER, policy, rule, shipped
 
 #: Runs of each scenario in `make test`.
-DRAWN = 80
+DRAWN = os.environ.get("SAFEMEM_FAULTS", "80")
 RULE = 'SUBSYSTEM=="memory", ATTR{state}="online"\n'
 #: Blocks that are hot-added; of what arrives later, 40 is safe.
 ADDED = range(32, 60)
@@ -396,8 +396,8 @@ def test_no_fault_ends_looser(tmp_path: Path, scenario: Scenario, capsys: pytest
     kinds = ("signal",) if scenario.name.startswith("release") else ()
     faults = [Fault(at, kind, reach) for at, call in enumerate(calls) for kind in call.kinds for reach in REACH]
     faults += [Fault(at, kind) for at in range(len(calls)) for kind in kinds]
-    if os.environ.get("SAFEMEM_FAULTS") != "all":
-        faults = random.sample(faults, min(DRAWN, len(faults)))
+    if DRAWN != "all":
+        faults = random.sample(faults, min(int(DRAWN), len(faults)))
     bad, owned = [], Counter[str]()
     for fault in faults:
         call = calls[fault.at]
