@@ -187,3 +187,24 @@ def test_the_old_system_call_hands_nothing_over() -> None:
     assert result.fate == "poweroff" and result.report["luo"] == "preserved"
     assert decided(result)["facts"]["handover"]["value"] == "none"
     assert result.report["retrieved"] != str(16 * 256)
+
+
+@pytest.mark.parametrize(("action", "fate"), [("online-safe", "poweroff"), ("panic", "panic")])
+def test_a_guard_without_a_handover_is_a_lost_one(action: str, fate: str) -> None:
+    """The same, with a guard on the command line: a handover was to come. The guard is kept, and nothing onlined.
+
+    kexec-tools lists hot-added memory as the machine's own: in the next kernel it is boot memory, in use from the start.
+    """
+    script = shell("old-syscall", GUARDED="yes")
+    result = boot(guest(f"lost-{action}", script, policy_text(action), next_kernel="current"))
+
+    assert result.fate == fate
+    assert "handover is lost: safemem.guard= is for a kexec with a handover" in result.serial
+    if action == "online-safe":
+        decision = decided(result)
+        assert (decision["facts"]["handover"]["value"], decision["facts"]["guard"]["value"]) == ("lost", "held")
+        assert {step["op"] for step in decision["plan"]} == {"keep-guard", "keep"}
+        first, last = map(int, result.report["guarded"].split("-"))
+        assert int(result.report["guard"]) == last + 1 - first
+        (late,) = [text for text in decision["warnings"] if "were online before the decision" in text]
+        assert result.report["dimm"].split() == [ALL_ONLINE] and "0x100000000-0x13fffffff" in late
