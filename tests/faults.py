@@ -14,13 +14,17 @@ import fcntl
 import io
 import os
 import posix
+import random
 import shutil
 import stat
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 from safemem.boot import paths
 
@@ -92,6 +96,37 @@ class _Entry:
     def stat(self, **options: Any) -> os.stat_result:
         """Return its status, by a call that is counted."""
         return os.stat(self._entry.path, **options)
+
+
+def drawn(faults: list[Fault], number: str) -> list[Fault]:
+    """Return so many of the faults, or `all` of them."""
+    return faults if number == "all" else random.sample(faults, min(int(number), len(faults)))
+
+
+def judged(
+    name: str,
+    calls: list[Call],
+    faults: list[Fault],
+    judge: Callable[[Fault], tuple[list[str], list[str]]],
+    capsys: pytest.CaptureFixture[str],
+) -> list[str]:
+    """Return the faults that end looser, in words, and print how many there were.
+
+    `judge` runs the machine once with a fault; it returns in which ways that ended looser, and what of it was owned up to.
+    """
+    bad, owned = [], Counter[str]()
+    for fault in faults:
+        found, said = judge(fault)
+        owned.update(said)
+        if found:
+            call = calls[fault.at]
+            where = f"call {fault.at}, {call.name} of {call.path}"
+            bad.append(f"{fault.kind} ({fault.reach}) at {where}: {'; '.join(found)}")
+    counts = f"{len(calls)} calls, {len(faults)} runs, {len(bad)} looser, {sum(owned.values())} looser and said"
+    capsys.readouterr()
+    with capsys.disabled():
+        print(f"\n{name}: {counts}", end="")
+    return bad
 
 
 class Machine:

@@ -122,7 +122,7 @@ def _cmdline(data: bytes) -> None:
         cmdline.boolean(value)
     cmdline.argument(text, "safemem.guard")
     attempts.read("/nowhere", dict(cmdline.arguments(text)))
-    probe.overrides(text)
+    probe.overrides(dict(cmdline.arguments(text)))
     _with(paths.CMDLINE, data, _machine)
 
 
@@ -243,7 +243,7 @@ def _image(data: bytes) -> None:
 TARGETS = {
     "fdt": Target(fdt.parse, (fdt.FdtError,), (fdt.parse,)),
     "kernel": Target(_kernel, (), (probe.read_snapshot,)),
-    "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean, probe.overrides)),
+    "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean)),
     "amounts": Target(_amounts, (), (ranges.parse_size, ranges.parse_limit, ranges.parse_range, cmdline.memparse)),
     "facts": Target(_facts, (), (conditions.is_version, conditions.matches)),
     "said": Target(_said, (), (console.lines, printable)),

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +21,7 @@ from safemem.boot.model import FINAL, Override, Policy, Term
 from safemem.boot.ranges import Range
 from safemem.policy import compiler
 from tests.fakes import BLOCK, make_root
-from tests.faults import REACH, Call, Fault, Machine
+from tests.faults import REACH, Call, Fault, Machine, drawn, judged
 from tests.kit import GUARD, NEVER, policy, rule, shipped, when
 
 #: Boots of each scenario in `make test`.
@@ -242,21 +240,8 @@ def test_no_fault_ends_looser(tmp_path: Path, scenario: Scenario, capsys: pytest
         for reach in REACH
         if not by_design(call, kind)
     ]
-    if DRAWN != "all":
-        faults = random.sample(faults, min(int(DRAWN), len(faults)))
-    bad, owned = [], Counter[str]()
-    for fault in faults:
-        found, said = meant.looser(run(fake, fault), held)
-        owned.update(said)
-        if found:
-            call = calls[fault.at]
-            bad.append(
-                f"{fault.kind} ({fault.reach}) at call {fault.at}, {call.name} of {call.path}: {'; '.join(found)}"
-            )
-    capsys.readouterr()
-    with capsys.disabled():
-        print(
-            f"\n{scenario.name}: {len(calls)} calls, {len(faults)} boots, {len(bad)} looser, {sum(owned.values())} looser and said",
-            end="",
-        )
-    assert bad == []
+
+    def judge(fault: Fault) -> tuple[list[str], list[str]]:
+        return meant.looser(run(fake, fault), held)
+
+    assert judged(scenario.name, calls, drawn(faults, DRAWN), judge, capsys) == []

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +26,7 @@ from safemem.policy import compiler
 from safemem.realroot import hold as realroot
 from safemem.realroot import storage, udevrules
 from tests.fakes import BLOCK, make_root
-from tests.faults import REACH, Fault, Machine
+from tests.faults import REACH, Fault, Machine, drawn, judged
 from tests.kit import GUARD, NEVER, policy, rule, shipped
 
 #: Runs of each scenario in `make test`.
@@ -396,25 +394,11 @@ def test_no_fault_ends_looser(tmp_path: Path, scenario: Scenario, capsys: pytest
     kinds = ("signal",) if scenario.name.startswith("release") else ()
     faults = [Fault(at, kind, reach) for at, call in enumerate(calls) for kind in call.kinds for reach in REACH]
     faults += [Fault(at, kind) for at in range(len(calls)) for kind in kinds]
-    if DRAWN != "all":
-        faults = random.sample(faults, min(int(DRAWN), len(faults)))
-    bad, owned = [], Counter[str]()
-    for fault in faults:
-        call = calls[fault.at]
-        ran = run(at, scenario, fault)
-        found, said = looser(at, scenario, meant, ran, fault, call.path)
-        owned.update(said)
-        if found:
-            bad.append(
-                f"{fault.kind} ({fault.reach}) at call {fault.at}, {call.name} of {call.path}: {'; '.join(found)}"
-            )
-    capsys.readouterr()
-    with capsys.disabled():
-        print(
-            f"\n{scenario.name}: {len(calls)} calls, {len(faults)} runs, {len(bad)} looser, {sum(owned.values())} looser and said",
-            end="",
-        )
-    assert bad == []
+
+    def judge(fault: Fault) -> tuple[list[str], list[str]]:
+        return looser(at, scenario, meant, run(at, scenario, fault), fault, calls[fault.at].path)
+
+    assert judged(scenario.name, calls, drawn(faults, DRAWN), judge, capsys) == []
 
 
 #: Faults that once ended looser, or with a word that was not true: scenario, call, kind and reach.

@@ -29,10 +29,9 @@ def reserved_bytes(root: str) -> int:
     return _number(files.word(root, paths.CRASH_SIZE)) or 0
 
 
-def reserved(root: str) -> bool | None:
-    """Return whether anything is reserved; None if that cannot be told."""
-    size = _number(files.word(root, paths.CRASH_SIZE))
-    return None if size is None else size > 0
+def may_be_reserved(root: str) -> bool:
+    """Return False only if it can be read that nothing is reserved."""
+    return files.word(root, paths.CRASH_SIZE) != "0"
 
 
 def _number(text: str) -> int | None:
@@ -112,7 +111,7 @@ def witness(root: str, arguments: dict[str, str], kho: Fact, offered: Fact) -> s
     text, asked = arguments.get(ARGUMENT), arguments.get("crashkernel")
     if not text or not asked or kho.value != "on" or offered.value != "yes":
         return ""
-    if files.word(root, paths.CRASH_SIZE) != "0":  # something else is reserved, or this kernel never reserves
+    if may_be_reserved(root):  # something else is, or this kernel never reserves
         return ""
     size, at, start = asked.partition("@")
     try:

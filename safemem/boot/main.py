@@ -27,17 +27,17 @@ from safemem.boot import (
     record,
     stricter,
 )
+from safemem.boot.cmdline import argument
 from safemem.boot.console import EMERGENCY, NOTICE, WARNING, say
 from safemem.boot.model import FINAL, Blocks, Decision, Note, Policy, Snapshot
 from safemem.boot.ranges import Range, common, merge_ranges, parse_limit, size_text, without
 
 POLICY = "usr/lib/safemem/policy.json"
-#: Policies beside it that `safemem.policy=NAME` may name.
+#: On the kernel command line: one of the policies beside it.
+NAMED = "safemem.policy"
 POLICIES = "usr/lib/safemem/policies"
 #: Names of udev rules files that online memory, with their digest; found when the archive was built.
 MASKS = "usr/lib/safemem/masks"
-#: Codes of notes that count as a problem and a shortfall: nobody knows what there is to hold.
-UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
 _FAILED, _HALT = 1, 5
 
 
@@ -90,12 +90,7 @@ def _boot(root: str) -> int:
         for text in _count(root, policies, snapshot, whole=False, must=must):
             say(root, WARNING, text)
         return _end(root, decision.action, "decided", decision.message)
-    return _carry_out(root, policies, snapshot, decision, limits, [*problems, *_unseen(snapshot.notes)])
-
-
-def _unseen(notes: tuple[Note, ...]) -> list[Note]:
-    """Return what could not be looked at: it may be otherwise than the decision takes it to be."""
-    return [note for note in notes if note.code in UNSEEN]
+    return _carry_out(root, policies, snapshot, decision, limits, [*problems, *probe.unseen(snapshot.notes)])
 
 
 def _policy(root: str, path: str) -> Policy:
@@ -107,16 +102,16 @@ def _named(root: str, policy: Policy, cmdline: str | None) -> tuple[Policy, ...]
 
     If the command line cannot be read, it is all of them: it may have named any. None is a name that is not built in.
     """
-    names = [item.partition("=")[2] for item in probe.overrides(cmdline or "") if item.startswith("policy=")]
-    if cmdline is not None and not names:
+    wanted = argument(cmdline or "", NAMED)
+    if cmdline is not None and wanted is None:
         return ()
     try:
         shown = sorted(files.names(root, POLICIES))
     except FileNotFoundError:  # none was built in; anything else is a failure
         shown = []
     # Compared, never opened by the name: nothing that is written on a command line leads elsewhere.
-    asked = [name for name in shown if cmdline is None or name == f"{names[0]}.json"]
-    return tuple(_policy(root, f"{POLICIES}/{name}") for name in asked) if asked or not names else None
+    asked = [name for name in shown if cmdline is None or name == f"{wanted}.json"]
+    return tuple(_policy(root, f"{POLICIES}/{name}") for name in asked) if asked or wanted is None else None
 
 
 def _decide(
@@ -129,8 +124,8 @@ def _decide(
     decision = engine.decide(policy, snapshot)
     said = [decision]
     if named is None:
-        asked = next(item for item in probe.overrides(cmdline or "") if item.startswith("policy="))
-        text = f"safemem.{asked} on the command line is ignored: no policy of that name is built in"
+        wanted = argument(cmdline or "", NAMED)
+        text = f"{NAMED}={wanted} on the command line is ignored: no policy of that name is built in"
         decision = decision._replace(warnings=(Note("named-policy-missing", text), *decision.warnings))
     for other in named or ():
         said.append(engine.decide(other, snapshot))
@@ -188,7 +183,7 @@ def _carry_out(
         taken,
     )
     totals = account.totals(shares)
-    short = _shortfall(decision, limits, result, [*held, *problems, *_unseen(result.problems)], totals)
+    short = _shortfall(decision, limits, result, [*held, *problems, *probe.unseen(result.problems)], totals)
     ends = bool(short) and decision.rule.on_shortfall != "continue"
     whole = decision.action == "online-all" and not ends
     problems += _count(root, policies, snapshot, whole=whole, must=ends and decision.rule.on_shortfall == "reboot")
@@ -268,7 +263,7 @@ def _shortfall(
         elif result.exposed:
             return f"memory that should be held is online: {result.problems[0]}"
     # A hold that somebody else can end is none: what could not be masked, forbidden or looked at counts as well.
-    counts = problems if decision.holds else _unseen(tuple(problems))
+    counts = tuple(problems) if decision.holds else probe.unseen(tuple(problems))
     return counts[0] if counts else ""
 
 

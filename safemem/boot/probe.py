@@ -21,6 +21,8 @@ _BUSY, _IO = 16, 5
 
 #: `safemem.safe=`; with a check sum it was written by handover-args.
 _SAFE = "safemem.safe"
+#: Codes of notes that say that nobody knows what there is to hold; the last is of a look afterwards (`apply`).
+_UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
 #: What nobody but handover-args writes, for the command line of a kexec that hands over.
 _FOR_A_KEXEC = (crashkernel.ARGUMENT, attempts.ARGUMENT)
 # DMI system vendor -> what systemd-detect-virt calls it.
@@ -54,12 +56,10 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         )
     if reserved and handover.value == UNKNOWN:
         handover = handover._replace(reason=f"{handover.reason}; it was not accepted: the guard is in force")
-    if reserved and handover.value == "accepted":
+    if handover.value == "accepted" and (reserved or (guard.value == UNKNOWN and crashkernel.may_be_reserved(root))):
         # While an accepted handover is set up, no kernel can reserve a guard (seen on 7.2 and 7.3, x86 and arm64).
-        text = f"{handover.source} shows an incoming tree, and the guard that only a rejection leaves is in force"
-        handover = Fact(UNKNOWN, handover.source, text)
-    if guard.value == UNKNOWN and handover.value == "accepted" and crashkernel.reserved(root) is not False:
-        text = f"{handover.source} shows an incoming tree, and the guard that only a rejection leaves may be in force"
+        state = "is" if reserved else "may be"
+        text = f"{handover.source} shows an incoming tree, and the guard that only a rejection leaves {state} in force"
         handover = Fact(UNKNOWN, handover.source, text)
     facts = {
         "handover": handover,
@@ -82,7 +82,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         cmdline=cmdline or "",
         cmdline_safe=_cmdline_safe(asked or {}, notes),
         guard=reserved,
-        overrides=overrides(cmdline or ""),
+        overrides=overrides(asked or {}),
         notes=(*notes, *unread),
         witness=crashkernel.witness(root, asked or {}, kho, offered),
     )
@@ -96,9 +96,16 @@ def command_line(root: str) -> str | None:
         return None
 
 
-def overrides(cmdline: str) -> tuple[str, ...]:
-    """Return what the command line asks for that only some policies allow: `off`, `dry-run`, `policy=NAME`."""
-    asked = dict(arguments(cmdline))
+def unseen(notes: tuple[Note, ...]) -> tuple[Note, ...]:
+    """Return those that say what could not be looked at: it may be otherwise than a decision takes it to be."""
+    return tuple(note for note in notes if note.code in _UNSEEN)
+
+
+def overrides(asked: dict[str, str]) -> tuple[str, ...]:
+    """Return what the command line asks for that only some policies allow: `off`, `dry-run`, `policy=NAME`.
+
+    `asked` are the kernel's arguments by name.
+    """
     found = ["off"] if asked.get("safemem") == "off" else []
     if "safemem.dry_run" in asked:
         found.append("dry-run")

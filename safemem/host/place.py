@@ -121,5 +121,5 @@ class Place:
         found = self._below(key)
         try:
             return compiled.check(checks[name], "" if found.value is None else found.value, key)
-        except (compiled.Invalid, TypeError) as error:  # the latter for what no record is written with, such as 1.5
+        except compiled.Invalid as error:
             raise Invalid(f"{found.where}: {error}") from None

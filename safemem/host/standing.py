@@ -17,8 +17,6 @@ from safemem.host.verdict import Verdict, verdict
 from safemem.realroot import hold as realroot
 
 RELEASES = realroot.RELEASES
-#: Codes of what could not be read of the machine as it is now: what is held may be more than shows.
-_UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable")
 
 
 class NoDecision(Refused):
@@ -55,7 +53,7 @@ class Standing(NamedTuple):
     @property
     def unseen(self) -> tuple[Note, ...]:
         """Why what is held now cannot be told, or not all of it, one sentence each."""
-        return tuple(note for note in self.now.notes if note.code in _UNSEEN)
+        return probe.unseen(self.now.notes)
 
     @property
     def offline(self) -> tuple[Blocks, ...]:

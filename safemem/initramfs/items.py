@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot.model import Refused
+from safemem.realroot import storage
 
 #: Where everything of ours is in an initramfs, and below it what `safemem.policy=NAME` may name.
 PREFIX = "usr/lib/safemem"
@@ -59,29 +58,9 @@ def put(items: Mapping[str, Item], folder: Path) -> None:
 
 
 def replace(place: Path, data: bytes, mode: int) -> None:
-    """Put a file in place in one step that a power failure does not cut in half. Raises OSError.
-
-    The draft has a name that nobody can guess, is nobody's link, and is never named again but by its folder's descriptor.
-    """
-    folder = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        draft = f".{place.name}.{secrets.token_hex(8)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(draft, flags, 0o600, dir_fd=folder)
-        try:
-            with open(fd, "wb") as out:
-                os.fchmod(fd, mode)
-                out.write(data)
-                out.flush()
-                os.fsync(fd)
-            os.rename(draft, place.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft, dir_fd=folder)
-            raise
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    """Put a file in place in one step that a power failure does not cut in half. Raises OSError."""
+    with storage.Folder(str(place.parent)) as folder:
+        folder.put(place.name, data, mode, durable=True)
 
 
 def shipped(name: str) -> bytes:
