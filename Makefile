@@ -6,7 +6,7 @@ SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 PYTEST := $(BIN)/python -m pytest -n $$(nproc)
 # The guests' kernels, if they are built already and lie beside the repository.
 SAFEMEM_KERNELS ?= $(abspath $(wildcard ../shared/kernels))
-export CI SAFEMEM_KERNELS
+export CI SAFEMEM_KERNELS VERBOSE
 
 RUN_PACKAGES := python3-venv
 ROOT_PACKAGES := mmdebstrap uidmap
@@ -44,10 +44,11 @@ lint: $(VENV)/.dev  ## what the linters say, and what the wheel holds (15 s)
 draws: $(VENV)/.dev  ## the analysis against the engine, 100,000 times (2 h)
 	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py tests/test_search.py tests/test_stricter.py -k "every_machine or never_misses or never_loosens"
 
-nightly: $(VENV)/.test fuzz  ## every fault, 200 kills, 50 boots a verdict, `fuzz` (130 min)
+nightly: $(VENV)/.test fuzz  ## every fault, 200 kills, 50 boots a verdict, `fuzz` (160 min)
 	SAFEMEM_FAULTS=all $(PYTEST) tests/test_faults.py tests/test_faults_later.py
 	SAFEMEM_KILLS=200 $(PYTEST) tests/test_kill.py tests/test_makers.py -k kill
-	SAFEMEM_BOOTS=50 $(PYTEST) tests/vm/test_handover.py
+	$(BIN)/python tests/vm/build_kernels.py --if-missing --older
+	SAFEMEM_BOOTS=50 $(PYTEST) tests/vm/test_handover.py tests/vm/test_gigantic.py
 
 fuzz: $(VENV)/.dev  ## every parser; guided by coverage with atheris (1 h)
 	$(BIN)/python -m tests.fuzz 3600
@@ -55,14 +56,16 @@ fuzz: $(VENV)/.dev  ## every parser; guided by coverage with atheris (1 h)
 bench: $(VENV)/.test  ## what safemem costs, as ratios (5 min)
 	$(BIN)/python -m tests.vm.bench
 
-pages: $(VENV)/.test  ## boot every row of docs/pages.md and write it (1 h)
+pages: $(VENV)/.test  ## boot every row of docs/pages.md and write it (90 min)
+	$(BIN)/python tests/vm/build_kernels.py --if-missing --older
 	$(BIN)/python -m tests.vm.pages
 
-vm-demo: $(VENV)/.test  ## watch a lost handover on a real console; POLICY=file (1 min)
-	$(BIN)/python -m tests.vm.demo $(POLICY)
+vm-demo: $(VENV)/.test  ## a rejected handover, told with numbers; POLICY=NAME (1 min)
+	@$(BIN)/python tests/vm/build_kernels.py --if-missing
+	@$(BIN)/python -m tests.vm.demo $(POLICY)
 
-kernels: $(VENV)/.test  ## build the guests' kernels from Debian's source (10 min)
-	$(BIN)/python tests/vm/build_kernels.py
+kernels: $(VENV)/.test  ## build the guests' kernels from Debian's source (20 min)
+	$(BIN)/python tests/vm/build_kernels.py --older
 
 deb: $(VENV)/.test  ## packages for Debian 12 and 13, into build/ (1 min)
 	$(BIN)/python -m packages.deb bookworm
@@ -84,6 +87,17 @@ define apt
 	fi
 endef
 
+# Of Debian's package the one program that tests need: installed, the package brings a server, and starts it.
+define promtool
+	@test -x $(BIN)/promtool || { \
+		echo "fetching promtool"; \
+		cd $(VENV) && rm -f prometheus_*.deb && \
+		{ apt-get download -qq prometheus 2>/dev/null || { $(SUDO) apt-get update -qq && apt-get download -qq prometheus; }; } && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool >bin/promtool.new && \
+		chmod 755 bin/promtool.new && mv bin/promtool.new bin/promtool && rm prometheus_*.deb; \
+	}
+endef
+
 # Where this Python can make an environment, no package is asked for: not every machine is a Debian.
 $(VENV)/.run: pyproject.toml
 	$(if $(shell $(PYTHON) -c 'import ensurepip, venv' 2>&1),$(call apt,$(RUN_PACKAGES)))
@@ -98,4 +112,5 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.run
 
 $(VENV)/.test: $(VENV)/.dev Makefile
 	$(call apt,$(TEST_PACKAGES))
+	$(call promtool)
 	@touch $@

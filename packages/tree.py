@@ -38,7 +38,9 @@ FILES = (
     File("systemd/*.timer", _UNITS),
     File("systemd/safemem-generator", "usr/lib/systemd/system-generators/", 0o755),
     File("udev/*.rules", "usr/lib/udev/rules.d/"),
+    File("prometheus/*.yml", "usr/share/safemem/prometheus/"),
     File("safemem/initramfs/files/dracut/module-setup.sh", "usr/lib/dracut/modules.d/50safemem/", 0o755),
+    File("packages/next-boot.sh", "usr/lib/safemem/next-boot", 0o755),
     # What follows an RPM has by directives of its own, or its distributions have no use for.
     File("safemem/initramfs/files/initramfs-tools/safemem", "usr/share/initramfs-tools/hooks/", 0o755, "deb"),
     File("README.md", _DOC, only="deb"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,29 @@ settings.load_profile("safemem")
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+#: Seconds. No test takes a third of it on two idle cores.
+LONGEST = 1500
+
+
+class Hangs(BaseException):
+    """A test came to no end; what it tests cannot mistake this for an error of its own."""
+
+
+def _hangs(*_: object) -> None:
+    raise Hangs(f"no end after {LONGEST} s")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Fail a test that hangs where it stands, so that the run ends and names it."""
+    signal.signal(signal.SIGALRM, _hangs)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST, 10)  # and again, for what tries the same once more
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def scope(nodeid: str) -> str:

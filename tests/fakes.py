@@ -6,12 +6,18 @@ from __future__ import annotations
 import gzip
 import struct
 from pathlib import Path
+from typing import Any
+
+from safemem.boot import asked
+from safemem.boot.ranges import Range
 
 BLOCK = 128 << 20
 _POLICIES = Path(__file__).resolve().parent.parent / "policies"
 #: The policies that we ship; their cases lie beside them.
 SHIPPED = sorted(path for path in _POLICIES.glob("*.toml") if ".cases." not in path.name)
 MIB, GIB = 1 << 20, 1 << 30
+#: The crash range of a guard.
+AREA = Range(16 * MIB, 592 * MIB)
 CONFIG_KHO = "CONFIG_KEXEC_HANDOVER=y\nCONFIG_KEXEC_HANDOVER_DEBUGFS=y\n"
 
 
@@ -43,6 +49,8 @@ def make_root(
         "proc/iomem": "00001000-0009fbff : System RAM\n00100000-3ffdefff : System RAM\n"
         + (f"  {crash} : Crash kernel\n" if crash else ""),
         "sys/class/dmi/id/sys_vendor": "QEMU\n",
+        "sys/class/dmi/id/product_name": "Standard PC (Q35 + ICH9, 2009)\n",
+        "sys/devices/system/node/online": "0\n",
         "sys/kernel/kexec_crash_size": "0\n"
         if not crash
         else f"{int(crash.split('-')[1], 16) - int(crash.split('-')[0], 16) + 1}\n",
@@ -97,6 +105,54 @@ def machine(base: Path, cmdline: str = "kho=on liveupdate=on") -> Path:
         "  21000000-21ffffff : Kernel code\n  30000000-30ffffff : Crash kernel\n"
         "40000000-7fffffff : System RAM\n"  # a DIMM, which firmware's map does not know
     )
+    return root
+
+
+def gigantic(
+    root: Path, pages: dict[int, tuple[int, ...]], *, reserved: bool = True, mapped: tuple[int, ...] = ()
+) -> None:
+    """Give a root pages of 1 GiB: which GiB of the address space each node has as one; `reserved` as if they were so already."""
+    total = sum(map(len, pages.values()))
+    pools = {f"devices/system/node/node{node}/hugepages": (len(own), own) for node, own in pages.items()}
+    pools["kernel/mm/hugepages"] = (total, tuple(each for own in pages.values() for each in own))
+    for where, (number, own) in pools.items():
+        folder = root / "sys" / where / "hugepages-1048576kB"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "nr_hugepages").write_text(f"{number}\n")
+        (folder / "free_hugepages").write_text(f"{number - len(set(own) & set(mapped))}\n")
+    (folder / "resv_hugepages").write_text(f"{total if reserved else 0}\n")
+    (root / "run/safemem/pages").mkdir(parents=True, exist_ok=True)
+    with open(root / "proc/kpageflags", "wb") as file:
+        for own in pages.values():
+            for each in own:
+                for place, flags in ((0, 0x28000 | (0x800 if each in mapped else 0)), (2 * MIB, 0x30000)):
+                    file.seek((each * GIB + place) // 4096 * 8)
+                    file.write(flags.to_bytes(8, "little"))
+        file.truncate(64 * GIB // 4096 * 8)
+
+
+def rejecting(
+    base: Path,
+    pages: dict[int, tuple[int, ...]],
+    wanted: dict[int, int],
+    own: dict[int, int] | None = None,
+    **given: Any,
+) -> Path:
+    """Return a rejecting machine whose predecessor asked for AREA and for `wanted` pages.
+
+    1 GiB below 3 GiB and 4 GiB from 4 GiB up, of which node 0 has the first three, node 1 the rest.
+    """
+    words = asked.write(asked.Asked(AREA, GIB, tuple(wanted.items()), tuple((own or {}).items())))
+    root = make_root(
+        base, offered=True, crash="01000000-24ffffff", cmdline=f"kho=on memhp_default_state=offline safemem.guard={words}", online="0-7,32-63", offline="80-87"
+    )  # fmt: skip
+    for number in range(48, 64):
+        there = root / f"sys/devices/system/node/node0/memory{number}"
+        other = root / f"sys/devices/system/node/node1/memory{number}"
+        other.parent.mkdir(exist_ok=True)
+        there.rename(other)
+    (root / "sys/devices/system/node/online").write_text("0-1\n")
+    gigantic(root, pages, **given)
     return root
 
 

@@ -278,7 +278,7 @@ class Machine:
             self._open[found] = self._prefix + path
         if name == "scandir":
             return _Entries([] if kind == "empty" else list(found))
-        if kind == "empty":
+        if kind == "empty" and isinstance(found, (bytes, str, list)):  # what is empty may be asked for its state, too
             return type(found)()
         if kind == "cut":
             return found[: len(found) // 2]

@@ -12,6 +12,7 @@ stays there.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import random
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import (
+    asked,
     attempts,
     cmdline,
     compiled,
@@ -35,6 +37,7 @@ from safemem.boot import (
     engine,
     fdt,
     memory,
+    pagewords,
     paths,
     plainjson,
     probe,
@@ -44,9 +47,9 @@ from safemem.boot import record as record_files
 from safemem.boot.model import UNKNOWN, Condition, Fact, Refused, Term
 from safemem.boot.printable import printable
 from safemem.host import history, incidents, previous, reader, standing
-from safemem.initramfs import check, packed, unpack
+from safemem.initramfs import check, packed, proven, unpack
 from safemem.outgoing import nextkernel
-from safemem.policy import cases, compiler, load, places
+from safemem.policy import casefile, cases, compiler, imagined, load, missing, pieces, places
 from safemem.realroot import maintenance, udevrules
 from tests.fakes import make_root
 from tests.kit import policy
@@ -120,6 +123,13 @@ def _cmdline(data: bytes) -> None:
     text = _text(data)
     for _, value in cmdline.arguments(text):
         cmdline.boolean(value)
+        assert cmdline.unsealed(cmdline.sealed(value.replace(";", ""))) == (value.replace(";", ""), True)
+        with contextlib.suppress(ValueError):
+            cmdline.unsealed(value)
+    words = pagewords.read(cmdline.split(text)[0])
+    for pool in words.pools.values():
+        pagewords.spread(pool, {0: 3, 1: 5})
+    pagewords.merged(words, 1 << 30, ((0, 1),))
     cmdline.argument(text, "safemem.guard")
     attempts.read("/nowhere", dict(cmdline.arguments(text)))
     probe.overrides(dict(cmdline.arguments(text)))
@@ -137,6 +147,12 @@ def _amounts(data: bytes) -> None:
             assert ranges.parse_range(str(found)) == found
         else:
             assert ranges.size_text(found)
+    body = text.partition(";crc32=")[0]
+    for guard in (text, f"{body};crc32={zlib.crc32(body.encode('utf-8', 'surrogateescape')):08x}"):
+        try:
+            asked.parse(guard)
+        except ValueError:
+            continue
 
 
 def _facts(data: bytes) -> None:
@@ -184,7 +200,7 @@ def _cases(data: bytes) -> None:
     file = _root() / "x.cases.toml"
     file.write_bytes(data)
     (_root() / "p.toml").write_bytes(corpus("policy")["plain.toml"])
-    cases.run(file)
+    missing.missing(cases.run(file))
 
 
 def _udev(data: bytes) -> None:
@@ -194,7 +210,7 @@ def _udev(data: bytes) -> None:
 
 def _reader(data: bytes) -> None:
     text = _text(data)
-    for read in (reader.snapshot_from_text, reader.record_from_text):
+    for read in (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text):
         try:
             read(text, "f")
         except reader.Invalid:
@@ -237,26 +253,30 @@ def _image(data: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
-        nextkernel.has_kho(file.name)
+        nextkernel.build(file.name)
 
 
 TARGETS = {
     "fdt": Target(fdt.parse, (fdt.FdtError,), (fdt.parse,)),
     "kernel": Target(_kernel, (), (probe.read_snapshot,)),
-    "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean)),
-    "amounts": Target(_amounts, (), (ranges.parse_size, ranges.parse_limit, ranges.parse_range, cmdline.memparse)),
+    "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean, cmdline.sealed, cmdline.unsealed)),
+    "amounts": Target(
+        _amounts, (), (ranges.parse_size, ranges.parse_limit, ranges.parse_range, cmdline.memparse, asked.parse)
+    ),
     "facts": Target(_facts, (), (conditions.is_version, conditions.matches)),
     "said": Target(_said, (), (console.lines, printable)),
     "json": Target(lambda data: plainjson.loads(_text(data)), (ValueError, RecursionError), (plainjson.loads,)),
     "compiled": Target(lambda data: compiled.load(data, "p"), (compiled.Invalid,), (compiled.load,)),
     "names": Target(lambda data: compiled.names(data, "p"), (compiled.Invalid,), (compiled.names,)),
+    "proven": Target(lambda data: proven.load(data, "p"), (compiled.Invalid,), (proven.load,)),
     "compiled-body": Target(_body, (compiled.Invalid, ValueError, RecursionError), (compiled.load,)),
     "policy": Target(_toml, (load.PolicyError,), (load.parse, load.decode, load.toml)),
     "places": Target(_places, (), (places.find,)),
-    "cases": Target(_cases, (load.PolicyError, OSError, Refused), (cases.run,)),
+    "cases": Target(_cases, (load.PolicyError, OSError, Refused), (casefile.read, cases.run, pieces.find, missing.missing)),
+    "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
-    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, unpack.find, packed.pieces, packed.whole, nextkernel.has_kho)),
-    "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text)),
+    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, unpack.find, packed.pieces, packed.whole, nextkernel.build)),
+    "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text)),
     "counts": Target(_counted, (), (reader.releases, reader.counts)),
     "standing": Target(_standing, (), (standing.read, maintenance.text, attempts.handed_on)),
     "previous": Target(_previous, (), (previous.read, previous.last_words)),

@@ -21,10 +21,11 @@ from safemem.boot import compiled
 from safemem.boot import main as boot
 from safemem.boot.model import DERIVED, FACTS, UNKNOWN, Blocks, Condition, Fact, Failure, Policy, Rule, Snapshot, Term
 from safemem.boot.ranges import Range
+from safemem.initramfs import proven
 from safemem.initramfs.cpio import Archive
 from safemem.initramfs.items import PREFIX
 from safemem.initramfs.on_failure import unit_files
-from safemem.policy import compiler, load
+from safemem.policy import catalogue, compiler, load
 from tests.fakes import BLOCK, make_root
 from tests.vm.harness import CACHE
 
@@ -140,7 +141,13 @@ def archive(files: dict[str, bytes]) -> bytes:
 def base() -> dict[str, bytes]:
     """Return what every initramfs with safemem has, by path."""
     data = compiler.dump(load.read(POLICY))
-    return {f"{PREFIX}/policy.json": data, f"{PREFIX}/boot": b"#!/bin/sh\n"}
+    return {f"{PREFIX}/policy.json": data, f"{PREFIX}/boot": b"#!/bin/sh\n", **proof(data)}
+
+
+def proof(*policies: bytes) -> dict[str, bytes]:
+    """Return the file that says what was proved of the compiled `policies`, by path: that they hold in 36 states."""
+    proofs = tuple(proven.Proof(compiled.load(data, "p").digest, 36, ()) for data in policies)
+    return {proven.PATH: proven.dump(proven.Proven("0.9", catalogue.ERRORS, proofs))}
 
 
 def units(action: str = "panic") -> dict[str, bytes]:
@@ -170,3 +177,13 @@ def contents(package: Path, folder: Path) -> dict[str, bytes]:
             item.name.removeprefix("./"): file.read()
             for item in files if item.isfile() and (file := files.extractfile(item))
         }  # fmt: skip
+
+
+def handover_args(root: Path, *words: str) -> tuple[int, str, str]:
+    """Run `safemem handover-args` and return code, output and messages."""
+    from click.testing import CliRunner
+
+    from safemem.cli import main
+
+    result = CliRunner().invoke(main, ["handover-args", "--root", str(root), *words])
+    return result.exit_code, result.stdout, result.stderr

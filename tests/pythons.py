@@ -28,11 +28,12 @@ _PACKAGES = ("busybox-static", "cpio", "lz4", "mount", "zstd")
 #: Development tools that the suite itself does without.
 _LINTERS = ("codespell", "hatchling", "mypy", "pytest-xdist", "ruff")
 _REPOSITORY = harness.REPOSITORY
-#: Everything under tests/ but guests, packages, linters and what is shell alone; of the random draws a tenth.
+#: Everything under tests/ but guests, packages, linters, what is shell alone, and the long searches for a policy or a cut
+#: that nothing about an interpreter decides; of the random draws a tenth.
 _SUITE = (
     "-m", "pytest", "-q", "--tb=short", "--durations=0", "--durations-min=5", "-p", "no:cacheprovider",
     "-m", "not vm and not pythons and not bench",
-    *(f"--ignore=tests/test_{name}.py" for name in ("package", "project", "wrapper")),
+    *(f"--ignore=tests/test_{name}.py" for name in ("analysis", "deceptive", "makers", "package", "project", "search", "stricter", "wrapper")),
 )  # fmt: skip
 #: Runs in mount and process namespaces of its own; $1 is the root, $2 the repository, the rest the command. Not by chroot:
 #: the kernel lets nobody in one make a user namespace, and tests do.

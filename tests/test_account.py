@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from safemem.boot import account, engine, record
 from safemem.boot import main as boot
-from safemem.boot.model import ACTIONS, Blocks, Rule
+from safemem.boot.model import ACTIONS, Blocks, Override, Rule
 from safemem.boot.ranges import Range, merge_ranges
 from safemem.cli import main
 from tests.fakes import BLOCK, make_root
@@ -47,7 +47,7 @@ def test_each_byte_is_one_thing(
     decision = engine.decide(policy(otherwise=action, sources=("none",)), state)._replace(
         region=merge_ranges(tuple(region))
     )
-    shares = account.account(decision, state, after, guard, refused, taken)
+    shares = account.account(decision, state, after, (account.Guarded(guard),) if guard else (), refused, taken)
     covered = [(byte, share) for share in shares for byte in range(share.start, share.end)]
 
     assert [byte for byte, _ in covered] == [
@@ -65,7 +65,9 @@ def test_each_byte_is_one_thing(
         elif now != "online":
             assert (share.kind, share.why) == ("exposed", refused.get(number, f"its state is {now}"))
         elif guard and guard.start <= byte < guard.end:
-            assert (share.kind, share.why) == ("guarded", "left to kdump" if action == "online-all" else "")
+            assert (share.kind, share.why) == ("guarded", "")
+        elif action == "online-all":
+            assert (share.kind, share.why) == ("in_use", "")
         elif any(area.start <= byte < area.end for area in region):
             assert share.kind == "safe"
         else:
@@ -80,12 +82,33 @@ def test_each_byte_is_one_thing(
         ({"guarded": 3 << 30, "exposed": 1 << 30}, "3 GiB guarded (75.0 %), 1 GiB exposed (25.0 %)"),
         ({"held": (1 << 40) - 1, "exposed": 1}, "1024.0 GiB held (99.9 %), 1 B exposed (< 0.1 %)"),
         ({"held": 4096}, "4 KiB held (100 %)"),
+        ({"held": 1 << 30, "in_use": 3 << 30}, "3 GiB in use (75.0 %), 1 GiB held (25.0 %)"),
     ],
 )
 def test_totals_on_one_line(sums: dict[str, int], expected: str) -> None:
     """What is nearly all is not said to be all, and what is little is not said to be nothing."""
     assert account.totals_text({**dict.fromkeys(account.KINDS, 0), **sums}) == (
-        f"{expected}: only guarded and held memory was never touched in this boot"
+        f"{expected}: only guarded and held memory was never in use in this boot"
+    )
+
+
+def test_memory_in_ordinary_use_is_no_matter_of_touching() -> None:
+    """A clean boot says how much memory is in use, and that is all."""
+    assert account.totals_text({**dict.fromkeys(account.KINDS, 0), "in_use": 4 << 30}) == "4 GiB in use (100 %)"
+
+
+def test_what_online_all_excepts_and_others_onlined_is_exposed() -> None:
+    """An exception is held also where everything else is in ordinary use; what is left to kdump is kdump's."""
+    before = snapshot((Blocks(0, 3, "online"), Blocks(8, 9, "offline")), size=SIZE)
+    exception = Override(range=Range(8 * SIZE, 9 * SIZE), hold=True)
+    given = policy(otherwise="online-all", memory=(exception,), keep_crashkernel="4KiB")
+    after = (Blocks(0, 3, "online"), Blocks(8, 9, "online"))
+    shares = account.account(engine.decide(given, before), before, after, (account.Guarded(Range(0, SIZE)),), {}, {})
+    assert shares == (
+        account.Share("in_use", 0, SIZE, "left to kdump"),
+        account.Share("in_use", SIZE, 4 * SIZE),
+        account.Share("exposed", 8 * SIZE, 9 * SIZE, "was held, and somebody else has onlined it"),
+        account.Share("in_use", 9 * SIZE, 10 * SIZE),
     )
 
 
@@ -104,7 +127,7 @@ def test_the_record_and_status_carry_the_account(tmp_path: Path) -> None:
         {"kind": "held", "range": "0x100000000-0x13fffffff", "bytes": 8 * BLOCK, "why": None, "seconds_in_use": None},
     ]
     assert document["totals"] == {
-        "safe": 0, "guarded": 2 * BLOCK, "held": 8 * BLOCK, "quarantined": 0, "exposed": 6 * BLOCK
+        "in_use": 0, "safe": 0, "guarded": 2 * BLOCK, "held": 8 * BLOCK, "quarantined": 0, "exposed": 6 * BLOCK
     }  # fmt: skip
     says = "256 MiB guarded (12.5 %), 1 GiB held (50.0 %), 768 MiB exposed (37.5 %): only guarded and held memory"
     assert says in (root / "dev/kmsg").read_text()
@@ -112,3 +135,12 @@ def test_the_record_and_status_carry_the_account(tmp_path: Path) -> None:
     assert shown.exit_code == 4 and f"memory    {says}" in shown.stdout
     asked = CliRunner().invoke(main, ["status", "--root", str(root), "--format", "json"])
     assert json.loads(asked.stdout)["totals"] == document["totals"]
+
+
+def test_an_exception_for_another_node_exposes_nothing() -> None:
+    """Blocks are looked at again without their node: what is known of them from before counts."""
+    before = snapshot((Blocks(0, 1, "online", 1), Blocks(2, 3, "offline", 0)), handover="none")
+    decision = engine.decide(policy(otherwise="online-all", memory=(Override(node=1, hold=True),)), before)
+    after = (Blocks(0, 3, "online"),)
+
+    assert {share.kind for share in account.account(decision, before, after, (), {}, {})} == {"in_use"}

@@ -50,7 +50,8 @@ def terms(kind: str) -> Any:
     if kind == "names":
         return unknown | single("has", st.sampled_from(NAMES))
     texts = unknown | single("is", st.sampled_from(RELEASES)) | single("glob", st.sampled_from(GLOBS))
-    return texts | comparisons(st.sampled_from(RELEASES)) if kind == "version" else texts
+    unordered = st.just((Term("unordered", "unordered"),))
+    return texts | unordered | comparisons(st.sampled_from(RELEASES)) if kind == "version" else texts
 
 
 def conditions(fact: str) -> st.SearchStrategy[Condition]:
@@ -111,8 +112,8 @@ def together(facts: dict[str, Any]) -> dict[str, Any]:
     if facts["handover"] != "accepted":
         facts = {**facts, **dict.fromkeys(FROM_THE_TREE, UNKNOWN)}
     if facts["handover"] == "accepted":
-        facts = {**facts, "kho": facts["kho"].replace("off", "on"), "guard": facts["guard"].replace("held", "void")}
-    if facts["handover"] == "none" and facts["guard"] in ("held", "void"):
+        facts = {**facts, "kho": facts["kho"].replace("off", "on"), "guard": facts["guard"].replace("full", "void")}
+    if facts["handover"] == "none" and facts["guard"] in ("full", "part", "void"):
         facts = {**facts, "guard": "none"}
     if facts["handover"] in ("orphaned", "unsupported"):
         facts = {**facts, "kho": "off"}

@@ -67,13 +67,13 @@ def test_the_console_tells_it_in_order(tmp_path: Path) -> None:
     install(root, otherwise="online-safe")
     boot.main(["--root", str(root)])
     assert kmsg(root).splitlines() == [
-        "<5>safemem: online-safe: handover rejected (rule `otherwise`, policy `test`)",
-        "<5>safemem: handover is rejected: offered, KHO is on, and no incoming tree is shown",
+        "<3>safemem: online-safe: handover rejected (rule `otherwise`, policy `test`)",
+        "<3>safemem: handover is rejected: offered, KHO is on, and no incoming tree is shown",
         "<5>safemem: hold 0x100000000-0x13fffffff (1 GiB): outside the safe region",
         "<5>safemem: no safe region is known: no held block is onlined",
         "<5>safemem: 1 GiB were online before the decision and are not protected: 0x0-0x3fffffff",
         "<5>safemem: done: 0 B of 0 B onlined",
-        "<5>safemem: 1 GiB held (50.0 %), 1 GiB exposed (50.0 %): only guarded and held memory was never touched in this boot",
+        "<5>safemem: 1 GiB held (50.0 %), 1 GiB exposed (50.0 %): only guarded and held memory was never in use in this boot",
     ]
 
     root = make_root(tmp_path / "panic", offered=True)
@@ -85,6 +85,51 @@ def test_the_console_tells_it_in_order(tmp_path: Path) -> None:
         "<0>safemem: panic: handover rejected",
         *tries,
     ]
+
+
+QUIET = 4
+
+
+@pytest.mark.parametrize(
+    ("action", "more", "first"),
+    [
+        ("online-all", {}, ""),
+        ("online-all", {"enter": "maintenance"}, "online-all + maintenance: handover rejected (rule `"),
+        ("online-safe", {}, "online-safe: handover rejected (rule `"),
+        ("online-safe", {"enter": "maintenance"}, "online-safe + maintenance: handover rejected (rule `"),
+        ("panic", {}, "panic: handover rejected (rule `"),
+        ("online-safe", {"on_shortfall": "panic"}, "online-safe: handover rejected (rule `"),
+    ],
+)
+def test_what_a_quiet_console_says(tmp_path: Path, action: str, more: dict[str, Any], first: str) -> None:
+    """Its level is 4: the decision and its reason unless nothing is out of the ordinary, and the reason of an end."""
+    root = make_root(tmp_path, offered=True)
+    install(root, otherwise=Rule("otherwise", action, **more))
+    if "on_shortfall" in more:
+        (root / "run/udev/rules.d").mkdir(parents=True)
+        (root / "run/udev/rules.d/40-vendor.rules").touch()
+    for path in (root / "sys/devices/system/memory").glob("memory*/state"):
+        path.write_text("online\n") if action == "online-all" else None
+    boot.main(["--root", str(root)])
+    lines = [line for line in kmsg(root).splitlines() if int(line[1]) < QUIET]
+    if not first:
+        assert lines == []
+        return
+    assert lines[0].startswith(f"<3>safemem: {first}") and lines[1].startswith("<3>safemem: handover is rejected: ")
+    ends = [line for line in lines if line.startswith("<0>")]
+    assert bool(ends) == (action == "panic" or "on_shortfall" in more)
+    if "on_shortfall" in more:
+        assert ends[1].startswith("<0>safemem: panic: udev rules file 40-vendor.rules could not be masked")
+
+
+def test_a_panic_is_named_after_us(tmp_path: Path) -> None:
+    """Of the kernel's own words about it, the name of the process is the one that is ours to choose."""
+    root = make_root(tmp_path, offered=True)
+    (root / paths.COMM).parent.mkdir(parents=True)
+    (root / paths.COMM).write_text("ld.so\n")
+    install(root, otherwise="panic")
+    boot.main(["--root", str(root)])
+    assert (root / paths.COMM).read_text() == "safemem"
 
 
 @pytest.mark.parametrize("link", [True, False])
@@ -318,9 +363,9 @@ def test_every_way_to_refuse_has_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     assert time.monotonic() - started < 5
     document = json.loads((root / record.RECORD).read_text())
     assert document["result"]["problems"] == [
-        "blocks 3-3 (0x18000000-0x1fffffff, 128 MiB) could not be taken offline: input/output error",
-        "blocks 5-5 (0x28000000-0x2fffffff, 128 MiB) could not be taken offline: timeout: the kernel was still trying after 0.5 s",
-        "blocks 2-2 (0x10000000-0x17ffffff, 128 MiB) disappeared before its turn",
+        "block 3 (0x18000000-0x1fffffff, 128 MiB) could not be taken offline: input/output error",
+        "block 5 (0x28000000-0x2fffffff, 128 MiB) could not be taken offline: timeout: the kernel was still trying after 0.5 s",
+        "block 2 (0x10000000-0x17ffffff, 128 MiB) disappeared before its turn",
     ]
     assert (
         document["result"]["shortfall"] == f"memory that should be held is online: {document['result']['problems'][0]}"
@@ -393,7 +438,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert accounts[0] == accounts[1]
     assert states[0] == states[1]
     kinds = {item["kind"] for item in accounts[1]}
-    assert kinds == ({"guarded", "quarantined", "held"} if action == "online-safe" else {"exposed"})
+    assert kinds == ({"guarded", "quarantined", "held"} if action == "online-safe" else {"in_use"})
 
 
 def test_online_all_that_fails_half_way(tmp_path: Path) -> None:
@@ -428,7 +473,7 @@ def test_a_block_that_never_goes_offline_is_given_up(tmp_path: Path, monkeypatch
     assert time.monotonic() - started < 5
     assert memory_states(root) == ["offline"] * 3 + ["online"] + ["offline"] * 4
     assert result.problems == (
-        "blocks 3-3 (0x18000000-0x1fffffff, 128 MiB) could not be taken offline: timeout: the kernel was still trying after 0.2 s",
+        "block 3 (0x18000000-0x1fffffff, 128 MiB) could not be taken offline: timeout: the kernel was still trying after 0.2 s",
     )
 
 
@@ -511,7 +556,7 @@ def test_shortfall_ends_the_boot_if_the_policy_says_so(tmp_path: Path) -> None:
 
     assert result.exposed
     assert result.problems == (
-        "blocks 35-35 (0x118000000-0x11fffffff, 128 MiB) should be held, but somebody else has onlined it",
+        "block 35 (0x118000000-0x11fffffff, 128 MiB) should be held, but somebody else has onlined it",
     )
 
 
@@ -672,7 +717,7 @@ def test_a_limit_is_not_kept_by_an_empty_account() -> None:
     last = rule("online-safe", on_shortfall="halt", exposed_max="99%")
     decision = engine.decide(policy(otherwise=last, sources=("none",)), snapshot((), size=0))
     result = apply.Result(
-        0, 0, 0, (Note("not-offline", "blocks 1-1 could not be taken offline"),), missed=False, exposed=True
+        0, 0, 0, (Note("not-offline", "block 1 could not be taken offline"),), missed=False, exposed=True
     )
     assert "could not be taken offline" in boot._shortfall(
         decision, ("99%",), result, [], dict.fromkeys(account.KINDS, 0)

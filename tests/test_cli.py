@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -79,7 +81,7 @@ def test_text(tmp_path: Path) -> None:
     assert lines[0].startswith("online-safe  ")
     headings = [line for line in lines if line in ("why", "plan", "not protected", "not known")]
     assert headings == ["why", "plan", "not protected", "not known"]
-    assert any("[####" in line for line in lines)
+    assert any("[!!!!" in line for line in lines)
 
 
 def test_imagined_state_fails_closed() -> None:
@@ -118,7 +120,7 @@ def test_matrix_covers_every_handover_state() -> None:
             "safemem: /nowhere/sys/kernel: there is no such folder; is sysfs mounted below /nowhere?",
         ),
         (["--state", "/nowhere"], 3, "safemem: /nowhere: no such file or directory"),
-        (["--live", "--root", "/"], 2, "--live, --state and --root exclude each other"),
+        (["--live", "--root", "/"], 2, "--live, --state, --root and --machine exclude each other"),
     ],
 )
 def test_bad_input(words: list[str], code: int, message: str) -> None:
@@ -152,6 +154,95 @@ def test_output_to_what_is_no_file(tmp_path: Path) -> None:
     assert result.exit_code == 0 and json.loads(os.read(reader, 1 << 16))["kind"] == "capture"
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     os.close(reader)
+
+
+def test_output_to_our_own_output(tmp_path: Path) -> None:
+    """Of /dev/stdout a shell may have made a file, to which others write as well: nothing of theirs is lost."""
+    words = f"{sys.executable} -c 'from safemem.cli import main; main()' schema -o /dev/stdout"
+    subprocess.run(["sh", "-c", f"{{ echo before; {words}; echo after; }} >{tmp_path}/out"], check=True)
+    text = (tmp_path / "out").read_text()
+    assert text.startswith("before\n{") and text.endswith("}\nafter\n")
+    piped = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=True).stdout
+    assert text == f"before\n{piped}after\n"
+
+
+@pytest.mark.parametrize("words", ["schema", "--help", "schema --help", "check minimal", "--version"])
+def test_output_that_nothing_takes(words: str) -> None:
+    """A full disk is told in one line, and is a failure."""
+    command = f"{sys.executable} -c 'from safemem.cli import main; main()' {words} >/dev/full"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "safemem: no space left on device\n")
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "0"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)])  # fmt: skip
+@pytest.mark.parametrize("words", [["check", "minimal"], ["simulate", "minimal"], ["diff", "minimal", "maintenance"]])
+def test_colours_on_a_terminal(variables: dict[str, str], coloured: bool, words: list[str]) -> None:
+    """There are some, unless the environment asks for none."""
+    if words == ["check", "minimal"]:
+        words = ["check", str(POLICIES.parent / "tests/bad/reboot-loop.toml")]
+    ours, theirs = pty.openpty()
+    env = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm"} | variables
+    process = subprocess.Popen([sys.executable, "-c", "from safemem.cli import main; main()", *words], stdout=theirs, stderr=theirs, env=env)  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # EIO is the end of a terminal
+        while data := os.read(ours, 1 << 16):
+            seen += data
+    process.wait()
+    os.close(ours)
+    assert (b"\x1b[" in seen) == coloured and seen
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}], ids=["colours", "none"])
+def test_colours_of_the_daemon(tmp_path: Path, variables: dict[str, str]) -> None:
+    """Its log on a terminal asks the environment too."""
+    ours, theirs = pty.openpty()
+    env = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm"} | variables
+    words = [sys.executable, "-c", "from safemem.cli import main; main()", "watch", "--root", str(held(tmp_path))]
+    process = subprocess.Popen(words, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    seen = b""
+    while b"watching" not in seen:
+        seen += os.read(ours, 1 << 16)
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    os.close(ours)
+    assert (b"\x1b[" in seen) == (not variables)
+
+
+#: Where a signal finds it: before the group is there, and while a command is imported.
+STARTS = ("click", "safemem.cli.group", "safemem.policy.load", "safemem.render.findings")
+
+
+@pytest.mark.parametrize("module", STARTS)
+def test_ctrl_c_during_the_start(module: str) -> None:
+    """No traceback, and the code of what was interrupted."""
+    code = f"""
+import sys
+class Signal:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Signal())
+from safemem.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "check", "minimal"], capture_output=True, text=True)
+    early = module in ("click", "safemem.cli.group")
+    assert (done.returncode, done.stderr) == (130, "" if early else "safemem: interrupted\n")
+
+
+def test_ctrl_c_in_a_command(tmp_path: Path) -> None:
+    """As during the start."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    words = [sys.executable, "-c", "from safemem.cli import main; main()", "check", str(pipe)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    writer = os.open(pipe, os.O_WRONLY)  # comes back when the command reads
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    os.close(writer)
+    assert (process.returncode, out, err) == (130, "", "safemem: interrupted\n")
 
 
 def test_unwritable_output(tmp_path: Path) -> None:
@@ -200,7 +291,7 @@ def test_help_loads_no_command() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [["status"], ["previous"], ["keep"], ["metrics", "-o", "x"], ["release", "--reason", "x"], ["doctor"]])  # fmt: skip
+@pytest.mark.parametrize("words", [["status"], ["previous"], ["keep"], ["metrics", "-o", "x"], ["release", "--reason", "x"]])  # fmt: skip
 def test_what_is_not_needed_is_not_loaded(tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon's modules are the daemon's, the language is for whoever reads a policy."""
     monkeypatch.chdir(tmp_path)
@@ -317,6 +408,7 @@ def test_old_spellings(tmp_path: Path, old: list[str], new: list[str], there: bo
     seen = []
     for number, words in enumerate((old, new)):
         root = held(tmp_path / str(number))
+        os.utime(root / record.RECORD, (0, 1_700_000_000))  # the metrics have it
         if not there:
             (root / record.RECORD).unlink()
         file = tmp_path / f"{number}.prom"
@@ -336,8 +428,8 @@ def test_old_spellings(tmp_path: Path, old: list[str], new: list[str], there: bo
         (PermissionError(13, "Permission denied", "/a/file"), 1, "safemem: /a/file: permission denied\n"),
         (OSError(5, "Input/output error"), 1, "safemem: input/output error\n"),
         (OSError("no number"), 1, "safemem: no number\n"),
-        (click.UsageError("no such thing"), 2, "Error: no such thing\n"),
-        (KeyboardInterrupt(), 1, "Aborted!\n"),
+        (click.UsageError("no such thing"), 2, "safemem: no such thing\n"),
+        (KeyboardInterrupt(), 130, "safemem: interrupted\n"),
     ],
 )
 def test_what_ends_a_command_is_told_in_one_place(

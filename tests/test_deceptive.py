@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from safemem.policy import invariants, load
+from safemem.policy import catalogue, invariants, load
 from safemem.policy.space import LOST, Outcomes, Space
 
 HEAD = 'format = 1\nname = "p"\n'
@@ -32,7 +32,7 @@ def region(*sources: str) -> str:
 
 def fails(parts: list[str]) -> bool:
     """Return whether `check --strict` refuses the policy."""
-    return any(invariants.CODES[code][0] != "note" for code, _ in found(*parts))
+    return any(catalogue.CODES[code][0] != "note" for code, _ in found(*parts))
 
 
 EVERYTHING = "0x0-0xffffffffffffffff"
@@ -51,6 +51,8 @@ def lost_rule(action: str, *words: str, lost: tuple[str, ...] = LOST, name: str 
     )
 
 
+#: A rule that asks for a release.
+KERNEL = '[[rule]]\nname = "fine"\nwhen = {{ handover = "none", kernel = {} }}\naction = "online-all"\n'
 UNSURE = lost_rule("panic", lost=(*LOST, "unknown"))
 
 
@@ -81,7 +83,7 @@ UNSURE = lost_rule("panic", lost=(*LOST, "unknown"))
         ([GOOD, lost_rule("online-safe", 'on_shortfall = "panic"'), SAFE], [("unknown-milder", "otherwise")]),
         ([GOOD, lost_rule("online-safe", 'boot_memory = "offline"', "final = true"), SAFE], [("unknown-milder", "otherwise")]),
         ([GOOD, lost_rule("online-safe", 'on_shortfall = "halt"', 'exposed_max = "1%"'), SAFE,
-          'on_shortfall = "halt"\nexposed_max = "50%"\n'], [("unknown-milder", "otherwise")]),
+          'on_shortfall = "halt"\nexposed_max = "50%"\n'], [("unknown-milder", "otherwise"), ("tight-limit", "lost")]),
         # limits without teeth
         ([GOOD, SAFE, 'on_shortfall = "panic"\nexposed_max = "100%"\n'], [("useless-limit", "otherwise")]),
         ([GOOD, SAFE, 'on_shortfall = "panic"\nexposed_max = "99.9%"\n'], [("useless-limit", "otherwise")]),
@@ -97,7 +99,7 @@ UNSURE = lost_rule("panic", lost=(*LOST, "unknown"))
         (["trust_guard = true\n", GOOD.replace(', "accepted"', ""), SAFE], [("idle-word", "trust_guard")]),
         ([region("none"), UNSURE, SAFE, 'zone = "movable"\n'], [("idle-word", "otherwise")]),
         (['[[memory]]\ndriver = "kmem"\nhold = true\n', region("none"), UNSURE, SAFE], [("idle-word", "memory")]),
-        (['[[memory]]\nnode = 1\nhold = true\n', '[[memory]]\nnode = 1\nzone = "movable"\n', GOOD, PANIC], [("idle-word", "memory")]),
+        (['[[memory]]\nnode = 1\nhold = true\n', '[[memory]]\nnode = 1\nzone = "movable"\n', GOOD, PANIC], [("held-everywhere", "memory"), ("idle-word", "memory")]),
         (['[[memory]]\ndriver = "dimm"\nzone = "movable"\n', '[[memory]]\nrange = "0x0-0xfff"\nzone = "kernel"\n', GOOD, PANIC],
          [("useless-region", "memory"), ("idle-word", "memory")]),
         ([GOOD, lost_rule("online-safe", "accept_data_exposure = true"), PANIC], [("idle-acceptance", "lost")]),
@@ -106,6 +108,18 @@ UNSURE = lost_rule("panic", lost=(*LOST, "unknown"))
         ([UNSURE, SAFE, 'on_shortfall = "reboot"\n'], [("reboot-loop", "otherwise")]),
         (['[[rule]]\nname = "g"\nwhen = { handover = "rejected", guard = "held" }\naction = "reboot"\n', '[otherwise]\naction = "reboot"\n'],
          [("reboot-loop", "g"), ("reboot-loop", "otherwise")]),
+        # one byte, one digit
+        (['[[memory]]\nrange = "0x100000000-0x200000000"\nzone = "movable"\n', GOOD, PANIC], [("odd-edge", "memory")]),
+        ([region("0x0-0x40000000"), GOOD, SAFE + "accept_data_exposure = true\n"], [("odd-edge", "safe_region")]),
+        ([GOOD, SAFE, 'memory = [{ range = "0x100000000-0x200000000", hold = true }]\n'], [("odd-edge", "otherwise")]),
+        ([KERNEL.format('"7.2"'), PANIC], [("exact-release", "fine")]),
+        ([KERNEL.format('"7.2+"'), PANIC], [("exact-release", "fine")]),
+        ([KERNEL.format('["6", "7.2.*"]'), PANIC], [("exact-release", "fine")]),
+        # exceptions of a rule
+        ([GOOD, SAFE, "memory = [{ node = 1, hold = true }]\n"], []),
+        ([GOOD, SAFE, "memory = [{ node = 1, hold = true }, { node = 1, hold = true }]\n"], [("idle-word", "otherwise")]),
+        (['[[memory]]\ndriver = "kmem"\nhold = true\n', GOOD, SAFE, 'memory = [{ driver = "kmem", zone = "movable" }]\n'],
+         [("idle-word", "otherwise")]),
     ],
 )  # fmt: skip
 def test_what_check_finds(parts: list[str], codes: list[tuple[str, str]]) -> None:
@@ -117,6 +131,8 @@ def test_what_check_finds(parts: list[str], codes: list[tuple[str, str]]) -> Non
     ("parts", "code"),
     [
         (["allow_cmdline_override = true\n", GOOD, PANIC], ("loosened-by-cmdline", "allow_cmdline_override")),
+        ([GOOD, SAFE, 'boot_memory = "offline"\non_shortfall = "panic"\nexposed_max = "1.5%"\n'], ("tight-limit", "otherwise")),
+        (['[[memory]]\nnode = 1\nhold = true\n', GOOD, PANIC], ("held-everywhere", "memory")),
         (["allow_cmdline_override = true\n", region("cmdline"), GOOD, SAFE], ("loosened-by-cmdline", "allow_cmdline_override")),
         (["trust_guard = true\n", GOOD, PANIC], ("trusts-guard", "fine")),
         (['[[memory]]\nrange = "0x100000000-0x1ffffffff"\nzone = "movable"\n[[memory]]\ndriver = "kmem"\nhold = true\n', GOOD, PANIC], ("held-anyway", "memory")),

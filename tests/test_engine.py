@@ -42,6 +42,9 @@ def plan(decision: Decision) -> list[tuple[str, int, int]]:
         (Term("<", 3), 2, True),
         (Term("<", 3), 3, False),
         (Term("<=", 3), 3, True),
+        (Term("unordered", "unordered"), "next-20260101", True),
+        (Term("unordered", "unordered"), "unordered", True),
+        (Term("unordered", "unordered"), "7.2.0-amd64", False),
         (Term("has", "LUO"), ("LUO", "memblock"), True),
         (Term("has", "LUO"), (), False),
         (Term("has", "LUO"), "LUO", False),
@@ -154,6 +157,21 @@ def test_warnings_name_what_was_too_late_and_what_is_cut() -> None:
     )
 
 
+def test_what_a_guard_keeps_was_not_too_late() -> None:
+    """Only what lies outside it is said to be unprotected; with nothing outside, nothing is said."""
+    for guard, expected in (
+        (
+            Range(SIZE, 7 * SIZE),
+            [
+                "256 MiB outside the guard were online before the decision and are not protected: 0x0-0x7ffffff, 0x38000000-0x3fffffff"
+            ],
+        ),
+        (Range(0, 8 * SIZE), []),
+    ):
+        decision = engine.decide(policy(otherwise="online-safe"), snapshot()._replace(guard=guard))
+        assert [note for note in decision.warnings if note.code == "too-late"] == expected
+
+
 @pytest.mark.parametrize(
     ("action", "op"), [("online-all", "release-guard"), ("online-safe", "keep-guard"), ("panic", "keep-guard")]
 )
@@ -242,6 +260,25 @@ def test_an_unknown_block_is_held_by_every_hold(override: Override) -> None:
     chosen = policy(otherwise="online-all", sources=("none",), memory=(override,))
 
     assert _planned(engine.decide(chosen, state).steps) == [("hold", 32, 39, "")]
+
+
+def test_a_rule_has_exceptions_of_its_own() -> None:
+    """They count where that rule decides, come before the policy's own, and are what the record keeps."""
+    blocks = (Blocks(32, 35, "offline", 0, "dimm"), Blocks(36, 39, "offline", 1, "dimm"))
+    own = (Override(node=1, hold=True), Override(node=0, zone="auto"))
+    lost = Rule("lost", "online-all", when("handover", Term("is", "rejected")), memory=own)
+    chosen = policy(lost, otherwise="online-all", sources=("none",), memory=(Override(node=0, zone="kernel"),))
+    rejected, clean = (
+        engine.decide(chosen, snapshot(blocks, handover=handover, kho="on")) for handover in ("rejected", "none")
+    )
+
+    assert _planned(rejected.steps) == [("online", 32, 35, "auto"), ("hold", 36, 39, "")]
+    assert _planned(clean.steps) == [("online", 32, 35, "kernel"), ("online", 36, 39, "movable")]
+    assert (rejected.policy.memory, clean.policy.memory) == ((*own, *chosen.memory), chosen.memory)
+    # Nobody can tell one block that arrives from another: with an exception all of them wait.
+    plain = chosen._replace(memory=())
+    arrivals = [engine.decide(plain, snapshot(blocks, handover=one, kho="on")).arrivals for one in ("rejected", "none")]
+    assert arrivals == ["", "movable"]
 
 
 def test_an_override_never_onlines_what_a_rule_holds() -> None:

@@ -23,6 +23,8 @@ _NO_PARSER = {
     "safemem.host.journal.warning",
     "safemem.initramfs.build.appendable",
     "safemem.initramfs.packed.number",
+    "safemem.render.text.fit",
+    "safemem.render.text.rooted",
 }
 
 

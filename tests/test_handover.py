@@ -10,17 +10,16 @@ import struct
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safemem.boot import cmdline as boot_cmdline
 from safemem.boot import guard as boot_guard
 from safemem.boot import handover_args, paths, probe, record
-from safemem.boot.guard import Ground
+from safemem.boot.ground import CannotSay, Ground
 from safemem.boot.ranges import Range
-from safemem.cli import main
 from tests.fakes import machine, make_root
+from tests.kit import handover_args as invoke
 from tests.needs import lacking
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -48,7 +47,7 @@ def ground(
         # A hole below 4 GiB: the larger gap wins, and the top of memory is left for the first page tables.
         (ground((area(1, 3072), area(4096, 9216)), (area(100, 900),)), area(4096, 9184)),
         # So much that a kernel could not run in the rest: the end is cut off.
-        (ground((area(0, 1024),), (area(1008, 1024),)), area(16, 832)),
+        (ground((area(0, 1024),), (area(1008, 1024),)), area(16, 830)),
         # Two nodes: one range cannot hold both, because the first memory of each comes from its top.
         (
             ground(
@@ -61,7 +60,7 @@ def ground(
 )  # fmt: skip
 def test_best_guard(machine: Ground, expected: Range) -> None:
     """The largest piece that nothing touches, and no more than leaves room."""
-    assert boot_guard.best_guard(machine) == expected
+    assert boot_guard.best_guards(machine).range == expected
 
 
 @st.composite
@@ -123,9 +122,10 @@ class EarlyAllocator:
 def test_a_guard_never_fails(machine: Ground, dice: random.Random) -> None:
     """On any machine a rejecting kernel can reserve it, wherever in scratch its image lies, and has room to run."""
     try:
-        guard = boot_guard.best_guard(machine)
-    except boot_guard.CannotSay:
+        guard = boot_guard.best_guards(machine).range
+    except CannotSay:
         return
+    assert guard
     for _ in range(3):
         image = None
         if machine.scratch:
@@ -160,22 +160,15 @@ def test_no_larger_guard_is_missed(machine: Ground) -> None:
             runs.append(run)
         longest = max(longest, *runs)
     total = sum(a.end - a.start for a in machine.ram)
-    room = 192 * MIB + total // 64 + machine.kernel + 4 * machine.initrd
+    room = 192 * MIB + total // 512 + total // 64 + machine.kernel + 4 * machine.initrd
     try:
-        guard = boot_guard.best_guard(machine)
-        found = guard.end - guard.start
-    except boot_guard.CannotSay:
+        found = boot_guard.best_guards(machine).size
+    except CannotSay:
         found = 0
     low = sum(max(0, min(a.end, 4 * GIB) - a.start) for a in machine.ram)
     # Less a node's top, which a range may end at; with memory beyond 4 GiB some has to stay free below it.
     wanted = min(longest * 16 * MIB - 48 * MIB, total - room - 2 * MIB, low - 130 * MIB)
     assert found >= wanted
-
-
-def invoke(root: Path, *words: str) -> tuple[int, str, str]:
-    """Run `handover-args` and return code, output and messages."""
-    result = CliRunner().invoke(main, ["handover-args", "--root", str(root), *words])
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_arguments(tmp_path: Path) -> None:
@@ -198,7 +191,7 @@ def test_arguments(tmp_path: Path) -> None:
     assert sum(item["bytes"] for item in document["open"]) == document["bytes"]["open"]
     assert sum(document["bytes"].values()) == 2 * document["bytes"]["memory"]
     explained = invoke(root, "--explain")[2]
-    assert "guarded" in explained and "52% of the memory" in explained
+    assert "guarded" in explained and "52.0% of the memory" in explained
     assert "0x39800000-0x3dfdefff: only one range can be guarded" in explained
     assert "the next kernel's first memory comes from the top of each node" in explained
 
@@ -223,7 +216,7 @@ def test_the_next_kernel_and_its_initrd_need_room(tmp_path: Path) -> None:
     output = invoke(root, "--kernel", str(tmp_path / "image"), "--initrd", str(tmp_path / "initrd"))[1]
     size = int(output.partition("@")[0].partition("=")[2])
     memory = 0x3FFDF000 - 0x100000 + 0x9FC00 - 0x1000
-    assert size == (memory - memory // 64 - (192 + 100 + 4 * 75) * MIB) // (2 * MIB) * 2 * MIB
+    assert size == (memory - memory // 64 - memory // 512 - (192 + 100 + 4 * 75) * MIB) // (2 * MIB) * 2 * MIB
     assert "no such file" in invoke(root, "--kernel", str(tmp_path / "absent"))[2]
 
 
@@ -245,6 +238,7 @@ COMMAND_LINES = [
     "kho=on quiet",
     'root=/dev/sda1 dyndbg="file a.c +p; file b.c +p" crashkernel=256M crashkernel=72M,low -- single',
     "BOOT_IMAGE=/vmlinuz it's=$(reboot) `x` memhp-default-state=online safemem.guard=0-0xfff safemem.safe=x;y -- a",
+    "quiet safemem.policy=strict safemem.dry_run -- safemem.policy=stricter",
     "safemem.attempt=3 \"safemem.guard=0-1\" tab\there \"a b\"='c d' \\",
 ]  # fmt: skip
 
@@ -293,7 +287,7 @@ def test_kexec_command(tmp_path: Path, cmdline: str) -> None:
         pair for pair in boot_cmdline.arguments(cmdline) if pair[0].replace("-", "_") not in replaced | {"BOOT_IMAGE"}
     ]
     assert [pair for pair in boot_cmdline.arguments(found) if pair[0] not in replaced] == [
-        pair for pair in before if not pair[0].startswith("safemem.")
+        pair for pair in before if not pair[0].startswith("safemem.") or pair[0] == "safemem.policy"
     ]
     assert found.partition(" -- ")[2] == cmdline.partition(" -- ")[2]
 
@@ -308,6 +302,7 @@ def test_quoting(text: str) -> None:
     ("cmdline", "says"),
     [
         ("cma=64M", "`cma=64M` on the command line is reserved before the guard"),
+        ('"hugetlb-cma=4G"', "on the command line is reserved before the guard"),
         ("a=crashkernel=1G", "`a=crashkernel=1G` on the command line would be read as a crashkernel= of its own"),
         ("quiet -- crashkernel=1G", "would be read as a crashkernel="),
         ('a="b', "a quotation mark on this kernel's command line is not closed"),
@@ -323,13 +318,33 @@ def test_a_command_line_that_would_undo_the_guard(tmp_path: Path, cmdline: str, 
     assert (code, output) == (1, "") and says in errors
 
 
+def test_without_kho_nothing_is_asked_of_debugfs(tmp_path: Path) -> None:
+    """Where KHO is off it is said what it takes; where it may be on, who can read its scratch areas."""
+    (tmp_path / "off").mkdir()
+    (tmp_path / "blind").mkdir()
+    off = make_root(tmp_path / "off", kho_out=False, config="CONFIG_KEXEC=y\n")
+    blind = make_root(tmp_path / "blind", debugfs=False)
+    text = "KHO is off (not built in): without it nothing is handed over; boot a kernel that has KHO with kho=on"
+    assert text in invoke(off)[2]
+    text = "run it as root, with debugfs on /sys/kernel/debug"
+    assert "no scratch areas can be read (KHO is on: " in invoke(blind)[2] and text in invoke(blind)[2]
+
+
 @pytest.mark.parametrize(
     ("cmdline", "says"),
     [
         # Another crashkernel= would be the one that counts.
-        ("kho=on crashkernel=256M", "leave it out"),
+        (
+            "kho=on crashkernel=256M",
+            "take `crashkernel=256M` out of the next command line: only one crashkernel= counts",
+        ),
+        ("kho=on crashkernel=256M", "the next kernel reserves nothing for kdump"),
         ("hugetlb_cma=4G", "hugetlb_cma= is reserved before the guard"),
-        ("hugepages=512", "a kernel that rejects may have too little to run"),
+        (
+            "init_on_free=1",
+            "init_on_free=1 zeroes all memory that is not guarded at boot, and a guard when it is given back",
+        ),
+        ("page_poison=on", "page_poison= overwrites all memory that is not guarded at boot"),
     ],
 )
 def test_notes(tmp_path: Path, cmdline: str, says: str) -> None:
@@ -347,8 +362,9 @@ def test_notes(tmp_path: Path, cmdline: str, says: str) -> None:
         (paths.IOMEM, None, "proc/iomem: no such file or directory"),
         (paths.IOMEM, b"00000000-00000000 : System RAM\n", "it shows addresses to root only"),
         (paths.IOMEM, b"nonsense\n", "cannot be understood"),
-        ("sys/devices/system/node/node1/memory8", b"", "no range of memory is free"),
-        ("sys/devices/system/node/node1/memoryx", b"", "which memory is on which node cannot be read"),
+        ("sys/devices/system/node/node1/memory8", b"", "2 nodes, and which memory is on which node is not shown"),
+        ("sys/devices/system/node/node1/memoryx", b"", "2 nodes, and which memory is on which node is not shown"),
+        (paths.NODES_ONLINE, b"", "sys/devices/system/node: which memory is on which node is not shown"),
     ],
 )
 def test_no_guard_is_said_and_not_guessed(tmp_path: Path, path: str, data: bytes | None, says: str) -> None:
@@ -359,6 +375,7 @@ def test_no_guard_is_said_and_not_guessed(tmp_path: Path, path: str, data: bytes
             (name / "phys_index").unlink()
             name.rmdir()
         (root / path).parent.mkdir()
+        (root / paths.NODES_ONLINE).write_text("0-1\n")
         if path.endswith("x"):
             (root / paths.MEMORY / "block_size_bytes").unlink()
     (root / path).unlink() if data is None else (root / path).write_bytes(data)
@@ -371,6 +388,7 @@ def test_no_guard_is_said_and_not_guessed(tmp_path: Path, path: str, data: bytes
 def test_nodes(tmp_path: Path) -> None:
     """One guard stays on one node, and out of a block that two of them share."""
     root = machine(tmp_path)
+    (root / paths.NODES_ONLINE).write_text("0-1\n")
     node = root / "sys/devices/system/node/node1"
     for number in range(1, 8):
         (node / f"memory{number}").mkdir(parents=True)

@@ -261,6 +261,7 @@ def test_a_release_that_was_planned_before_another(root: Path) -> None:
         what = release.plan(
             found,
             (parse_range(f"0x{0x100000000 + number * (1 << 27):x}-0x{0x107FFFFFF + number * (1 << 27):x}"),),
+            (),
             "auto",
         )
         release.carry_out(str(root), found, what, reason, 5, lambda _: None)
@@ -324,9 +325,9 @@ def test_a_guard_is_given_back_from_its_end(tmp_path: Path, ranges: tuple[str, .
     areas = tuple(map(parse_range, ranges))
     if "only" in tail:
         with pytest.raises(release.NotPossible, match="START-0x4fffffff, with a START from 0x10000000 up"):
-            release.plan(found, areas, "movable")
+            release.plan(found, areas, (), "movable")
         return
-    what = release.plan(found, areas, "movable")
+    what = release.plan(found, areas, (), "movable")
     steps = [str(Range(step.start, step.end)) for step in what.plan.steps if step.op == "release-guard"]
     assert steps == ([tail] if tail else [])
 
@@ -352,7 +353,7 @@ def test_progress_covers_the_guard(tmp_path: Path) -> None:
     install(root, otherwise=Rule("otherwise", "online-safe"))
     assert boot.main(["--root", str(root)]) == 0
     found = standing.read(str(root))
-    what = release.plan(found, (parse_range("0x20000000-0x1ffffffff"),), "movable")
+    what = release.plan(found, (parse_range("0x20000000-0x1ffffffff"),), (), "movable")
     signs: list[tuple[str, int]] = []
     first = root / "sys/devices/system/memory/memory32/state"
     release.carry_out(str(root), found, what, "x", 0, lambda size: signs.append((first.read_text().strip(), size)))

@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
 }
 #: What the boot half may name of the standard library; `hashlib` only where an interpreter lacks its core.
 BOOT_LIBRARY = {
-    "__future__", "posix", "sys", "time", "_json", "_signal", "struct", "binascii", "zlib", "fcntl", "_sha2", "_sha256", "hashlib", "json",
+    "__future__", "posix", "sys", "time", "_json", "_signal", "struct", "binascii", "zlib", "fcntl", "mmap", "_sha2", "_sha256", "hashlib", "json",
 }  # fmt: skip
 #: Names that exist for the type checker only.
 TYPING = {"typing", "collections.abc"}

@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from safemem.boot.console import KEYS
-from safemem.boot.model import FINAL, Failure
-from safemem.cli import main
-from safemem.initramfs import check, on_failure, packed
+from safemem.boot.model import FINAL, Failure, Rule, Term
+from safemem.cli import initramfs, main
+from safemem.initramfs import check, on_failure, packed, proven
 from safemem.initramfs.items import PREFIX, BuildError
 from safemem.initramfs.makers import GATE, PROOF
 from safemem.policy import installed, load
-from tests.kit import POLICY, archive, base, units
+from tests.kit import POLICY, archive, base, policy, units, when
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ROOT / "safemem/initramfs/files"
@@ -264,7 +264,8 @@ def test_hooks_that_are_cut_off(tmp_path: Path, name: str, cut: str) -> None:
 def test_tree_and_units(tmp_path: Path) -> None:
     """The commands that the hooks call: files and units, with the operator's policy."""
     mine = tmp_path / "policy.toml"
-    mine.write_text(POLICY.read_text().replace('action = "panic"', 'action = "reboot"'))
+    text = POLICY.read_text().replace('action = "panic"', 'action = "reboot"')
+    mine.write_text(text.replace("\nname", '\naccept_errors = ["reboot-loop"]\nname', 1))
     if os.geteuid():
         pytest.skip("only root's policies are taken: run this as root")
     if operator_refuses(mine):
@@ -279,6 +280,7 @@ def test_tree_and_units(tmp_path: Path) -> None:
     assert (tmp_path / "tree/usr/lib/safemem/boot").stat().st_mode & 0o777 == 0o755
     found = check.inside(archive({**files, "usr/lib/systemd/systemd": b""}))
     assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", load.read(mine).digest)
+    assert found.proven is not None and found.proven.policies == (proven.Proof(found.digest, 36, ("reboot-loop",)),)
 
     mine.chmod(0o664)
     refused = runner.invoke(main, ["initramfs", "tree", str(tmp_path / "tree"), "--policy", str(mine)])
@@ -293,3 +295,21 @@ def operator_refuses(file: Path) -> bool:
     except installed.Untrusted:
         return True
     return False
+
+
+def test_an_image_carries_the_machine_class_if_a_rule_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file that the running system has, as only root can have written it; that there is none is said."""
+    asks = policy(Rule("compute", "online-all", when("machine_class", Term("is", "compute"))), otherwise="panic")
+    (tmp_path / "etc/safemem").mkdir(parents=True)
+
+    assert initramfs.machine_class([policy(otherwise="panic"), asks], str(tmp_path)) == {}
+    assert "rule `compute` asks for machine_class, which this image leaves unknown" in capsys.readouterr().err
+    file = tmp_path / "etc/safemem/machine-class"
+    file.write_text("compute\n")
+    assert initramfs.machine_class([policy(otherwise="panic"), asks], str(tmp_path)) == {
+        "etc/safemem/machine-class": b"compute\n"
+    }
+    assert initramfs.machine_class([policy(otherwise="panic")], str(tmp_path)) == {}
+    file.chmod(0o666)
+    with pytest.raises(installed.Untrusted):
+        initramfs.machine_class([asks], str(tmp_path))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from safemem.boot import files, hold, paths, record
+from safemem.boot import gigantic, hold, paths, record
 from safemem.boot import main as boot
 from safemem.boot.model import Rule, Term
 from safemem.boot.ranges import Range
@@ -27,7 +27,8 @@ from safemem.host import history, reader, standing, watch
 from safemem.host.incidents import COUNTS, Counts
 from safemem.realroot import hold as realroot
 from safemem.realroot import udevrules
-from tests.fakes import BLOCK, make_root
+from tests import pool
+from tests.fakes import BLOCK, make_root, rejecting
 from tests.kit import GUARD, install, rule, when
 
 #: Kills of each kind; `make nightly` wants more.
@@ -43,9 +44,13 @@ from safemem.cli import main
 from safemem.cli import release, status, watch as _
 from safemem.host import watch
 from safemem.realroot import hold
+from tests import pool
+pool.patch(setattr)
 calls = 0
 def count(event, _values):
     global calls
+    if pool.busy:
+        return
     if event == "open" or event.startswith(("os.", "fcntl.", "shutil.")):
         calls += 1
         if calls == kill:
@@ -99,6 +104,39 @@ def undecided(base: Path) -> Path:
     return root
 
 
+def with_pages(base: Path) -> Path:
+    """Return a machine whose guard has gigantic pages: three of node 0, two of node 1, of which one is the operator's own."""
+    base.mkdir()
+    root = rejecting(base, {0: (2, 4, 5), 1: (6, 7)}, {0: 3, 1: 2}, {1: 1}, reserved=False)
+    for number in range(16, 24):  # GiB 2 is there
+        (root / f"{MEMORY}/memory{number}").mkdir()
+        (root / f"{MEMORY}/memory{number}/state").write_text("online\n")
+        (root / f"sys/devices/system/node/node0/memory{number}").mkdir()
+    for number in range(80, 88):
+        (root / f"{MEMORY}/memory{number}/valid_zones").write_text("Movable\n")
+    install(root, otherwise=rule("online-safe"), sources=("none",))
+    assert boot.main(["--root", str(root)]) == 0
+    assert pools(root) == {0: (3, 3), 1: (2, 2)}
+    CliRunner().invoke(main, ["keep", "--root", str(root)])
+    return root
+
+
+def crash_range_as_large_as_told(root: Path) -> None:
+    """Show the crash range in /proc/iomem as large as it is: the kernel does so itself."""
+    size, resources = int((root / paths.CRASH_SIZE).read_text()), root / paths.IOMEM
+    lines = [line for line in resources.read_text().splitlines() if "Crash kernel" not in line]
+    at = 0x1000000
+    resources.write_text("\n".join([*lines, *([f"  {at:08x}-{at + size - 1:08x} : Crash kernel"] if size else []), ""]))
+
+
+def pools(root: Path) -> dict[int, tuple[int, int]]:
+    """Return how many gigantic pages each node has, and how many its file reserves."""
+    return {
+        node: (pool.word(str(root), f"{pool.NODES}/node{node}/hugepages/{pool.NAME}/nr_hugepages"), pool.reserved(str(root)).get(node, 0))
+        for node in (0, 1)
+    }  # fmt: skip
+
+
 def run(kill: int, code: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a program until it is killed."""
     return subprocess.run([sys.executable, "-c", DRIVER, str(kill), code, *words], capture_output=True, text=True)
@@ -116,6 +154,8 @@ def kills(base: Path, name: str, code: str, *words: str) -> list[int]:
 
 def prepared(base: Path, name: str) -> Path:
     """Return a machine on which something is to be done."""
+    if "pages" in name:
+        return with_pages(base)
     root = undecided(base) if name == "boot" else held(base)
     if name == "watch":
         for number, state in ((35, "online"), (40, "offline"), (50, "offline")):
@@ -144,16 +184,8 @@ def status(root: Path) -> tuple[int, dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the fake kernel do in this process as well what it is told."""
-    put, put_one = files.Folder.put, files.put
-
-    def several(self: files.Folder, name: str, data: bytes) -> None:
-        put(self, name, data.replace(b"online_movable", b"online") + b"\n")
-
-    def one(root: str, name: str, data: str, **more: bool) -> None:
-        put_one(root, name, data + "\n" * name.endswith("/state"), **more)
-
-    monkeypatch.setattr(files.Folder, "put", several)
-    monkeypatch.setattr(files, "put", one)
+    pool.patch(monkeypatch.setattr)
+    pool.patch_states(monkeypatch.setattr)
 
 
 def assert_held(root: Path) -> None:
@@ -243,6 +275,36 @@ def test_watch(tmp_path: Path) -> None:
         assert [item["range"] for item in status(root)[1]["taken_offline"]] == [str(Range(35 * BLOCK, 36 * BLOCK))], (
             kill
         )
+
+
+@pytest.mark.parametrize("name", ["all pages", "pages of a node"])
+def test_release_of_gigantic_pages(tmp_path: Path, name: str) -> None:
+    """No page goes that no release on the disk names, none of the others is in programs' reach, and the same command finishes."""
+    part = ["--node", "1"] if name == "pages of a node" else []
+    words = ["release", *part, "--reason", "guests are gone", "--root"]
+    own = {0: 0, 1: 1}
+    for number, kill in enumerate(kills(tmp_path, name, RELEASE, *words, "ROOT")):
+        root = with_pages(tmp_path / str(number))
+        assert run(kill, RELEASE, *words, str(root)).returncode == -signal.SIGKILL, kill
+        crash_range_as_large_as_told(root)
+        document = status(root)[1]
+        assert document["let_go"] == [] and document["onlined_by_others"] == [], kill
+        folder = history.current(str(root)) or ""
+        path = Path(folder) / "releases.json"
+        known = reader.releases(str(path)) if folder and path.exists() else ()
+        there = pools(root)
+        assert known or there == {0: (3, 3), 1: (2, 2)}, kill
+        for node in (0, 1):
+            asked = any(node in item.nodes for item in known)
+            assert asked or there[node] == ((3, 3), (2, 2))[node], kill
+            assert there[node][0] >= own[node], kill
+        if part:
+            assert gigantic.kept(str(root), standing.read(str(root)).now.gigantic), kill
+
+        again = CliRunner().invoke(main, [*words, str(root)])
+        assert again.exit_code == 0 or (part and "nothing that is held on node 1" in again.stderr), (kill, again.output)
+        assert pools(root) == ({0: (3, 3), 1: (1, 1)} if part else {0: (0, 0), 1: (1, 0)}), kill
+        assert status(root)[0] == (4 if part else 0), kill
 
 
 def test_hold(tmp_path: Path) -> None:

@@ -33,6 +33,15 @@ def test_no_test_module_imports_another() -> None:
                 assert parts[0] != "tests" or not any(part.startswith("test_") for part in parts), f"{path}: {name}"
 
 
+def test_no_thread_outlives_the_tests() -> None:
+    """An interpreter does not end before its threads, and nor would the run: one that waits must not count."""
+    for path in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Thread"):
+                said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert said.get("daemon") == "True", f"{path}:{node.lineno}: a thread without daemon=True"
+
+
 def test_a_policy_is_what_its_keywords_say() -> None:
     """Actions stand for rules and failures; what is not given is what a policy has by itself."""
     assert kit.policy() == Policy("test", (), Rule("otherwise", "panic"), Failure("panic"), ("kho-scratch", "cmdline"))
@@ -76,7 +85,7 @@ def test_a_guarded_machine_has_its_guard(tmp_path: Path) -> None:
     root = kit.guarded(tmp_path / "a", "online-safe", "256MiB")
     found = probe.read_snapshot(str(root))
 
-    assert (found.guard, found.facts["guard"].value) == (Range(16 * MIB, 592 * MIB), "held")
+    assert (found.guard, found.facts["guard"].value) == (Range(16 * MIB, 592 * MIB), "full")
     assert compiled.load((root / boot.POLICY).read_bytes(), "policy").keep_crashkernel == "256MiB"
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,13 @@ def test_says_why_everywhere(root: Path) -> None:
     assert maintenance.main(["--root", str(root)]) == 0
 
     line = f"  online-safe: {MESSAGE}"
-    assert line in (root / maintenance.MOTD).read_text().splitlines()
+    shown = (root / maintenance.MOTD).read_text().splitlines()
+    assert line in shown
+    assert "  handover rejected: offered, KHO is on, and no incoming tree is shown" in shown
+    assert (
+        "  memory when this was decided: 1 GiB held (50.0 %), 1 GiB exposed (50.0 %): only guarded and held memory was"
+        " never in use in this boot"
+    ) in shown
     assert line.replace("\\", "\\\\") in (root / maintenance.ISSUE).read_text().splitlines()
     for name in ("tty0", "ttyS0"):
         assert line in (root / "dev" / name).read_text().splitlines()
@@ -59,6 +66,16 @@ def test_what_cannot_be_written_is_said(root: Path, capsys: pytest.CaptureFixtur
     assert "safemem: /dev/tty0: no such file or directory" in capsys.readouterr().err
     text = (root / "dev/ttyS0").read_text()
     assert "the record of the decision cannot be read" in text and "safemem release --reason TEXT" in text
+
+
+def test_a_record_that_was_not_completed_has_no_numbers(root: Path) -> None:
+    """What is known is said all the same."""
+    document = json.loads((root / record.RECORD).read_text())
+    del document["totals"], document["account"]
+    (root / record.RECORD).write_text(json.dumps(document))
+    shown = maintenance.text(str(root))
+    assert f"  online-safe: {MESSAGE}" in shown
+    assert "  memory when this was decided: not known, the record was not completed" in shown
 
 
 def test_status_shows_the_ways(root: Path) -> None:

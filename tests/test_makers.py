@@ -17,15 +17,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from safemem.boot import compiled
 from safemem.cli import main
 from safemem.initramfs import build as image_of
-from safemem.initramfs import check, makers
+from safemem.initramfs import check, makers, proven
 from safemem.initramfs.items import shipped
 from safemem.policy import compiler, load
-from tests.kit import POLICY, archive, base, units
+from tests.kit import POLICY, archive, base, proof, units
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can enter another root")
 MINIMAL = POLICY.with_name("minimal.toml")
+OWN = tuple(compiler.dump(load.read(path)) for path in (POLICY, MINIMAL))
 KERNEL = "9.9.9"
 OLD = b"the old image"
 MAKERS = {"initramfs-tools": ("usr/sbin/mkinitramfs", "$2"), "dracut": ("usr/bin/dracut", "$2")}
@@ -57,13 +59,17 @@ def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     shutil.copytree(
         POLICY.parent, tmp_path / "etc/safemem/policies", ignore=lambda _, names: set(names) - {"minimal.toml"}
     )
-    (tmp_path / "with").write_bytes(
-        archive({**base(), **units(), **image_of.policies({"minimal": compiler.dump(load.read(MINIMAL))})})
-    )
+    (tmp_path / "with").write_bytes(archive(full()))
     (tmp_path / "without").write_bytes(archive({"init": b"#!/bin/sh\n"}))
     image(tmp_path).write_bytes(OLD)
     image(tmp_path).chmod(0o640)
     return tmp_path
+
+
+def full() -> dict[str, bytes]:
+    """Return what is in an image that is as it should be."""
+    own, minimal = OWN
+    return {**base(), **units(), **image_of.policies({"minimal": minimal}), **proof(own, minimal)}
 
 
 def image(root: Path) -> Path:
@@ -98,7 +104,11 @@ def test_install_check_remove(root: Path) -> None:
     assert os.access(root / HOOKS[maker(root)], os.X_OK)
     found = safemem(root, "check", "--kernel", KERNEL)
     assert found.exit_code == 0 and "by systemd, before everything else" in found.output, found.output
+    assert "\nproven    by 0.9: 5 checks over 36 states, 0 accepted\n" in found.output
     document = json.loads(safemem(root, "check", "--kernel", KERNEL, "--format", "json").output)
+    assert document["inside"]["proven"]["policies"][0] == {
+        "digest": document["inside"]["digest"], "states": 36, "accepted": [],
+    }  # fmt: skip
     assert document["good"] and document["inside"]["digest"] == document["operator"]["digest"]
 
     result = safemem(root, "remove", f"--{maker(root)}", "--kernel", KERNEL)
@@ -106,6 +116,36 @@ def test_install_check_remove(root: Path) -> None:
     assert image(root).read_bytes() == (root / "without").read_bytes()
     assert not (root / HOOKS[maker(root)]).exists()
     assert safemem(root, "check", "--kernel", KERNEL).exit_code == 1
+
+
+def test_the_only_kernel_is_the_one_that_is_meant(root: Path) -> None:
+    """In a chroot another kernel runs; of several that are installed, one has to be named."""
+    assert safemem(root, "install").exit_code == 0
+    assert safemem(root, "check").stdout.startswith(f"{image(root)}: policy `live-update-host`")
+
+    for name in ("8.8.8", "7.7.7"):
+        (root / "lib/modules" / name).mkdir()
+    shutil.copy(image(root), root / "boot/initrd.img-8.8.8")
+    result = safemem(root, "check")
+    running = os.uname().release
+    assert result.exit_code == 6
+    assert result.stderr == (
+        f"safemem: {root}: there is no image for kernel {running}, which runs: name one of 8.8.8, {KERNEL} by --kernel, or an IMAGE\n"
+    )
+    assert "there is no image for kernel 7.7.7\n" in safemem(root, "check", "--kernel", "7.7.7").stderr
+
+
+def test_the_policy_that_an_image_is_compared_with_is_named(root: Path) -> None:
+    """Without one in /etc/safemem it is the shipped default, and that is said."""
+    shutil.rmtree(root / "etc/safemem/policies")
+    (root / "with").write_bytes(archive({**base(), **units()}))
+    own = safemem(root, "check", str(root / "with"))
+    assert f"\npolicy    as in {root}/etc/safemem/policy.toml\n" in own.stdout
+
+    (root / "etc/safemem/policy.toml").unlink()
+    result = safemem(root, "check", str(root / "with"))
+    assert (result.exit_code, "/etc/safemem" in result.stdout) == (0, False)
+    assert f"\npolicy    as in {POLICY}\n" in result.stdout
 
 
 #: Runs with SIGKILL; `make nightly` has more.
@@ -197,6 +237,41 @@ def test_another_policy(root: Path) -> None:
     assert found.exit_code == 1 and "digest" in found.output and "makes the image anew" in found.output
 
 
+def test_a_policy_that_check_condemns(root: Path) -> None:
+    """Nothing is made with it: each error is told with its place and what to do, of the named ones as well."""
+    bad = POLICY.parent.parent / "tests/bad"
+    shutil.copy(bad / "exposes-handover.toml", root / "etc/safemem/policy.toml")
+    shutil.copy(bad / "reboot-loop.toml", root / "etc/safemem/policies/loop.toml")
+    result = safemem(root, "install")
+
+    assert result.exit_code == 3, result.output
+    assert untouched(root)
+    own, named = root / "etc/safemem/policy.toml", root / "etc/safemem/policies/loop.toml"
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith(f"safemem: {own}:7:1: error: a handover that was lost ends in online-all")
+    assert lines[0].endswith("[exposes-handover]")
+    assert lines[1:3] == [
+        f"safemem:     try: safemem simulate {own} --set handover=lost",
+        "safemem:     help: use online-safe or panic, or say `accept_data_exposure = true` if no guest's memory matters here",
+    ]
+    assert lines[3] == (
+        f'safemem: {own}: not built, because of 1 error: mend the policy, or write `accept_errors = ["exposes-handover"]` at'
+        " its top, which the image and the record will say"
+    )
+    assert lines[4].startswith(f"safemem: {named}:9:1: error: ") and "[reboot-loop]" in lines[4]
+
+
+def test_an_image_whose_proof_is_for_another_policy(root: Path) -> None:
+    """It is said, for one that the command line names too, and the image is not good."""
+    own, minimal = OWN
+    for proofs, other in (((minimal,), own), ((own,), minimal)):
+        (root / "with").write_bytes(archive({**full(), **proof(*proofs)}))
+        result = safemem(root, "check", str(root / "with"))
+        digest = compiled.load(other, "p").digest[:12]
+        assert result.exit_code == 1
+        assert f"\nproven    its proof is for another policy than the one with digest {digest}\n" in result.output
+
+
 def test_another_named_policy(root: Path) -> None:
     """What the kernel command line may choose has to be the operator's as well."""
     assert safemem(root, "install").exit_code == 0
@@ -219,6 +294,14 @@ def test_another_named_policy(root: Path) -> None:
         (b"070701 half of one", "cannot be read"),
         (archive({"init": b""}), "safemem is not in it"),
         (archive(base()), "nothing in it starts the boot program"),
+        (
+            archive({**base(), **units(), proven.PATH: b"{}"}),
+            "usr/lib/safemem/proven in the image: what was proved is damaged",
+        ),
+        (
+            archive({path: data for path, data in full().items() if path != proven.PATH}),
+            "it does not say which checks its policy has passed",
+        ),
     ],
 )
 def test_not_good_enough(root: Path, content: bytes | None, fault: str) -> None:

@@ -176,7 +176,7 @@ def test_the_policy_is_parsed_from_what_was_read(root: Path, monkeypatch: pytest
 
     monkeypatch.setattr(installed, "trusted", looked)
     assert policies.operators_policy(None, str(root)).name == "live-update-host"
-    assert policies.named_policies(str(root))["named"].name == "live-update-host"
+    assert policies.named_policies(str(root))["named"].policy.name == "live-update-host"
     shutil.copy(POLICY, root / "given.toml")
     assert policies.operators_policy(str(root / "given.toml")).name == "live-update-host"
 

@@ -63,14 +63,20 @@ def test_contents(package: Path, tmp_path: Path) -> None:
 @DEB
 @pytest.mark.needs("groff")
 def test_manual_pages(package: Path, tmp_path: Path) -> None:
-    """Both pages format without a complaint, and name every command and every exception of the policy's language."""
+    """All pages format without a complaint, have a date, and name what they are about."""
     files = contents(package, tmp_path)
-    for name, words in (("1/safemem.1", ("handover-args", "--previous")), ("5/safemem-policy.5", ("on_shortfall",))):
+    for name, words in (
+        ("1/safemem.1", ("handover-args", "--previous", "DESCRIPTION", "EXAMPLES", "ENVIRONMENT", "KERNEL ARGUMENTS")),
+        ("5/safemem-policy.5", ("on_shortfall", "void", "EXAMPLES")),
+        ("5/safemem-cases.5", ("MACHINE", "keep-guard")),
+        ("7/safemem-glossary.7", ("quarantined", "memhp_default_state")),
+    ):
         page = subprocess.run(["gzip", "-dc"], input=files[f"usr/share/man/man{name}.gz"], capture_output=True).stdout
         result = subprocess.run(
             ["groff", "-k", "-Kutf8", "-man", "-Tutf8", "-ww", "-P-cbou"], input=page, capture_output=True
         )
         assert (result.returncode, result.stderr) == (0, b"")
+        assert re.search(rb"\d{4}-\d\d-\d\d", result.stdout.splitlines()[-1])
         for word in words:
             assert word.encode() in result.stdout
 
@@ -114,6 +120,42 @@ def test_programs_of_the_real_root(tmp_path: Path, name: str, ends: tuple[int, s
     assert (result.returncode, result.stderr[:9]) == ends, result.stderr
     # A record that cannot be read holds everything.
     assert (tmp_path / "root/run/safemem/masked").exists() == (name == "hold")
+
+
+@pytest.mark.parametrize("sysfs", [True, False], ids=["machine", "tree"])
+@pytest.mark.parametrize("good", [True, False], ids=["policy", "typo"])
+def test_who_installs_is_told_what_the_next_boot_decides(tmp_path: Path, sysfs: bool, good: bool) -> None:
+    """By the policy on this machine, cold and rejected, and how to take it back; it never fails, and says little in a tree."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text((ROOT / "policies/live-update-host.toml").read_text() if good else "format = 2")
+    tree.put(tmp_path / "bin/safemem", tree.programs("", str(ROOT)[1:])["usr/bin/safemem"].encode(), 0o755)
+    text = (ROOT / "packages/next-boot.sh").read_text().replace("/etc/safemem/policy.toml", str(policy))
+    text = text if sysfs else text.replace("/sys/kernel", str(tmp_path / "none"))
+    result = subprocess.run(
+        ["sh", "-eu", "-c", text.replace("safemem simulate", f"{sys.executable} {tmp_path}/bin/safemem simulate")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+    head = f"safemem: from the next boot on, {policy} decides which memory may be used.\n"
+    tail = "  To take it back, remove the package: that makes the initramfs without it.\n"
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(head) and result.stdout.endswith(tail)
+    cold, rejected = "online-all  no handover", "panic  handover lost"
+    said = result.stdout[len(head) : -len(tail)].splitlines()
+    if not sysfs:
+        assert said == []
+    elif not good:
+        assert [line.split(": ", 1)[1].strip()[:10] for line in said[:2]] == ["not known:", "not known:"]
+    else:
+        assert said[0].strip().startswith("after a cold boot:") and cold in said[0]
+        assert said[1].strip().startswith("after a rejected handover:") and rejected in said[1]
+
+
+def test_both_packages_tell_it_when_they_are_installed_first() -> None:
+    """And only then; what it comes to does not matter to the installation."""
+    call = "/usr/lib/safemem/next-boot || :\n"
+    assert f'[ -n "$2" ] || {call}' in (ROOT / "packages/debian/postinst").read_text()
+    assert f'if [ "$1" -eq 1 ]; then\n    {call}fi\n' in (ROOT / "packages/rpm/safemem.spec").read_text()
 
 
 @pytest.fixture(scope="module")

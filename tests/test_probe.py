@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from safemem.boot import cmdline as boot_cmdline
 from safemem.boot import memory, paths, probe
-from safemem.boot.model import UNKNOWN, Blocks
+from safemem.boot.model import UNKNOWN, Blocks, Fact
 from safemem.boot.ranges import Range
 from safemem.host import reader
 from tests import kit
@@ -289,8 +289,8 @@ GUARD = "01000000-24ffffff"
     ("cmdline", "crash", "expected", "area"),
     [
         ("crashkernel=576M@16M", GUARD, "none", None),
-        ("safemem.guard=0x1000000-0x24ffffff", GUARD, "held", Range(0x1000000, 0x25000000)),
-        ("safemem.guard=0x1000000-0x24ffffff", "01000000-10ffffff", "held", Range(0x1000000, 0x11000000)),
+        ("safemem.guard=0x1000000-0x24ffffff", GUARD, "full", Range(0x1000000, 0x25000000)),
+        ("safemem.guard=0x1000000-0x24ffffff", "01000000-10ffffff", "part", Range(0x1000000, 0x11000000)),
         ("safemem.guard=0x1000000-0x24ffffff", None, "void", None),
         ("safemem.guard=0x1000000-0x24ffffff", "02000000-10ffffff", "void", None),
         ("safemem.guard=0x1000000-0x24ffffff", "00000000-00000000", UNKNOWN, None),
@@ -500,6 +500,68 @@ def test_iomem_says_what_it_lacks(tmp_path: Path, text: str | None, fault: str, 
 
     assert (found.fault, [item.name for item in found.resources]) == (fault, names)
     assert [item.depth for item in found.resources] == [0, 1][: len(names)]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0\n", 1),
+        ("0-1\n", 2),
+        ("0,2-3\n", 3),
+        ("0-1", UNKNOWN),
+        ("\n", UNKNOWN),
+        ("1-0\n", UNKNOWN),
+        ("x\n", UNKNOWN),
+        (None, UNKNOWN),
+    ],
+)
+def test_numa_nodes(tmp_path: Path, text: str | None, value: object) -> None:
+    """As many as the kernel lists; a list that is cut off or makes no sense is no number."""
+    at = tmp_path / "sys/devices/system/node/online"
+    at.parent.mkdir(parents=True)
+    if text is not None:
+        at.write_text(text)
+
+    assert memory.node_count(str(tmp_path)).value == value
+
+
+def test_a_kernel_that_knows_no_nodes_has_one(tmp_path: Path) -> None:
+    """Only where the folder beside it was listed."""
+    assert memory.node_count(str(tmp_path)).value == UNKNOWN
+    (tmp_path / "sys/devices/system/cpu").mkdir(parents=True)
+    assert memory.node_count(str(tmp_path)).value == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("compute\n", "compute"),
+        ("compute", UNKNOWN),
+        ("", UNKNOWN),
+        ("a\nb\n", UNKNOWN),
+        ("a\x1b[2J\n", UNKNOWN),
+        (None, UNKNOWN),
+    ],
+)
+def test_machine_class(tmp_path: Path, text: str | None, value: str) -> None:
+    """One whole line of a file that the image carries."""
+    root = make_root(tmp_path)
+    if text is not None:
+        (root / "etc/safemem").mkdir(parents=True)
+        (root / "etc/safemem/machine-class").write_text(text)
+
+    assert probe.read_snapshot(str(root)).facts["machine_class"].value == value
+
+
+def test_product(tmp_path: Path) -> None:
+    """What firmware calls the machine: by DMI, or by the device tree where there is no DMI."""
+    root = make_root(tmp_path)
+    (root / "proc/device-tree").mkdir()
+    (root / "proc/device-tree/model").write_bytes(b"linux,dummy-virt\0")
+
+    assert probe.read_snapshot(str(root)).facts["product"].value == "Standard PC (Q35 + ICH9, 2009)"
+    (root / "sys/class/dmi/id/product_name").unlink()
+    assert probe.read_snapshot(str(root)).facts["product"] == Fact("linux,dummy-virt", "proc/device-tree/model")
 
 
 def test_a_block_of_two_nodes_is_no_nodes(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_shellcheck() -> None:
     found = {path.relative_to(ROOT).as_posix(): re.sub(r"@[A-Z]+@", "one two", path.read_text()) for path in scripts()}
 
     assert {
-        "packages/debian/postinst", "packages/debian/postrm", "packages/debian/prerm", "safemem/initramfs/files/boot.sh",
+        "packages/next-boot.sh", "packages/debian/postinst", "packages/debian/postrm", "packages/debian/prerm", "safemem/initramfs/files/boot.sh",
         "safemem/initramfs/files/dracut/module-setup.sh", "safemem/initramfs/files/gate.sh", "safemem/initramfs/files/handover-args.sh",
         "safemem/initramfs/files/initramfs-tools/safemem", "systemd/safemem-generator",
         "tests/vm/guest/functions.sh", "tests/vm/guest/init.sh",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safemem.boot import engine, plan
 from safemem.boot.model import ACTIONS, FINAL, UNKNOWN, Blocks, Fact, Policy, Snapshot
 from safemem.host import reader
-from safemem.policy import invariants, load
+from safemem.policy import catalogue, invariants, load
 from safemem.policy.space import Outcomes, Space
 from tests.draws import DRAWS, Machine, looser, machines, outcome, policies
 from tests.fakes import SHIPPED
@@ -52,7 +52,9 @@ def test_a_plan_that_was_carried_out_leaves_nothing_to_do(policy: Policy, machin
     decision = engine.decide(policy, machine.snapshot)
     assume(decision.action not in FINAL)
     after = carried_out(policy, machine.snapshot)
-    again = plan.steps(decision.rule, after, decision.region, decision.zone, policy.memory, policy.keep_crashkernel)
+    again = plan.steps(
+        decision.rule, after, decision.region, decision.zone, decision.policy.memory, policy.keep_crashkernel
+    )
 
     assert {step.op for step in again if step.first >= 0} <= {"keep", "hold"}
 
@@ -79,7 +81,7 @@ def in_use(found: dict[Any, int]) -> dict[Any, int]:
 def test_not_knowing_is_never_rewarded(policy: Policy, machine: Machine) -> None:
     """With a policy that `check` has nothing to say about, no fact that becomes unknown loosens the outcome."""
     found = invariants.check(policy, Outcomes(Space(policy), policy))
-    assume(not [item for item in found if invariants.CODES[item.code][0] != "note"])
+    assume(not [item for item in found if catalogue.CODES[item.code][0] != "note"])
     assume(not any(rule.accept_data_exposure for rule in (*policy.rules, policy.otherwise)))
     if machine.snapshot.scratch:  # two regions are named: each of them is safe, whichever counts
         machine = machine._replace(snapshot=machine.snapshot._replace(cmdline_safe=()))

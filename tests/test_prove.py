@@ -17,8 +17,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from safemem.cli import main
-from safemem.policy import reference
-from safemem.policy.invariants import CODES
+from safemem.policy import invariants, load, reference
+from safemem.policy.catalogue import CODES
+from safemem.policy.space import Outcomes, Space
 from tests.fakes import SHIPPED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,7 +187,7 @@ def test_cases(tmp_path: Path) -> None:
     result = run("test", path, "--coverage")
     assert result.exit_code == 1
     assert f"{path}:41: FAIL a lost handover never boots: rule is `otherwise`, expected `clean boot`" in result.stdout
-    assert "    in state: --set handover=lost" in result.stdout
+    assert f"    try: safemem simulate {tmp_path}/live-update-host.toml --set handover=lost\n" in result.stdout
     assert "3 of 4 rules; no case that holds asks for: `otherwise`" in result.stdout
     suite = ElementTree.fromstring(run("test", path, "--format", "junit").stdout)[0]
     assert suite.get("failures") == "2"
@@ -202,6 +203,7 @@ def test_cases(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "x.cases.toml:1:1: `policy` is missing; add the file that the cases are about, relative to this one"),
+        ('policy = "p\\u0000"\n', 'x.cases.toml:1:1: policy: `"p\\u0000"` is no name of a file'),
         ('policy = "p"\n[[case]]\nnam = "x"', "x.cases.toml:3:1: unknown key `nam`; did you mean `name`?"),
         ('policy = "p"\n[[case]]\nname = "x"\naction = "a"\nrule = "r"\nstate = { handovr = "none" }', "x.cases.toml:6:11: unknown fact `handovr`; did you mean `handover`?"),
         ('policy = "p"\n[[case]]\nname = "x"\naction = "a"\nrule = "r"\nstate = { handover = "nine" }', "x.cases.toml:6:11: state.handover: `nine` is not one of"),
@@ -256,3 +258,41 @@ def test_explain() -> None:
         "  rule `preserved memory is safe but sessions are lost`: decides",
         "    holds  handover wants accepted; it is accepted  (--set)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ('handover = "none", previous_kernel = "7.1.*"', "only an accepted handover shows producers, a predecessor and a count"),
+        ('handover = "none", nodes = "node1"', "only an accepted handover shows producers, a predecessor and a count"),
+        ('previous_kernel = "7.1.*", luo = "ready", handover = { not = "accepted" }', "only an accepted handover shows producers, a predecessor and a count"),
+        ('handover = "none", boot_attempts = ">=1, <1"', "nothing is `boot_attempts` >=1, <1"),
+        ('handover = "orphaned", luo = "busy"', "LUO needs KHO"),
+    ],
+)  # fmt: skip
+def test_a_rule_that_no_machine_meets_says_which_condition(asked: str, why: str) -> None:
+    """Not only that it never decides."""
+    text = (
+        'format = 1\nname = "p"\n[[rule]]\nname = "never"\nwhen = { ' + asked + ' }\naction = "online-safe"\n'
+        '[otherwise]\naction = "panic"\n[on_failure]\naction = "panic"\n'
+    )
+    found = load.parse(text.encode(), "p").policy
+    messages = [item.message for item in invariants.check(found, Outcomes(Space(found), found))]
+
+    assert messages[0] == f"rule `never` never decides: no machine can be in a state that it matches: {why}"
+
+
+def test_a_release_that_cannot_be_compared_can_be_named() -> None:
+    """`unordered` is what neither a comparison nor its negation matches, and no state is left beside the three."""
+    whens = ('"unordered"', '">=7.2"', '{ not = ">=7.2" }', '"unknown"')
+    rules = "".join(
+        f'[[rule]]\nname = "r{place}"\nwhen = {{ handover = "accepted", kernel = {text} }}\naction = "halt"\n'
+        for place, text in enumerate(whens)
+    )
+    text = f'format = 1\nname = "p"\n{rules}[otherwise]\naction = "panic"\n[on_failure]\naction = "panic"\n'
+    found = load.parse(text.encode(), "p").policy
+    outcomes = Outcomes(Space(found), found)
+
+    decided = {outcomes.rule(state).name for state in outcomes.of if state[0] == "accepted"}
+    assert decided == {"r0", "r1", "r2", "r3"}
+    assert not any(outcomes.rule(state).name == "otherwise" for state in outcomes.of if state[0] == "accepted")

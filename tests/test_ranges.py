@@ -66,8 +66,8 @@ def test_blocks_with_one_reason_are_one_span() -> None:
     """What failed in a row for the same reason is said once, with numbers, addresses and size."""
     assert spans({4: "busy", 5: "busy", 6: "gone", 9: "busy"}, 1 << 20) == [
         ("blocks 4-5 (0x400000-0x5fffff, 2 MiB)", "busy"),
-        ("blocks 6-6 (0x600000-0x6fffff, 1 MiB)", "gone"),
-        ("blocks 9-9 (0x900000-0x9fffff, 1 MiB)", "busy"),
+        ("block 6 (0x600000-0x6fffff, 1 MiB)", "gone"),
+        ("block 9 (0x900000-0x9fffff, 1 MiB)", "busy"),
     ]
 
 

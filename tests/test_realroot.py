@@ -54,7 +54,7 @@ def test_what_cannot_be_masked_is_said(root: Path, monkeypatch: pytest.MonkeyPat
     """A file in /etc that cannot be covered: the kernel log, the record, `status` and `doctor` say so."""
     (root / "etc/udev/rules.d").mkdir(parents=True, exist_ok=True)
     (root / "etc/udev/rules.d/55-own.rules").write_text(RULE)
-    monkeypatch.setattr(realroot, "_MOUNT", "/nonexistent/mount")
+    monkeypatch.setattr(realroot, "MOUNT", "/nonexistent/mount")
 
     assert realroot.main(["--root", str(root)]) == 1
     why = "could not be masked, so it may online held memory: /nonexistent/mount: No such file or directory"
@@ -186,14 +186,14 @@ def test_it_sets_and_reads_back_what_the_kernel_does(root: Path) -> None:
 def test_a_rule_that_comes_later_is_masked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package's rule, one that comes while others are masked, and one in /run; udev is told, but not before it runs."""
     told: list[tuple[str, ...]] = []
-    real = realroot._run
-    monkeypatch.setattr(realroot, "_run", lambda *words: told.append(words) or cover(words))  # type: ignore[func-returns-value]
+    real = realroot.run
+    monkeypatch.setattr(realroot, "run", lambda *words: told.append(words) or cover(words))  # type: ignore[func-returns-value]
 
     def cover(words: tuple[str, ...]) -> str:
-        if words[0] == realroot._MOUNT:
+        if words[0] == realroot.MOUNT:
             os.unlink(words[-1])
             os.symlink("/dev/null", words[-1])
-        return "" if words[0] in (realroot._MOUNT, realroot._UDEVADM) else real(*words)
+        return "" if words[0] in (realroot.MOUNT, realroot._UDEVADM) else real(*words)
 
     assert realroot.main(["--root", str(root)]) == 0
     (root / "run/udev/control").touch()
@@ -211,7 +211,7 @@ def test_a_rule_that_comes_later_is_masked(root: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(udevrules, "find", find)
     assert find(str(root)) == []
     assert told == [
-        (realroot._MOUNT, "--bind", "/dev/null", str(root / "run/udev/rules.d/87-runtime.rules")),
+        (realroot.MOUNT, "--bind", "/dev/null", str(root / "run/udev/rules.d/87-runtime.rules")),
         (realroot._UDEVADM, "control", "--reload", "--timeout=10"),
     ]
     # Nothing more to mask, nothing to tell, no folder changed that would bring us up again.
@@ -240,7 +240,7 @@ def test_a_hold_that_falls_short_ends_as_the_rule_says(
     assert boot.main(["--root", str(root)]) == 0
     (root / "etc/udev/rules.d").mkdir(parents=True, exist_ok=True)
     (root / "etc/udev/rules.d/41-x.rules").write_text(RULE)
-    monkeypatch.setattr(realroot, "_MOUNT", "/nonexistent/mount")
+    monkeypatch.setattr(realroot, "MOUNT", "/nonexistent/mount")
 
     assert realroot.main(["--root", str(root)]) == 1
     assert (root / "proc/sysrq-trigger").read_text() == keys  # the last of them: this kernel obeys none

@@ -24,16 +24,20 @@ def test_every_step_is_drawn_and_has_a_verb() -> None:
 @pytest.mark.parametrize(
     ("action", "bar", "legend"),
     [
-        ("online-safe", "[GGGG####        ....]", "# online already   . held   G guarded   one sign is 128 MiB"),
-        ("online-all", "[########        ++++]", "+ comes online   # online already   one sign is 128 MiB"),
+        (
+            "online-safe",
+            "[GGGG!!!!        ....]",
+            ". held   G guarded\n! stays online, unprotected\none sign is 128 MiB",
+        ),
+        ("online-all", "[########        ++++]", "+ comes online   # online already\none sign is 128 MiB"),
     ],
 )
 def test_the_map(action: str, bar: str, legend: str) -> None:
     """One sign a cell, holes kept, what is kept back shown before what is not."""
     found = snapshot((Blocks(0, 7, "online"), Blocks(16, 19, "offline")))._replace(guard=Range(0, 1 << 29))
-    drawn = render.memory_map(engine.decide(policy(otherwise=action, sources=("none",)), found), 20)
+    drawn = render.memory_map(engine.decide(policy(otherwise=action, sources=("none",)), found).steps, 37)
 
-    assert [click.unstyle(line) for line in drawn] == [f"0x0 {bar} 0x9fffffff", legend]
+    assert [click.unstyle(line) for line in drawn] == [f"0x0 {bar} 0x9fffffff", *legend.split("\n")]
 
 
 def test_words() -> None:

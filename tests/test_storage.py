@@ -71,20 +71,50 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("target", ["secret", "/dev/full", "nowhere"])
-def test_a_link_at_the_name_is_replaced(theirs: Path, target: str) -> None:
-    """In a folder that others can write to, nothing is written through what they left there, be it a device."""
+def test_a_link_of_theirs_is_refused(theirs: Path, target: str) -> None:
+    """In a folder that others can write to, nothing is written through what they left there, be it a device, nor over it."""
     os.symlink("../secret" if target == "secret" else target, theirs / "safemem.prom")
-    write_whole(str(theirs / "safemem.prom"), b"metrics", 0o644)
+    with pytest.raises(Refused, match=r"safemem.prom: this is a link that others can change: name a file$"):
+        write_whole(str(theirs / "safemem.prom"), b"metrics", 0o644)
 
-    assert not (theirs / "safemem.prom").is_symlink() and (theirs / "safemem.prom").read_text() == "metrics"
+    assert (theirs / "safemem.prom").is_symlink() and os.listdir(theirs) == ["safemem.prom"]
     assert secret(theirs) == ("root:secret\n", 0o600)
 
 
 def test_a_pipe_of_theirs_holds_nobody_up(theirs: Path) -> None:
-    """A FIFO that nobody reads is replaced as well."""
+    """A FIFO that nobody reads is refused as well."""
     os.mkfifo(theirs / "safemem.prom")
-    write_whole(str(theirs / "safemem.prom"), b"metrics", 0o644)
-    assert (theirs / "safemem.prom").read_text() == "metrics"
+    with pytest.raises(Refused, match=r"safemem.prom: this is a pipe that others can change: name a file$"):
+        write_whole(str(theirs / "safemem.prom"), b"metrics", 0o644)
+    assert stat.S_ISFIFO((theirs / "safemem.prom").stat().st_mode)
+
+
+def test_a_link_of_ours_is_followed(theirs: Path) -> None:
+    """To a file, to one that is to be made, and over several; the link stays, and a circle is no file."""
+    base = theirs.parent
+    (base / "file").write_text("old")
+    for name, target in (("one", "file"), ("two", "one"), ("new", "made"), ("null", "/dev/null"), ("circle", "circle")):
+        os.symlink(target, base / name)
+    for name in ("one", "two", "new", "null"):
+        write_whole(str(base / name), name.encode())
+        assert (base / name).is_symlink()
+    assert ((base / "file").read_text(), (base / "made").read_text()) == ("two", "new")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    with pytest.raises(Refused, match="circle: too many levels of symbolic links"):
+        write_whole(str(base / "circle"), b"x")
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can give a link away")
+def test_a_link_of_somebody_elses_in_a_sticky_folder_is_refused(tmp_path: Path) -> None:
+    """As in /tmp, where everybody may put one."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o1777)
+    (tmp_path / "secret").write_text("secret")
+    os.symlink(tmp_path / "secret", tmp_path / "tmp/out")
+    os.lchown(tmp_path / "tmp/out", 1000, 1000)
+    with pytest.raises(Refused, match="this is a link that others can change"):
+        write_whole(str(tmp_path / "tmp/out"), b"x")
+    assert (tmp_path / "secret").read_text() == "secret"
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -163,12 +193,11 @@ def test_devices_of_ours_are_written_to(tmp_path: Path) -> None:
     write_whole("/dev/null", b"x")
     assert not os.path.isfile("/dev/null")
     os.mkfifo(tmp_path / "pipe")
-    got: list[bytes] = []
-    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
-    reader.start()
+    # Open before anybody writes: nobody waits for a pipe without a reader, and a thread that did would outlive the test.
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     write_whole(str(tmp_path / "pipe"), b"through")
-    reader.join()
-    assert got == [b"through"]
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
 
 
 @pytest.fixture
@@ -197,7 +226,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
             order.append(2)
 
     with storage.locked(path):
-        thread = threading.Thread(target=second)
+        thread = threading.Thread(target=second, daemon=True)
         thread.start()
         with pytest.raises(BlockingIOError), storage.locked(path, wait=False):
             order.append(3)

@@ -125,7 +125,7 @@ def test_a_look_afterwards_that_fails_is_a_shortfall(tmp_path: Path, monkeypatch
     folder(root / f"{paths.MEMORY}/memory33/state")
     found = apply.carry_out(Plan((step,)), str(root))
     assert (found.exposed, [note.code for note in found.problems]) == (True, ["not-looked-at"])
-    assert "blocks 33-33" in found.problems[0]
+    assert "block 33" in found.problems[0]
 
     monkeypatch.setattr(paths, "MEMORY", "nowhere")
     found = apply.carry_out(Plan((step,)), str(root))

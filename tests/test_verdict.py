@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from safemem.boot import account, crashkernel, files, memory, record
+from safemem.boot import account, crashkernel, engine, files, memory, record
 from safemem.boot import main as boot
-from safemem.boot.model import Override, Rule
+from safemem.boot.model import Blocks, Note, Override, Rule
 from safemem.boot.ranges import Range
+from safemem.boot.record import Done
 from safemem.cli import main
-from safemem.host import history, reader, standing
+from safemem.host import doctor, history, reader, standing
 from safemem.host.verdict import held_then, verdict
 from tests.fakes import BLOCK, make_root
-from tests.kit import install
+from tests.kit import install, policy, rule, snapshot
 
 GUARD = {"crash": "01000000-24ffffff", "cmdline": "kho=on safemem.guard=0x1000000-0x24ffffff"}
 DRY = {"cmdline": "kho=on safemem.dry_run"}
@@ -43,7 +44,9 @@ def booted(base: Path, action: str, policy: dict[str, Any], **options: Any) -> P
     found = reader.record(str(root / record.RECORD))
     if found.done and not found.done.dry_run:
         left = crashkernel.left(str(root), found.snapshot.guard)
-        shares = account.account(found.decision, found.snapshot, memory.states(str(root)), left, {}, {})
+        shares = account.account(
+            found.decision, found.snapshot, memory.states(str(root)), (account.Guarded(left),) if left else (), {}, {}
+        )
         write(root, found._replace(done=found.done._replace(complete=True, problems=(), shortfall=""), account=shares))
     return root
 
@@ -64,6 +67,17 @@ def incomplete(root: Path) -> None:
     write(root, found._replace(done=found.done._replace(complete=False)))
 
 
+def refused(root: Path, more: tuple[Note, ...] = (), **rule: Any) -> None:
+    """Let blocks 6 and 7 have refused to go offline, under a rule with these words, beside `more`."""
+    found = reader.record(str(root / record.RECORD))
+    assert found.done
+    short = rule.pop("shortfall", "")
+    done = found.done._replace(complete=False, problems=(REFUSED, *more), shortfall=short)
+    decision = found.decision._replace(rule=found.decision.rule._replace(boot_memory="offline", **rule))
+    shares = tuple(share._replace(why="hole: not all of it is memory") for share in found.account)
+    write(root, found._replace(done=done, decision=decision, account=shares))
+
+
 def unfinished(root: Path) -> None:
     """Let the boot program have been killed before it was done."""
     write(root, reader.record(str(root / record.RECORD))._replace(done=None, account=()))
@@ -72,6 +86,17 @@ def unfinished(root: Path) -> None:
 def unread(root: Path) -> None:
     """Let nobody be able to read the record."""
     (root / record.RECORD).write_text("{")
+
+
+REFUSED = Note(
+    "not-offline", "blocks 0-7 (0x0-0x3fffffff, 1 GiB) could not be taken offline: hole: not all of it is memory"
+)
+UNMASKED = Note("not-masked", "udev rules file x.rules could not be masked, so it may online held memory: x")
+
+
+def refusing(*more: Note, **rule: Any) -> Callable[[Path], None]:
+    """Return what lets blocks have refused."""
+    return lambda root: refused(root, more, **rule)
 
 
 HOLD = {"memory": (Override(range=Range(32 * BLOCK, 33 * BLOCK), hold=True),)}
@@ -92,6 +117,11 @@ SHAPES: list[tuple[str, str, dict[str, Any], dict[str, Any], Callable[[Path], No
     ("dry run of a panic", "panic", {}, DRY, None, "partly", 64),
     ("incomplete", SAFE, {}, {}, incomplete, "partly", 64),
     ("online-all, incomplete", ALL, {}, {}, incomplete, "partly", 64),
+    ("a refusal that the policy tolerates", SAFE, {}, {}, refusing(), "held", 4),
+    ("within the limit", SAFE, {}, {}, refusing(exposed_max="50%", on_shortfall="panic"), "held", 4),
+    ("beyond the limit", SAFE, {}, {}, refusing(exposed_max="1%", shortfall="1 GiB are exposed"), "partly", 64),
+    ("a hold that is in doubt", SAFE, {}, {}, refusing(UNMASKED), "partly", 64),
+    ("a refusal that ends a boot, and did not", SAFE, {}, {}, refusing(on_shortfall="panic"), "partly", 64),
     ("unfinished", SAFE, {}, {}, unfinished, "partly", 64),
     ("panic", "panic", {}, {}, None, "ended", 5),
     ("reboot", "reboot", {}, {}, None, "ended", 5),
@@ -134,3 +164,80 @@ def test_others_undo_a_decision(tmp_path: Path) -> None:
     """Held memory that somebody onlined is no decision in force, whatever was recorded."""
     found = reader.record(str(booted(tmp_path, SAFE, {}) / record.RECORD))
     assert verdict(found, held=True, onlined_by_others=True) == "partly"
+
+
+def test_what_the_policy_tolerates_is_listed_once(tmp_path: Path) -> None:
+    """As exposed memory, with its reason in plain words; a problem it is only where the policy does not let it be."""
+    root = booted(tmp_path, SAFE, {})
+    refused(root)
+    lines = run(root, "status").stdout.splitlines()
+    assert [line for line in lines if "hole" in line] == [
+        "exposed   0x0-0x3fffffff  1 GiB: hole: not all of it is memory"
+    ]
+    assert "not-applied" not in {found.code for found in doctor.examine(str(root))}
+    refused(root, exposed_max="1%", shortfall="1 GiB of 2 GiB are exposed")
+    assert f"problem   {REFUSED}" in run(root, "status").stdout.splitlines()
+    assert "not-applied" in {found.code for found in doctor.examine(str(root))}
+
+
+@pytest.mark.parametrize("action", [ALL, SAFE])
+def test_totals_are_of_now(tmp_path: Path, action: str) -> None:
+    """After a release memory is where it is now, in text, JSON and metrics, and no byte is in no state."""
+    root = booted(tmp_path, action, {} if action == SAFE else dict(HOLD))
+    then = json.loads(run(root, "status", "--format", "json").stdout)
+    assert then["recorded_totals"] == then["totals"]
+    run(root, "release", "--reason", "moved away")
+    for path in (root / "sys/devices/system/memory").glob("memory*/state"):
+        path.write_text(path.read_text().split("_")[0].strip() + "\n")
+
+    now = json.loads(run(root, "status", "--format", "json").stdout)
+    assert now["recorded_totals"] == then["totals"]
+    assert now["totals"] == {**dict.fromkeys(account.KINDS, 0), "in_use": 16 * BLOCK}
+    shown = run(root, "status").stdout.splitlines()
+    assert "memory    2 GiB in use (100 %)" in shown
+    assert not [line for line in shown if line.startswith(("exposed", "held"))]
+
+
+@pytest.mark.parametrize("first", range(32, 40))
+def test_a_release_of_some(tmp_path: Path, first: int) -> None:
+    """The sum is all memory blocks, whatever was released and whoever has onlined one."""
+    root = booted(tmp_path, SAFE, {"sources": (Range(0, BLOCK),)})
+    area = f"0x{first * BLOCK:x}-0x{40 * BLOCK - 1:x}"
+    run(root, "release", area, "--reason", "moved away")
+    for number in range(first, 40):
+        (root / f"sys/devices/system/memory/memory{number}/state").write_text("online\n")
+    totals = json.loads(run(root, "status", "--format", "json").stdout)["totals"]
+    assert totals == {
+        "in_use": (40 - first) * BLOCK, "safe": BLOCK, "guarded": 0, "held": (first - 32) * BLOCK,
+        "quarantined": 0, "exposed": 7 * BLOCK,
+    }  # fmt: skip
+    run(root, "metrics", "-o", str(tmp_path / "m"))
+    lines = (tmp_path / "m").read_text().splitlines()
+    sizes = [int(line.split()[-1]) for line in lines if line.startswith("safemem_memory_bytes{")]
+    assert sum(sizes) == 16 * BLOCK
+
+
+def test_quarantined_memory_that_somebody_onlines_again() -> None:
+    """What the decision itself took offline is held from then on: online again, it is somebody else's doing."""
+    was, now = (snapshot((Blocks(0, 7, state),), handover="rejected") for state in ("online", "online"))
+    decision = engine.decide(policy(otherwise=rule(boot_memory="offline")), was)
+    shares = (account.Share("quarantined", 0, 4 * BLOCK), account.Share("exposed", 4 * BLOCK, 8 * BLOCK, "busy"))
+    found = standing.Standing(
+        reader.Record(decision, Done(complete=True, bytes_quarantined=4 * BLOCK), shares, was), now
+    )
+
+    assert (found.onlined_by_others, found.verdict) == ((Range(0, 4 * BLOCK),), "partly")
+
+
+def test_boot_memory_of_a_node_that_is_held_is_in_use() -> None:
+    """After a clean boot an exception exposes nothing: `status` says of it what the record says."""
+    was = snapshot(
+        (Blocks(0, 3, "online", 1), Blocks(8, 9, "offline", 1), Blocks(10, 11, "offline", 0)), handover="none"
+    )
+    decision = engine.decide(policy(otherwise="online-all", memory=(Override(node=1, hold=True),)), was)
+    now = was._replace(blocks=(*was.blocks[:2], Blocks(10, 11, "online", 0)))
+    shares = account.account(decision, was, now.blocks, (), {}, {})
+    found = standing.Standing(reader.Record(decision, Done(complete=True), shares, was), now)
+
+    assert found.totals == account.totals(shares)
+    assert (found.totals["in_use"], found.totals["held"], found.totals["exposed"]) == (6 * BLOCK, 2 * BLOCK, 0)

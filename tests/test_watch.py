@@ -426,7 +426,7 @@ def test_who_could_have_done_it(tmp_path: Path) -> None:
     status = CliRunner().invoke(main, ["status", "--root", str(root)]).stdout
     assert "watch     held memory was found online 1 time (128 MiB), 0 B taken offline again; " in status
     assert (
-        'may have been a udev rule: ATTR{state}="online" (usr/lib/udev/rules.d/41-x.rules:1), or the kernel' in status
+        'may have been a udev rule: ATTR{state}="online" (/usr/lib/udev/rules.d/41-x.rules:1), or the kernel' in status
     )
 
 

@@ -354,3 +354,46 @@ def test_a_full_run(tmp_path: Path, shell: list[str], options: str) -> None:
 def test_shellcheck() -> None:
     """The wrapper is POSIX sh, as far as shellcheck can tell."""
     subprocess.run(["shellcheck", "-x", "-P", ROOT, "--shell=sh", "-"], input=TEMPLATE, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "line", "number", "mounts"),
+    [
+        ("nothing", "safemem.guard=x", "2", True),
+        ("nothing", "kho=on\tsafemem.guard=x", "2", True),
+        ("folder", "safemem.guard=x", "2", True),  # where mounting failed before, or somebody else has made one
+        ("link", "safemem.guard=x", "2", True),
+        ("mounted", "safemem.guard=x", "2", False),
+        ("nothing", "kho=on", "2", False),
+        ("nothing", "safemem.guard=x", "0", False),
+    ],
+)
+def test_where_gigantic_pages_are_reserved(
+    tmp_path: Path, shell: list[str], before: str, line: str, number: str, mounts: bool
+) -> None:
+    """Only what is mounted counts: in any other folder a file reserves nothing."""
+    place, pool = tmp_path / "run/pages", tmp_path / "pool/hugepages-1048576kB"
+    pool.mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (pool / "nr_hugepages").write_text(f"{number}\n")
+    (tmp_path / "cmdline").write_text(f"{line}\n")
+    (tmp_path / "mounts").write_text(
+        f"none {place} hugetlbfs rw 0 0\n" if before == "mounted" else "proc /proc proc rw\n"
+    )
+    if before == "link":
+        place.symlink_to(tmp_path)
+    elif before != "nothing":
+        place.mkdir()
+    functions = TEMPLATE[TEMPLATE.index("mounted() {") : TEMPLATE.index("program() {")]
+    for theirs, ours in (
+        ("/proc/cmdline", "cmdline"),
+        ("/proc/mounts", "mounts"),
+        ("/sys/kernel/mm/hugepages", "pool"),
+    ):
+        assert theirs in functions
+        functions = functions.replace(theirs, str(tmp_path / ours))
+    script = f'set -u\nSTATE={tmp_path}/run\nmount() {{ echo "mount $*"; }}\n{functions}\npages\necho "$-"\n'
+    done = subprocess.run([*shell, "-c", script], capture_output=True, text=True, check=True)
+    said = f"mount -t hugetlbfs -o pagesize=1048576K,mode=0700 hugetlbfs {place}"
+    assert (said in done.stdout.splitlines()) == mounts and not place.is_symlink(), done
+    assert "f" not in done.stdout.splitlines()[-1]  # file names are matched further on

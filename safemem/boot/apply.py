@@ -52,6 +52,12 @@ def carry_out(plan: Plan, root: str = "/", progress: Progress = lambda _: None, 
     no few of them together take long enough to be mistaken for a hang. `patience` is what one
     block may take to go offline, in seconds.
     """
+    # Before everything: what programs may map meanwhile is lost.
+    loose: list[Note] = []
+    if plan.keep or plan.give_back:
+        from safemem.boot import gigantic  # most boots have none
+    if plan.keep:
+        loose += gigantic.reserve(root, plan.keep)
     problems: list[Note] = []
     onlined = 0
     online = [step for step in plan.steps if step.op == "online"]
@@ -59,8 +65,13 @@ def carry_out(plan: Plan, root: str = "/", progress: Progress = lambda _: None, 
     meter = Meter(root, "onlining memory", wanted, progress)
     # The guard before everything: what it gives back may be needed to online the rest.
     for step in plan.steps:
-        if step.op == "release-guard":
+        if step.op == "release-guard" and step.node < 0:
             problems += give_back(root, step, Meter(root, "giving back the guard", step.size, progress).step)
+    if plan.give_back:
+        size = sum(max(0, item.number - item.own) * item.size for item in plan.give_back)
+        problems += gigantic.give_back(
+            root, plan.give_back, Meter(root, "giving back gigantic pages", size, progress).step
+        )
     # Safe memory first: what quarantine moves out of the way can go there, and more of the rest can be given up.
     for step in online:
         done, failed = _online(root, step, meter)
@@ -79,7 +90,7 @@ def carry_out(plan: Plan, root: str = "/", progress: Progress = lambda _: None, 
         taken, refused, off, block = quarantine.taken, quarantine.refused, quarantine.problems(), quarantine.block
     missed = bool(problems)
     after, unseen = _look(root) if any(step.op in ("hold", "offline") for step in plan.steps) else ((), [])
-    loose = unseen or _still_held(plan, after, taken)
+    loose += unseen or _still_held(plan, after, taken)
     if plan.arrivals and not problems:
         # What is plugged in later is to come online as well, in the same zone, by the kernel itself.
         problems += let_arrive(root, plan.arrivals)

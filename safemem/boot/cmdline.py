@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+#: Between what an argument says and the check sum of that.
+_SEAL = ";crc32="
+
 
 def split(cmdline: str) -> tuple[list[str], list[str], bool]:
     """Return the kernel's words, the words for init from `--` on, and whether a quotation mark is not closed.
@@ -40,6 +43,21 @@ def arguments(cmdline: str) -> list[tuple[str, str]]:
 def argument(cmdline: str, name: str) -> str | None:
     """Return the value of the last argument `name`, or None if it is not there."""
     return dict(arguments(cmdline)).get(name)
+
+
+def sealed(text: str) -> str:
+    """Return an argument's value with its check sum behind it: the kernel cuts a line that is too long."""
+    import binascii  # only where something is to be checked
+
+    return f"{text}{_SEAL}{binascii.crc32(text.encode()):08x}"
+
+
+def unsealed(value: str) -> tuple[str, bool]:
+    """Return a value without its check sum, and whether it had one. Raises ValueError: it does not match, or is cut off."""
+    text, separator, _ = value.partition(_SEAL)
+    if (separator and value.lower() != sealed(text).lower()) or (not separator and ";" in value):
+        raise ValueError(f"check sum of `{value}` does not match: the command line may have been cut off")
+    return text, bool(separator)
 
 
 def boolean(value: str | None) -> bool | None:

@@ -50,7 +50,7 @@ _COMPARISONS = ("<", "<=", ">", ">=")
 _OPS = {
     "set": ("is",),
     "text": ("is", "glob"),
-    "version": ("is", "glob", *_COMPARISONS),
+    "version": ("is", "glob", "unordered", *_COMPARISONS),
     "number": ("is", *_COMPARISONS),
     "names": ("is", "has"),
 }
@@ -193,6 +193,11 @@ def _override(value: object, at: str) -> model.Override:
     return item
 
 
+def _codes(value: object, at: str) -> tuple[str, ...]:
+    """Return codes of errors; which there are, the desk knows."""
+    return tuple(_name(item, f"{at}[{index}]") for index, item in enumerate(_list(value, at, empty=True)))
+
+
 def _failure(value: object, at: str) -> model.Failure:
     return model.Failure(**_checked(value, FAILURE, at))
 
@@ -275,6 +280,8 @@ def _term(item: object, fact: str, at: str) -> model.Term:
     text = _name(value, f"{at}[1]")
     if op in _COMPARISONS and not is_version(text):
         _fail(f"`{at}[1]` is {_show(text)}, not a version")
+    if op == "unordered" and text != model.UNORDERED:
+        _fail(f"`{at}[1]` is {_show(text)}, not `{model.UNORDERED}`")
     if kind == "names" and op == "is" and text != model.UNKNOWN:
         _fail(f"`{at}[1]` is {_show(text)}, not `{model.UNKNOWN}`")
     return model.Term(op, text)
@@ -392,6 +399,7 @@ RULE: dict[str, Check] = {
     "accept_data_exposure": _bool,
     "if_onlined": _one_of(*IF_ONLINED),
     "final": _bool,
+    "memory": _memory,
 }
 OVERRIDE: dict[str, Check] = {
     "range": _area,
@@ -410,7 +418,9 @@ POLICY: dict[str, Check] = {
     "sources": _sources,
     "allow_cmdline_override": _bool,
     "memory": _memory,
+    "observe": _bool,
     "open_luo": _bool,
     "keep_crashkernel": _size,
     "trust_guard": _bool,
+    "accept_errors": _codes,
 }

@@ -23,6 +23,8 @@ def _holds(term: Term, value: str | int | tuple[str, ...]) -> bool:
         return value == term.value
     if term.op == "has":
         return isinstance(value, tuple) and term.value in value
+    if term.op == "unordered":
+        return order_key(value) is None
     if term.op == "glob":
         return _glob(str(term.value), str(value))
     mine, bound = order_key(value), order_key(term.value)
@@ -90,7 +92,10 @@ def fact_text(value: str | int | tuple[str, ...]) -> str:
 def wanted_text(condition: Condition) -> str:
     """Return what `condition` asks for, such as `not accepted` or `ready or busy`."""
     groups = [
-        ", ".join(str(term.value) if term.op in ("is", "glob", "has") else f"{term.op}{term.value}" for term in group)
+        ", ".join(
+            str(term.value) if term.op in ("is", "glob", "has", "unordered") else f"{term.op}{term.value}"
+            for term in group
+        )
         for group in condition.groups
     ]
     return ("not " if condition.negate else "") + " or ".join(groups)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     #: Gets the bytes that work has been done on since it was called last.
     Progress = Callable[[int], None]
 
-#: Priorities of syslog(2).
-EMERGENCY, ALERT, WARNING, NOTICE = 0, 1, 4, 5
+#: Priorities of syslog(2). Below 4 a console shows them also under `quiet`.
+EMERGENCY, ALERT, ERROR, WARNING, NOTICE = 0, 1, 3, 4, 5
 #: What ends a boot: the keys of sysrq in the order in which they are tried. Halt needs a program, which the wrapper has.
 KEYS = {"panic": "cb", "reboot": "bc", "halt": ""}
 #: Bytes of text in one line: the kernel refuses records above 1,024 (PRINTKRB_RECORD_MAX), priority and name included.
@@ -51,8 +51,10 @@ def end(root: str, action: str, code: str, reason: str) -> None:
     """Say why, then panic or reboot. Returns only if every means failed, or for `halt`, which the wrapper does.
 
     The first line is for programs (`safemem.host.previous` finds it in pstore), the second for people. sysrq-trigger
-    takes root's word whatever kernel.sysrq says (Documentation/admin-guide/sysrq.rst).
+    takes root's word whatever kernel.sysrq says (Documentation/admin-guide/sysrq.rst). The kernel names the panic
+    `sysrq triggered crash` and after it the process that asked, by which crash collectors tell panics apart.
     """
+    files.attempt(root, paths.COMM, "safemem")
     say(root, EMERGENCY, f"end action={action} code={code}")
     say(root, EMERGENCY, f"{action}: {reason}")
     for key in KEYS[action]:
@@ -60,18 +62,29 @@ def end(root: str, action: str, code: str, reason: str) -> None:
         say(root, EMERGENCY, f"writing `{key}` to {paths.SYSRQ} did not end this boot")
 
 
-def summary(decision: Decision) -> list[str]:
-    """Return the decision in a few lines for the console, one line a range, the outcome first."""
-    lines = [f"{decision.action}: {decision.message} (rule `{decision.rule.name}`, policy `{decision.policy.name}`)"]
+def outcome(decision: Decision, *, observing: bool) -> tuple[int, list[str]]:
+    """Return what was decided and why in a few lines, and their priority: `quiet` silences what changes nothing only."""
+    what = f"{decision.action} + {decision.rule.enter}" if decision.rule.enter else decision.action
     handover = decision.facts.get("handover", Fact(UNKNOWN, ""))
-    lines.append(f"handover is {handover.value}: {handover.reason or handover.source}")
+    lines = [
+        f"{what}: {decision.message} (rule `{decision.rule.name}`, policy `{decision.policy.name}`)",
+        f"handover is {handover.value}: {handover.reason or handover.source}",
+    ]
+    if observing:
+        lines.append("observe: nothing of this is done")
+    return NOTICE if what == "online-all" else ERROR, lines
+
+
+def summary(decision: Decision) -> list[str]:
+    """Return the plan and the warnings in a few lines for the console, one line a range."""
+    lines = []
     for step in decision.steps:
         if step.op == "keep":
             continue
         zone = f" in zone {step.zone}" if step.zone else ""
         why = f": {step.why}" if step.why else ""
         lines.append(f"{step.op} {Range(step.start, step.end)} ({size_text(step.size)}){zone}{why}")
-    return lines + list(decision.warnings)
+    return lines + [note for note in decision.warnings if note.code != "observes"]
 
 
 class Counter:

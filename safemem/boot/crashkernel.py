@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 from safemem.boot import files, paths
+from safemem.boot.asked import ARGUMENT, parse
 from safemem.boot.cmdline import memparse
 from safemem.boot.memory import iomem
 from safemem.boot.model import UNKNOWN, Fact, Note, Step
-from safemem.boot.ranges import Range, parse_range
+from safemem.boot.ranges import Range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: On the kernel command line: the range of `crashkernel=` is ours, `START-END`.
-ARGUMENT = "safemem.guard"
 #: What loads a crash kernel at boot: Fedora, RHEL and SUSE; SUSE's early one; Debian and Ubuntu.
 KDUMP = ("kdump.service", "kdump-early.service", "kdump-tools.service")
 #: Bytes; of the kernels that have larger ones, a multiple.
@@ -62,21 +61,8 @@ def forbid(root: str) -> tuple[list[Note], list[str]]:
     return [Note("crash-kernel-allowed", text)], list(KDUMP)
 
 
-def guard(root: str, arguments: dict[str, str] | None) -> tuple[Fact, Range | None]:
-    """Return the state of our guard and the memory it reserves now.
-
-    Only `safemem.guard=` makes a crash kernel reservation ours; without it the reservation is
-    kdump's and none of our business. `arguments` are the kernel's by name, None if they cannot be read.
-    """
-    if arguments is None:
-        return Fact(UNKNOWN, paths.CMDLINE, "the command line cannot be read"), None
-    text = arguments.get(ARGUMENT)
-    if text is None:
-        return Fact("none", "command line", f"no {ARGUMENT}="), None
-    try:
-        asked = parse_range(text)
-    except ValueError as error:
-        return Fact("void", "command line", f"{ARGUMENT}=: {error}"), None
+def guard(root: str, asked: Range) -> tuple[Fact, Range | None]:
+    """Return the state of the range that was asked for as a guard, and what of it is reserved now."""
     size = _number(files.word(root, paths.CRASH_SIZE))
     if size == 0:
         return Fact("void", paths.CRASH_SIZE, f"{asked} was asked for and is not reserved"), None
@@ -85,7 +71,7 @@ def guard(root: str, arguments: dict[str, str] | None) -> tuple[Fact, Range | No
     for area in found:
         # Given back from the end, a guard keeps its start.
         if area.start == asked.start and area.start < area.end <= asked.end:
-            return Fact("held", paths.IOMEM, f"{area} is reserved"), area
+            return Fact("full" if area == asked else "part", paths.IOMEM, f"{area} is reserved"), area
     if known.fault:
         return Fact(UNKNOWN, paths.IOMEM, known.fault), None
     if found:
@@ -115,7 +101,7 @@ def witness(root: str, arguments: dict[str, str], kho: Fact, offered: Fact) -> s
         return ""
     size, at, start = asked.partition("@")
     try:
-        area = parse_range(text)
+        area = parse(text).range
         if not at or Range(memparse(start), memparse(start) + memparse(size)) != area:
             return ""
     except ValueError:

@@ -21,10 +21,12 @@ from safemem.boot.model import (
     Step,
 )
 from safemem.boot.plan import split, steps
-from safemem.boot.ranges import Range, merge_ranges, size_text
+from safemem.boot.ranges import Range, common, merge_ranges, size_text, total, without
 
 #: Codes of warnings that follow from the plan.
 PLANNED = ("no-safe-region", "too-late", "block-cut", "state-unknown")
+#: Said of what a policy decides that only observes.
+OBSERVES = "the policy only observes: nothing of this is done"
 #: Said wherever a policy's trust in the guard made a fact.
 TRUSTED = "the handover counts as accepted because the guard is not in force: that is evidence, not proof"
 
@@ -46,13 +48,16 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
             said.append(_ignored("safemem=off"))
     if "dry-run" in snapshot.overrides and not policy.allow_cmdline_override:
         said.append(_ignored("safemem.dry_run"))
+    if policy.observe:
+        said.append(Note("observes", OBSERVES))
     zone = rule.zone or ("auto" if facts["kho"].value == "off" else "movable")
-    todo = steps(rule, snapshot, region or (), zone, policy.memory, policy.keep_crashkernel)
+    memory = (*rule.memory, *policy.memory)
+    todo = steps(rule, snapshot, region or (), zone, memory, policy.keep_crashkernel)
     if trusted:
         said.append(Note("trusts-guard", TRUSTED))
     return Decision(
         rule=rule,
-        policy=PolicyId(*(getattr(policy, name) for name in PolicyId._fields)),
+        policy=PolicyId(*(getattr(policy, name) for name in PolicyId._fields))._replace(memory=memory),
         message=rule.message or f"handover {facts['handover'].value}",
         zone=zone,
         facts=facts,
@@ -62,7 +67,8 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
         steps=todo,
         warnings=(*said, *warnings(rule, snapshot, region, todo)),
         # The kernel and udev cannot tell one block that arrives from another: an exception holds all of them.
-        arrivals=zone if rule.action == "online-all" and not policy.memory else "",
+        arrivals=zone if rule.action == "online-all" and not memory else "",
+        gigantic=snapshot.gigantic,
     )
 
 
@@ -114,7 +120,9 @@ def _derive(snapshot: Snapshot, region: tuple[Range, ...] | None, source: str) -
         for run in snapshot.blocks
     )
     derived = {
-        "safe_region": Fact("unresolved" if region is None else "resolved", "policy", f"source {source}"),
+        "safe_region": Fact("unresolved", "policy", "none of its sources can be resolved here")
+        if region is None
+        else Fact("resolved", "policy", f"source {source}"),
         "held_blocks": Fact("yes" if "offline" in states else UNKNOWN if unsure else "no", "memory blocks"),
         "online_outside_safe": Fact("yes" if outside else UNKNOWN if unsure else "no", "memory blocks"),
     }
@@ -129,7 +137,7 @@ def warnings(rule: Rule, snapshot: Snapshot, region: tuple[Range, ...] | None, t
             found.append(Note("no-safe-region", "no safe region is known: no held block is onlined"))
         late = [step for step in todo if step.late]
         if late:
-            found.append(_too_late(rule, snapshot, late))
+            found += _too_late(rule, snapshot, late)
         found += _cuts(snapshot, region or ())
     for run in snapshot.blocks:
         if run.state not in ("online", "offline"):
@@ -138,16 +146,20 @@ def warnings(rule: Rule, snapshot: Snapshot, region: tuple[Range, ...] | None, t
     return found
 
 
-def _too_late(rule: Rule, snapshot: Snapshot, late: list[Step]) -> Note:
-    spans = ", ".join(str(Range(step.start, step.end)) for step in late)
-    kept = f", of which the guard keeps {size_text(snapshot.guard.size)}" if snapshot.guard else ""
+def _too_late(rule: Rule, snapshot: Snapshot, late: list[Step]) -> list[Note]:
+    steps = tuple(Range(step.start, step.end) for step in late)
+    guarded = snapshot.guarded
+    areas = without(steps, guarded)
+    if not areas:
+        return []
+    outside = " outside the guard" if common(steps, guarded) else ""
     fate = (
         "are taken offline where the kernel can: what was used until then is lost"
         if rule.boot_memory == "offline"
         else "are not protected"
     )
-    amount = size_text(sum(step.size for step in late))
-    return Note("too-late", f"{amount} were online before the decision and {fate}{kept}: {spans}")
+    spans = ", ".join(map(str, areas))
+    return [Note("too-late", f"{size_text(total(areas))}{outside} were online before the decision and {fate}: {spans}")]
 
 
 def _cuts(snapshot: Snapshot, region: tuple[Range, ...]) -> list[Note]:

@@ -12,6 +12,10 @@ from __future__ import annotations
 
 import posix
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 #: Bytes; no file read here is larger. A longer one is cut, which its parser then refuses.
 LIMIT = 1 << 20
 # O_NONBLOCK: a FIFO in place of a file must not hang the boot.
@@ -76,6 +80,15 @@ def line(root: str, name: str) -> str:
 def word(root: str, name: str) -> str:
     """Return the file's text without blanks around it; "" if it cannot be read."""
     return (text(root, name) or "").strip()
+
+
+def numbers(root: str, name: str, places: Iterable[int]) -> list[int]:
+    """Return the numbers of 64 bits that stand at these byte offsets; 0 for one beyond the file's end."""
+    fd = posix.open(path(root, name), _READ)
+    try:
+        return [int.from_bytes(posix.pread(fd, 8, place), "little") for place in places]
+    finally:
+        posix.close(fd)
 
 
 def size(root: str, name: str) -> int:
@@ -243,6 +256,33 @@ def replace(root: str, name: str, data: str) -> None:
     posix.rename(draft, place)
     if size(root, name) != len(content):
         raise OSError(_EIO, "what was written has not arrived", place)
+
+
+def set_aside(root: str, name: str, size: int) -> None:
+    """Make a file of `size` bytes, which only its owner may open, and map it once: hugetlbfs reserves its pages for it.
+
+    They are not touched, and stay with the file when the mapping has gone. A file that is there is shortened or grows; where
+    the pages cannot be had it is as large as it was.
+    """
+    import mmap  # only where a guard has gigantic pages
+
+    fd = posix.open(path(root, name), posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+    try:
+        before = posix.fstat(fd).st_size
+        posix.ftruncate(fd, size)
+        try:
+            if size:
+                mmap.mmap(fd, size, mmap.MAP_SHARED).close()
+        except (OSError, ValueError):
+            posix.ftruncate(fd, before)
+            raise
+    finally:
+        posix.close(fd)
+
+
+def shorten(root: str, name: str, size: int) -> None:
+    """Cut a file that is there to `size` bytes, or fill it up to them."""
+    posix.truncate(path(root, name), size)
 
 
 def _folders(place: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What to append to the next kernel's command line, right before the kexec: guard, safe region, hold.
+"""What to append to the next kernel's command line, right before the kexec: guards, safe region, hold.
 
 Runs in the outgoing system and from the boot archive: standard library only. Scratch areas
 move at each cold boot (KASLR), so this has to be computed anew each time. Where too little is known
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import sys
 
-from safemem.boot import attempts, crashkernel, probe
-from safemem.boot.cmdline import arguments, split
-from safemem.boot.guard import CannotSay, Left, best_guard, left_open, read_ground
-from safemem.boot.ranges import Range, common, total
+from safemem.boot import attempts, pagewords, probe
+from safemem.boot.cmdline import arguments, boolean, sealed, split
+from safemem.boot.ground import UNTOLD, Build, CannotSay, Ground, read_ground, room
+from safemem.boot.guard import Guards, Left, best_guards, left_open
+from safemem.boot.model import Snapshot
+from safemem.boot.ranges import common, size_text, total
 from safemem.boot.tuples import NamedTuple
 
 #: What x86 takes as a command line (COMMAND_LINE_SIZE less its end); what is longer the kernel cuts off.
@@ -26,68 +28,105 @@ class Advice(NamedTuple):
     """What to append, and what it is worth. Sizes in bytes."""
 
     arguments: tuple[str, ...]
-    guard: Range
+    guards: Guards
     memory: int  #: what firmware says there is
     safe: int  #: in scratch areas
     open: int  #: neither guarded nor scratch
     left: tuple[Left, ...]  #: the same, range by range
+    room: int  #: what of all this a kernel that rejects needs to run
     notes: tuple[str, ...]
+    by_hand: tuple[str, ...]  #: what whoever appends the arguments has to take out; a whole command has it out already
     cmdline: str  #: of the running kernel
+    gone: tuple[str, ...]  #: words of that which the arguments stand for
 
     @property
     def guarded(self) -> int:
         """Bytes."""
-        return self.guard.size
+        return self.guards.size
 
 
-def advise(root: str = "/", kernel: str = "", initrd: str = "", understands: bool | None = None) -> Advice:
+def advise(root: str = "/", kernel: str = "", initrd: str = "", built: Build = UNTOLD) -> Advice:
     """Return the arguments for the next kernel, whose image is the file `kernel` and whose initrd is `initrd`.
 
-    Without them, both are taken to be as large as this boot's. `understands` says whether that kernel has KHO at all, None
-    where nobody has looked: the boot archive cannot unpack an image.
+    Without them, both are taken to be as large as this boot's. `built` says what is known of that kernel: the boot
+    archive cannot unpack an image.
 
     Raises:
         CannotSay: KHO is off, or its scratch areas, the machine's memory or a file cannot be read.
     """
-    snapshot = probe.read_snapshot(root)
     scratch = probe.scratch_now(root)
     if not scratch:
-        kho = snapshot.facts["kho"]
+        kho = probe.read_snapshot(root).facts["kho"]
+        why = kho.reason or f"/{kho.source}"
+        if kho.value == "off":
+            raise CannotSay(
+                f"KHO is off ({why}): without it nothing is handed over; boot a kernel that has KHO with kho=on"
+            )
         raise CannotSay(
-            f"no scratch areas can be read (KHO is {kho.value}: {kho.reason or kho.source}): is debugfs mounted?"
+            f"no scratch areas can be read (KHO is {kho.value}: {why}): run it as root, with debugfs on /sys/kernel/debug"
         )
-    ground = read_ground(root, snapshot.cmdline, scratch, kernel, initrd)
-    guard = best_guard(ground)
-    safe = ",".join(str(area) for area in scratch)
-    import binascii
-
-    words = [
-        f"crashkernel={guard.size}@{guard.start:#x}",
-        f"{crashkernel.ARGUMENT}={guard}",
-        f"safemem.safe={safe};crc32={binascii.crc32(safe.encode()):08x}",
-        "memhp_default_state=offline",
-    ]
+    snapshot, ground = read_ground(root, scratch, kernel, initrd, built)
     count = snapshot.facts["boot_attempts"]
-    if not attempts.in_firmware(count):
-        words.append(f"{attempts.ARGUMENT}={attempts.handed_on(root, count)}")
-    notes = _notes(snapshot.cmdline)
-    if understands is False:
+    handed = "" if attempts.in_firmware(count) else f"{attempts.ARGUMENT}={attempts.handed_on(root, count)}"
+    return advise_on(snapshot, ground, kernel, built, handed)
+
+
+def advise_on(snapshot: Snapshot, ground: Ground, kernel: str = "", built: Build = UNTOLD, handed: str = "") -> Advice:
+    """Return the arguments for a kernel that finds `ground`; `handed` counts its boots.
+
+    Raises:
+        CannotSay: no guard would work.
+    """
+    from safemem.boot import asked
+
+    guards = best_guards(ground)
+    words_now = pagewords.read(split(snapshot.cmdline)[0])
+    notes = [*_notes(snapshot.cmdline), *ground.notes]
+    by_hand = _crash_words(snapshot.cmdline)
+    gone: tuple[str, ...] = ()
+    words = [f"crashkernel={guards.range.size}@{guards.range.start:#x}"]
+    own = tuple((item.node, item.own) for item in guards.pages if item.own)
+    if guards.page:
+        gone, new = pagewords.merged(words_now, guards.page, guards.asked)
+        words += new
+        if gone:
+            stand = ", ".join(f"`{word}`" for word in gone)
+            by_hand.append(
+                f"take {stand} out of the next command line: what they ask for is in the arguments that are printed, and"
+                " the kernel ignores a size that is given twice"
+            )
+    notes += small_pages(words_now.pools, ground, guards)
+    if ground.no_page:
+        notes.append(f"only one range can be guarded, without gigantic pages: {ground.no_page}")
+    notes += _without_pages(guards, built) if ground.page else []
+    value = asked.write(asked.Asked(guards.range, guards.page, guards.asked if guards.page else (), own))
+    safe = ",".join(str(area) for area in ground.scratch)
+    words += [
+        f"{asked.ARGUMENT}={value}",
+        f"safemem.safe={sealed(safe)}",
+        "memhp_default_state=offline",
+        *([handed] if handed else []),
+    ]
+    if built.kho is False:
         # Its unpacker knows nothing of scratch areas and puts the image anywhere: into the guard in 2 of 3 boots of a
         # 7.3.4 without KHO. Where kexec loads it is scratch. A kernel with KHO keeps its randomisation within scratch.
         words.append("nokaslr")
         notes.append(f"{kernel} has no KHO: nokaslr keeps its image out of the guard, and its addresses are not random")
-    elif understands is None:
+    elif built.kho is None:
         notes.append("should the next kernel have no KHO, append nokaslr too: its image could be put inside the guard")
-    left = left_open(ground, guard)
+    left = left_open(ground, guards)
     return Advice(
         arguments=tuple(words),
-        guard=guard,
+        guards=guards,
         memory=total(ground.ram),
-        safe=total(common(ground.ram, scratch)),
+        safe=total(common(ground.ram, ground.scratch)),
         open=total(item.range for item in left),
         left=left,
+        room=room(ground),
         notes=tuple(notes),
+        by_hand=tuple(by_hand),
         cmdline=snapshot.cmdline,
+        gone=gone,
     )
 
 
@@ -95,17 +134,87 @@ def _notes(cmdline: str) -> list[str]:
     """Return what on the command line, if the next kernel has it too, is at odds with a guard."""
     names = dict(arguments(cmdline))
     notes = []
-    if "crashkernel" in names:
-        notes.append(
-            "crashkernel= of this boot is kdump's: leave it out of the next command line, only one range counts"
-        )
-    # dma_contiguous_reserve and hugetlb_cma_reserve come before arch_reserve_crashkernel in setup_arch.
+    if "crashkernel" in names and "safemem.guard" not in names:
+        notes.append("only one crashkernel= counts, and the guard needs it: the next kernel reserves nothing for kdump")
+    if split(cmdline)[1]:
+        notes.append("put what is printed before the `--` of the next command line: behind it hugepages= is init's")
+    # dma_contiguous_reserve, and before 7.3 hugetlb_cma_reserve, come before arch_reserve_crashkernel in setup_arch.
     for name in ("cma", "hugetlb_cma"):
         if names.get(name, "0") not in ("0", ""):
-            notes.append(f"{name}= is reserved before the guard and may lie where the guard should: leave it out")
-    if "hugepages" in names:
-        notes.append("hugepages= takes what the guard leaves open: a kernel that rejects may have too little to run")
+            notes.append(
+                f"{name}= is reserved before the guard and may lie where the guard should: boot once without it"
+            )
+    if boolean(names.get("init_on_free")):
+        notes.append("init_on_free=1 zeroes all memory that is not guarded at boot, and a guard when it is given back")
+    if boolean(names.get("page_poison")):
+        notes.append(
+            "page_poison= overwrites all memory that is not guarded at boot, and a guard when it is given back"
+        )
     return notes
+
+
+def _crash_words(cmdline: str) -> list[str]:
+    found = [f"`{word}`" for word in split(cmdline)[0] if word.lstrip('"').startswith("crashkernel=")]
+    return [f"take {', '.join(found)} out of the next command line: only one crashkernel= counts"] if found else []
+
+
+def small_pages(pools: dict[int, pagewords.Pool], ground: Ground, guards: Guards) -> list[str]:
+    """Return whether huge pages that are no guard leave a kernel that rejects too little: it takes them while it starts."""
+    beside, needed = total(ground.ram) - guards.takes, room(ground)
+    return [
+        f"hugepages= asks for {size_text(pool.number * size)} in pages of {size_text(size)}, and a kernel that rejects has"
+        f" {size_text(beside)} beside the guards, of which it needs {size_text(needed)} to run: ask for at"
+        f" most {max(0, beside - needed) // size} on the next command line, and for the others after the boot"
+        for size, pool in pools.items()
+        if size < 1 << 30 and pool.number * size > max(0, beside - needed)
+    ]
+
+
+def _without_pages(guards: Guards, built: Build) -> list[str]:
+    """Return why nodes have no gigantic pages, or only the operator's, and what helps."""
+    bare = [item for item in guards.pages if item.why_not]
+    notes = [
+        f"no gigantic pages{' but those of hugepages=' if item.own else ''} guard node {item.node}: {item.why_not}"
+        for item in bare
+    ]
+    if bare and built.spares_scratch is None:
+        notes.append(
+            "if the next kernel is Linux 7.3 or later, `safemem handover-args --kernel IMAGE` sees that, and guards more"
+        )
+    if len(bare) > 1:
+        notes.append("with the scratch sizes that `safemem layout` prints, only one node has such scratch")
+    return notes
+
+
+def explained(advice: Advice) -> tuple[str, ...]:
+    """Return for each node what is guarded by what, and the arithmetic; one line each."""
+    guards, lines = advice.guards, []
+    for what, amount in (("guarded", advice.guarded), ("scratch", advice.safe), ("open", advice.open)):
+        lines.append(
+            f"{what:<8} {size_text(amount):>10}  {amount / advice.memory:.1%} of the memory that firmware gives"
+        )
+    lines.append(
+        f"room     {size_text(advice.room):>10}  of scratch and open memory is what a kernel that rejects needs"
+    )
+    where = f" on node {guards.node}" if len(guards.pages) > 1 else ""
+    lines.append(f"range    {size_text(guards.range.size):>10}  {guards.range} by crashkernel={where}")
+    for item in guards.pages:
+        if not item.number:
+            continue
+        own = f", {item.own} of them the operator's own" if item.own else ""
+        amount, where = total(item.ranges), ", ".join(str(area) for area in item.ranges) or "which, cannot be told"
+        lines.append(
+            f"pages    {size_text(amount):>10}  {where} by hugepages={item.node}:{item.number} on node {item.node}{own}"
+        )
+        if amount < item.number * guards.page:
+            less = size_text(item.number * guards.page - amount)
+            lines.append(
+                f"         {less:>10}  of pages on node {item.node} that may lie partly in scratch, or may not be there"
+            )
+    for left in advice.left:
+        node = f" on node {left.node}" if left.node >= 0 and len(guards.pages) > 1 else ""
+        lines.append(f"open     {size_text(left.range.size):>10}  {left.range}{node}: {left.why}")
+    return tuple(lines)
 
 
 # ---- the whole command
@@ -121,6 +230,11 @@ def kexec_command(advice: Advice, kernel: str, initrd: str) -> str:
     return " ".join(_quoted(word) for word in (*words, f"--command-line={next_cmdline(advice)}"))
 
 
+def systemctl_command(advice: Advice) -> str:
+    """Return the command by which systemd 261 and later loads the next kernel and boots it. Raises as `kexec_command`."""
+    return " ".join(_quoted(word) for word in ("systemctl", "kexec", f"--kernel-cmdline={next_cmdline(advice)}"))
+
+
 def next_cmdline(advice: Advice) -> str:
     """Return this kernel's command line with what the advice replaces taken out, and the advice put in.
 
@@ -128,10 +242,13 @@ def next_cmdline(advice: Advice) -> str:
         CannotSay: something on it would undo the guard, or it becomes too long.
     """
     kept, init = _kept(advice.cmdline)
+    kept = [word for word in kept if word not in advice.gone]
     for word in (*kept, *init):
-        name, _, value = word.partition("=")
-        if name in ("cma", "hugetlb_cma") and value not in ("", "0"):
-            raise CannotSay(f"`{word}` on the command line is reserved before the guard, and may be put inside it")
+        name, _, value = word.replace('"', "").partition("=")
+        if name.replace("-", "_") in ("cma", "hugetlb_cma") and value not in ("", "0"):
+            raise CannotSay(
+                f"`{word}` on the command line is reserved before the guard, and may be put inside it: boot once without it"
+            )
         if "crashkernel=" in word:
             # The kernel looks for this text anywhere in the line, even inside another word.
             raise CannotSay(f"`{word}` on the command line would be read as a crashkernel= of its own")
@@ -149,10 +266,15 @@ def _kept(cmdline: str) -> tuple[list[str], list[str]]:
     kept = []
     for word in words:
         name = word.lstrip('"').partition("=")[0].replace("-", "_")
-        if name not in _REPLACED and not name.startswith("safemem."):
+        if name not in _REPLACED and not _of_this_boot(name):
             kept.append(word)
     # An old one of ours would count there too, and as the last one.
-    return kept, [word for word in init if not word.lstrip('"').startswith("safemem.")]
+    return kept, [word for word in init if not _of_this_boot(word.lstrip('"').partition("=")[0].replace("-", "_"))]
+
+
+def _of_this_boot(name: str) -> bool:
+    """Return whether an argument of safemem's was meant for this boot alone; a stricter policy is for the next one too."""
+    return name.startswith("safemem.") and name != "safemem.policy"
 
 
 def _quoted(word: str) -> str:
@@ -162,33 +284,43 @@ def _quoted(word: str) -> str:
     return "'" + word.replace("'", "'\"'\"'") + "'"
 
 
-_USAGE = "usage: handover-args [--root DIR] [--kernel IMAGE [--initrd FILE] [--kexec-command]]"
+_USAGE = """\
+usage: handover-args [--root DIR] [--kernel IMAGE [--initrd FILE] [--kexec-command]] [--systemctl-command] [--explain]"""
 
 
 def main(argv: list[str]) -> int:
     """Print the arguments on one line; return 0, 1 if there are none to give, or 2 for a call that is wrong."""
     options = {"--root": "/", "--kernel": "", "--initrd": ""}
-    words, whole = list(argv), False
+    flags = {"--kexec-command": False, "--systemctl-command": False, "--explain": False}
+    words = list(argv)
     while words:
         word = words.pop(0)
         if word in options and words:
             options[word] = words.pop(0)
-        elif word == "--kexec-command":
-            whole = True
+        elif word in flags:
+            flags[word] = True
         else:
             sys.stderr.write(f"{_USAGE}\n")
             return 2
     root, kernel, initrd = options.values()
-    if whole and not kernel:
-        sys.stderr.write(f"safemem: --kexec-command needs --kernel\n{_USAGE}\n")
+    whole, systemctl, explain = flags.values()
+    if whole and (systemctl or not kernel):
+        why = "and --systemctl-command exclude each other" if systemctl else "needs --kernel"
+        sys.stderr.write(f"safemem: --kexec-command {why}\n{_USAGE}\n")
         return 2
     try:
         advice = advise(root, kernel, initrd)
-        text = kexec_command(advice, kernel, initrd) if whole else " ".join(advice.arguments)
+        text = " ".join(advice.arguments)
+        if whole:
+            text = kexec_command(advice, kernel, initrd)
+        elif systemctl:
+            text = systemctl_command(advice)
     except CannotSay as error:
         sys.stderr.write(f"safemem: {error}\n")
         return 1
-    for note in advice.notes:
+    for note in (*advice.notes, *(() if whole or systemctl else advice.by_hand)):
         sys.stderr.write(f"safemem: {note}\n")
     sys.stdout.write(f"{text}\n")
+    for line in explained(advice) if explain else ():
+        sys.stderr.write(f"  {line}\n")
     return 0

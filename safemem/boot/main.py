@@ -29,7 +29,7 @@ from safemem.boot import (
 )
 from safemem.boot.cmdline import argument
 from safemem.boot.console import EMERGENCY, NOTICE, WARNING, say
-from safemem.boot.model import FINAL, Blocks, Decision, Note, Policy, Snapshot
+from safemem.boot.model import FINAL, UNKNOWN, Blocks, Decision, Note, Policy, Snapshot
 from safemem.boot.ranges import Range, common, merge_ranges, parse_limit, size_text, without
 
 POLICY = "usr/lib/safemem/policy.json"
@@ -49,7 +49,9 @@ def main(argv: list[str]) -> int:
         root = words[1]
         del words[:2]
     if words == ["capture"]:
-        sys.stdout.write(plainjson.dumps(record.capture_to_json(probe.read_snapshot(root))) + "\n")
+        sys.stdout.write(
+            plainjson.dumps(record.capture_to_json(probe.read_snapshot(root)._replace(room=memory.room(root)))) + "\n"
+        )
         sys.stdout.flush()
         return 0
     if words:
@@ -75,21 +77,33 @@ def _boot(root: str) -> int:
     named = _named(root, policy, cmdline)
     policies = (policy, *(named or ()))
     snapshot = probe.read_snapshot(root, open_luo=any(item.open_luo for item in policies))
-    snapshot = snapshot._replace(facts={**snapshot.facts, "auto_online": before})
+    snapshot = snapshot._replace(facts={**snapshot.facts, "auto_online": before}, room=memory.room(root))
     snapshot = snapshot._replace(notes=(*snapshot.notes, *memory.onlined_early(root, snapshot)))
     decision, limits = _decide(policy, named, snapshot, cmdline)
+    observing = all(item.observe for item in _counting(policy, named, cmdline))
     files.replace(root, record.RECORD, record.record_text(snapshot, decision, None))
+    priority, lines = console.outcome(decision, observing=observing)
+    for line in lines:
+        say(root, priority, line)
     for line in console.summary(decision):
         say(root, NOTICE, line)
     for text in (*problems, *snapshot.notes):
         say(root, WARNING, text)
+    if observing:
+        from safemem.boot import observe  # most policies act
+
+        done = observe.give_back(root, snapshot)
+        done = done._replace(problems=(*problems, *done.problems))
+        files.replace(root, record.RECORD, record.record_text(snapshot, decision, done))
+        _write_env(root, decision, "", finished=True, dry_run=True)
+        return 0
     if "dry-run" in snapshot.overrides and policy.allow_cmdline_override:
         return _dry_run(root, snapshot, decision)
     if decision.action in FINAL:
         must = decision.action == "reboot"
         for text in _count(root, policies, snapshot, whole=False, must=must):
             say(root, WARNING, text)
-        return _end(root, decision.action, "decided", decision.message)
+        return _end(root, policy, decision.action, "decided", decision.message)
     return _carry_out(root, policies, snapshot, decision, limits, [*problems, *probe.unseen(snapshot.notes)])
 
 
@@ -114,6 +128,11 @@ def _named(root: str, policy: Policy, cmdline: str | None) -> tuple[Policy, ...]
     return tuple(_policy(root, f"{POLICIES}/{name}") for name in asked) if asked or wanted is None else None
 
 
+def _counting(policy: Policy, named: tuple[Policy, ...] | None, cmdline: str | None) -> tuple[Policy, ...]:
+    loosens = policy.allow_cmdline_override and cmdline is not None
+    return stricter.counting(policy, named or (), loosens=loosens)
+
+
 def _decide(
     policy: Policy, named: tuple[Policy, ...] | None, snapshot: Snapshot, cmdline: str | None
 ) -> tuple[Decision, tuple[str, ...]]:
@@ -121,21 +140,21 @@ def _decide(
 
     And what may be exposed, by each policy that ends the boot over it.
     """
-    decision = engine.decide(policy, snapshot)
+    first, *others = _counting(policy, named, cmdline)
+    decision = engine.decide(first, snapshot)
     said = [decision]
+    if first is not policy and cmdline is not None:
+        decision = stricter.instead(decision)
     if named is None:
         wanted = argument(cmdline or "", NAMED)
         text = f"{NAMED}={wanted} on the command line is ignored: no policy of that name is built in"
         decision = decision._replace(warnings=(Note("named-policy-missing", text), *decision.warnings))
-    for other in named or ():
+    for other in others:
         said.append(engine.decide(other, snapshot))
-        if cmdline is None:
-            decision = stricter.both(decision, said[-1], snapshot)
-        elif policy.allow_cmdline_override:
-            said = said[-1:]
-            decision = stricter.instead(said[-1])
-        else:
-            decision = stricter.choose(decision, said[-1], snapshot)
+        join = stricter.both if cmdline is None else stricter.choose
+        decision = join(decision, said[-1], snapshot)
+    if named and not others and first is policy and cmdline is not None:
+        decision = stricter.ignored(decision, named[0].name)
     ends = [one.rule.exposed_max for one in said if one.rule.on_shortfall in FINAL]
     return decision, tuple(dict.fromkeys(ends)) or (decision.rule.exposed_max,)
 
@@ -178,7 +197,7 @@ def _carry_out(
         decision,
         snapshot,
         after,
-        crashkernel.left(root, snapshot.guard),
+        _guarded(root, snapshot),
         result.refused,
         taken,
     )
@@ -204,7 +223,7 @@ def _carry_out(
     say(root, NOTICE, f"done: {size_text(result.onlined)} of {size_text(result.wanted)} onlined{quarantine}")
     say(root, NOTICE, account.totals_text(totals))
     if ends:
-        return _end(root, decision.rule.on_shortfall, "shortfall", short)
+        return _end(root, policies[0], decision.rule.on_shortfall, "shortfall", short)
     _write_env(root, decision, arrivals, finished=True)
     return 0
 
@@ -213,13 +232,28 @@ def _keep_others_off(root: str, snapshot: Snapshot, decision: Decision) -> tuple
     """Hide what would online held memory, and keep a crash kernel out of the guard; return what was hidden, and what could not be."""
     names = compiled.names(files.read(root, MASKS), MASKS) if decision.holds else []
     problems: list[Note] = []
-    if snapshot.facts["guard"].value not in ("none", "void") and decision.action != "online-all":
+    # Where it cannot be read, it may be reserved.
+    asked = snapshot.guard or (snapshot.facts["guard"].value == UNKNOWN and crashkernel.may_be_reserved(root))
+    if asked and decision.action != "online-all":
         problems, units = crashkernel.forbid(root)
         names += units
         if units:
             text = "kdump's units are masked; a crash kernel loaded by hand would overwrite the guard"
             say(root, WARNING, text)
     return names, problems + hold.mask(root, names)
+
+
+def _guarded(root: str, snapshot: Snapshot) -> tuple[account.Guarded, ...]:
+    """Return what the guards reserve now. Gigantic pages that any program can map guard nothing, nor do those of which nobody knows where they are."""
+    crash = crashkernel.left(root, snapshot.guard)
+    found = [account.Guarded(crash)] if crash else []
+    if snapshot.gigantic:
+        from safemem.boot import gigantic  # most boots have none
+
+        pages = gigantic.now(root, snapshot.gigantic, snapshot.block_size, snapshot.blocks)
+        if gigantic.kept(root, pages):
+            found += [account.Guarded(area, gigantic.WRITTEN) for item in pages if item.placed for area in item.ranges]
+    return tuple(sorted(found))
 
 
 def _after(
@@ -297,6 +331,7 @@ def _write_env(root: str, decision: Decision, arrivals: str, *, finished: bool, 
     files.replace(root, record.ENV, text)
 
 
-def _end(root: str, action: str, code: str, reason: str) -> int:
+def _end(root: str, policy: Policy, action: str, code: str, reason: str) -> int:
+    """End the boot; return what the wrapper makes of that if it cannot. That of a `policy` that observes would go on."""
     console.end(root, action, code, reason)
-    return _HALT if action == "halt" else _FAILED
+    return _HALT if action == "halt" or policy.observe else _FAILED

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from safemem.boot import files, paths
 from safemem.boot.files import reason
-from safemem.boot.model import UNKNOWN, Blocks, Note, Snapshot
+from safemem.boot.model import UNKNOWN, Blocks, Fact, Note, Room, Snapshot
 from safemem.boot.ranges import Range, cut, merge_ranges, parse_range, size_text, whole_blocks
 from safemem.boot.tuples import NamedTuple
 
 #: Offsets in the x86 zero page (Documentation/arch/x86/zero-page.rst): entries, table; 20 bytes each.
 _E820_COUNT, _E820_TABLE, _E820_RAM, _RAMDISK_SIZE = 0x1E8, 0x2D0, 1, 0x21C
+#: Bytes of a gigantic page on x86, and of /proc/cpuinfo that hold the flags of the first processor.
+GIGANTIC, _ONE_PROCESSOR = 1 << 30, 16 << 10
+#: How names in /proc/iomem begin of what this kernel keeps inside System RAM and the next one does not.
+_OURS = ("Kernel ", "Crash kernel")
 #: None begins with another one, so none is another one that was cut off.
 _STATES = {state + end: state.decode() for state in (b"online", b"offline", b"going-offline") for end in (b"\n", b"")}
 
@@ -35,6 +39,17 @@ class Iomem(NamedTuple):
     def named(self, name: str) -> list[Range]:
         """Return where resources whose names begin so lie."""
         return [item.area for item in self.resources if item.name.startswith(name)]
+
+    @property
+    def taken(self) -> tuple[Range, ...]:
+        """What lies inside System RAM and will for the next kernel too: all but what this kernel has put there."""
+        found, within = [], False
+        for item in self.resources:
+            if not item.depth:
+                within = item.name == "System RAM"
+            elif within and not item.name.startswith(_OURS):
+                found.append(item.area)
+        return merge_ranges(tuple(found))
 
 
 def iomem(root: str) -> Iomem:
@@ -92,6 +107,57 @@ def initrd_size(root: str) -> int:
     return int.from_bytes(data[_RAMDISK_SIZE : _RAMDISK_SIZE + 4], "little")
 
 
+def room(root: str) -> Room:
+    """Return what tells which memory cannot be taken offline now, and which the next kernel will have."""
+    known = iomem(root)
+    kernel, ram = (tuple(known.named(name)) for name in ("Kernel ", "System RAM"))
+    try:
+        firmware = firmware_memory(root)
+    except (OSError, ValueError):
+        firmware = ()
+    return Room(
+        kernel,
+        ram,
+        available(root),
+        initrd_size(root),
+        firmware,
+        known.taken,
+        gigantic(root) if has_hugetlb(root) else 0,
+    )
+
+
+def gigantic(root: str) -> int:
+    """Return the bytes of a gigantic page that the processor can have; 0 if it cannot, or that cannot be read.
+
+    On x86 the flag is `pdpe1gb` (Documentation/admin-guide/mm/hugetlbpage.rst).
+    """
+    try:
+        # One processor is enough, and a large machine has megabytes of them.
+        data = files.read(root, paths.CPUINFO, _ONE_PROCESSOR)
+    except OSError:
+        return 0
+    for line in data.split(b"\n"):
+        name, _, flags = line.partition(b":")
+        if name.strip() == b"flags":
+            return GIGANTIC if b"pdpe1gb" in flags.split() else 0
+    return 0
+
+
+def has_hugetlb(root: str) -> bool:
+    """Return False only where sysfs is there and shows that this kernel has no hugetlb pages."""
+    return files.exists(root, paths.KERNEL_MM) is not True or files.exists(root, paths.HUGEPAGES) is not False
+
+
+def available(root: str) -> int:
+    """Return MemAvailable in bytes; 0 if it cannot be read, which takes nothing off."""
+    for line in files.word(root, paths.MEMINFO).splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if name == "MemAvailable" and words and words[0].isdecimal():
+            return int(words[0]) << 10
+    return 0
+
+
 def nodes(root: str) -> dict[int, frozenset[int]]:
     """Return the numbers of each NUMA node's blocks; a block that several nodes share is no node's.
 
@@ -109,6 +175,27 @@ def nodes(root: str) -> dict[int, frozenset[int]]:
         shared |= blocks & seen
         seen |= blocks
     return {node: frozenset(blocks - shared) for node, blocks in lists.items()}
+
+
+def node_count(root: str) -> Fact:
+    """Return how many NUMA nodes are online; a kernel that knows no nodes has one."""
+    try:
+        text = files.line(root, paths.NODES_ONLINE)
+    except OSError as error:
+        try:
+            whole = files.names(root, paths.SYSTEM)
+        except OSError:
+            whole = []
+        if whole and "node" not in whole:
+            return Fact(1, paths.SYSTEM, "it has no nodes")
+        return Fact(UNKNOWN, paths.NODES_ONLINE, reason(error))
+    count = 0
+    for span in text.split(","):
+        first, _, last = span.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+            return Fact(UNKNOWN, paths.NODES_ONLINE, f"`{text}` is no list of numbers")
+        count += int(last or first) - int(first) + 1
+    return Fact(count, paths.NODES_ONLINE)
 
 
 def blocks(root: str) -> tuple[int, tuple[Blocks, ...], tuple[Note, ...]]:

@@ -8,10 +8,12 @@ importing `enum` costs more than everything else in this file.
 
 from __future__ import annotations
 
-from safemem.boot.ranges import Range
+from safemem.boot.ranges import Range, merge_ranges
 from safemem.boot.tuples import NamedTuple
 
 UNKNOWN = "unknown"
+#: Stands for every release that cannot be compared with another, such as `next-20260101`.
+UNORDERED = "unordered"
 
 ACTIONS = ("online-all", "online-safe", "panic", "reboot", "halt")
 #: Actions after which the machine does not go on booting.
@@ -30,16 +32,22 @@ FACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "auto_online": ("set", ("offline", "online", "online_movable", "online_kernel", UNKNOWN)),
     "arch": ("text", ()),
     "virt": ("text", ()),
+    "product": ("text", ()),
+    "machine_class": ("text", ()),
+    "numa_nodes": ("number", ()),
     "kernel": ("version", ()),
     "previous_kernel": ("version", ()),
     "kexec_count": ("number", ()),
     "boot_attempts": ("number", ()),
     "nodes": ("names", ()),
     "safe_region": ("set", ("resolved", "unresolved")),
-    "guard": ("set", ("none", "held", "void", UNKNOWN)),
+    "guard": ("set", ("none", "full", "part", "void", UNKNOWN)),
     "held_blocks": ("set", ("yes", "no", UNKNOWN)),
     "online_outside_safe": ("set", ("yes", "no", UNKNOWN)),
 }
+
+#: What older policies, cases and records call a value of a fact.
+OLDER = {("guard", "held"): "full"}
 
 #: Facts that follow from the policy's safe region and the blocks; the engine works them out.
 DERIVED = ("safe_region", "held_blocks", "online_outside_safe")
@@ -99,6 +107,34 @@ class Blocks(NamedTuple):
 DRIVERS = ("dimm", "virtio-mem", "kmem", UNKNOWN)
 
 
+class Room(NamedTuple):
+    """What tells, before it is tried, which memory cannot be taken offline or guarded; empty and 0 is not known."""
+
+    kernel: tuple[Range, ...] = ()  #: text and data of the kernel that runs
+    ram: tuple[Range, ...] = ()  #: where memory is; a block with a hole never goes
+    available: int = 0  #: bytes, when the boot program ran
+    initrd: int = 0  #: bytes of the initrd as it was loaded
+    firmware: tuple[Range, ...] = ()  #: what firmware gave at boot
+    taken: tuple[Range, ...] = ()  #: what lies inside `ram` and stays so for the next kernel
+    gigantic: int = 0  #: bytes of a gigantic page that processor and kernel can have
+
+
+class Pages(NamedTuple):
+    """Gigantic pages of one NUMA node, which the kernel has set aside for `hugepages=`."""
+
+    node: int
+    size: int  #: bytes of one
+    number: int  #: that the kernel has
+    free: int  #: of them those that no program has mapped
+    own: int  #: what of them the operator wants for programs: these stay when the guard is given back
+    ranges: tuple[Range, ...] = ()  #: where they are, ascending; of one that is mapped it is not said
+
+    @property
+    def placed(self) -> bool:
+        """Whether it is known where all are that no program has mapped, and no other place is shown as one."""
+        return sum(area.size for area in self.ranges) == self.free * self.size
+
+
 class Snapshot(NamedTuple):
     """Everything a decision may depend on, read once."""
 
@@ -108,14 +144,22 @@ class Snapshot(NamedTuple):
     scratch: tuple[Range, ...]  #: the predecessor's scratch areas; empty unless accepted
     cmdline: str
     cmdline_safe: tuple[Range, ...]  #: `safemem.safe=`
-    guard: Range | None = None  #: boot memory reserved in this boot by our guard
+    guard: Range | None = None  #: boot memory reserved in this boot by `crashkernel=` as our guard
     overrides: tuple[str, ...] = ()  #: what the command line asks for: `off`, `dry-run`, `policy=NAME`
     notes: tuple[Note, ...] = ()  #: what could not be read, and why
     witness: str = ""  #: how a guard that is not in force shows that the handover was accepted; no proof
+    room: Room = Room()
+    gigantic: tuple[Pages, ...] = ()  #: the guard's other half, by node
+
+    @property
+    def guarded(self) -> tuple[Range, ...]:
+        """All that the guards reserve, ascending."""
+        pages = (area for item in self.gigantic for area in item.ranges)
+        return merge_ranges((*((self.guard,) if self.guard else ()), *pages))
 
 
 class Term(NamedTuple):
-    """One accepted value of a fact. `op` is one of `is`, `glob`, `has`, `<`, `<=`, `>`, `>=`."""
+    """One accepted value of a fact. `op` is one of `is`, `glob`, `has`, `unordered`, `<`, `<=`, `>`, `>=`."""
 
     op: str
     value: str | int
@@ -145,6 +189,7 @@ class Rule(NamedTuple):
     accept_data_exposure: bool = False
     if_onlined: str = "report"  #: or `offline`: what `watch` does with a held block that somebody onlined
     final: bool = False  #: `release` needs to be forced
+    memory: tuple[Override, ...] = ()  #: exceptions of this rule, before the policy's own
 
 
 class Override(NamedTuple):
@@ -177,7 +222,9 @@ class Policy(NamedTuple):
     memory: tuple[Override, ...] = ()  #: a hold counts wherever it stands, of zones the first that is about a block
     open_luo: bool = False  #: open /dev/liveupdate to tell ready from failed
     keep_crashkernel: str = ""  #: size that is left of a guard for kdump when it is given back
+    observe: bool = False  #: decide and record, and leave the machine as Linux without safemem has it
     trust_guard: bool = False  #: where the handover cannot be told, take a witness's word that it was accepted
+    accept_errors: tuple[str, ...] = ()  #: codes of the errors with which it may be built in all the same
     digest: str = ""  #: of the compiled form; 64 hex digits
 
 
@@ -206,6 +253,7 @@ class Step(NamedTuple):
     zone: str = ""
     why: str = ""
     late: bool = False  #: was online before the decision, and should not be
+    node: int = -1  #: of a guard of gigantic pages; -1 for every other step
 
     @property
     def size(self) -> int:
@@ -218,8 +266,10 @@ class PolicyId(NamedTuple):
 
     name: str
     digest: str
-    memory: tuple[Override, ...] = ()  #: with it, the action and the region anybody can tell what is held later
+    #: The rule's exceptions and the policy's: with them, the action and the region anybody can tell what is held later.
+    memory: tuple[Override, ...] = ()
     keep_crashkernel: str = ""
+    accept_errors: tuple[str, ...] = ()  #: it was built in although it has these
 
 
 class Plan(NamedTuple):
@@ -228,6 +278,8 @@ class Plan(NamedTuple):
     steps: tuple[Step, ...]
     arrivals: str = ""  #: zone for blocks that are plugged in later; "" keeps them offline
     floor: str = ""  #: size that taking memory offline leaves available; "" lets `quarantine` work it out
+    keep: tuple[Pages, ...] = ()  #: gigantic pages that no program is to get
+    give_back: tuple[Pages, ...] = ()  #: gigantic pages that go, but for the operator's own
 
 
 class Decision(NamedTuple):
@@ -244,6 +296,7 @@ class Decision(NamedTuple):
     steps: tuple[Step, ...]
     warnings: tuple[Note, ...]
     arrivals: str = ""  #: as in `Plan`
+    gigantic: tuple[Pages, ...] = ()  #: as in `Snapshot`
 
     @property
     def action(self) -> str:
@@ -258,4 +311,5 @@ class Decision(NamedTuple):
     @property
     def plan(self) -> Plan:
         """What `apply` carries out."""
-        return Plan(self.steps, self.arrivals, self.rule.floor)
+        keep, back = ((self.gigantic if self.action == action else ()) for action in ("online-safe", "online-all"))
+        return Plan(self.steps, self.arrivals, self.rule.floor, keep, back)

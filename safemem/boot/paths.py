@@ -41,6 +41,8 @@ CONFIG = ("proc/config.gz", "boot/config-{}", "usr/lib/modules/{}/config")
 KMSG = "dev/kmsg"
 SYSRQ = "proc/sysrq-trigger"
 UPTIME = "proc/uptime"
+#: The name of the process that writes it, as an oops and a panic show it.
+COMM = "proc/self/comm"
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 
 # ---- memory
@@ -50,15 +52,31 @@ MEMORY = "sys/devices/system/memory"
 BLOCK_SIZE = "sys/devices/system/memory/block_size_bytes"
 AUTO_ONLINE = "sys/devices/system/memory/auto_online_blocks"
 NODES = "sys/devices/system/node"
+#: Numbers and ranges of numbers: nodes with memory, held memory as well, or with processors.
+NODES_ONLINE = "sys/devices/system/node/online"
 IOMEM = "proc/iomem"
+#: Is there whenever sysfs is; and what a kernel with hugetlb pages has in it.
+KERNEL_MM = "sys/kernel/mm"
+HUGEPAGES = "sys/kernel/mm/hugepages"
 MEMINFO = "proc/meminfo"
 #: The range that `crashkernel=` has reserved, in bytes; and how often a crash kernel may still be loaded (Linux 6.3).
 CRASH_SIZE = "sys/kernel/kexec_crash_size"
 LOAD_LIMIT = "proc/sys/kernel/kexec_load_limit_panic"
+#: Huge pages of one size, `{}` is in KiB: of all nodes, and of one (Documentation/admin-guide/mm/hugetlbpage.rst).
+HUGE = "sys/kernel/mm/hugepages/hugepages-{}kB"
+NODE_HUGE = "sys/devices/system/node/node{}/hugepages/hugepages-{}kB"
+#: 64 bits a page, in the order of their addresses (Documentation/admin-guide/mm/pagemap.rst).
+PAGEFLAGS = "proc/kpageflags"
+#: Ours: a hugetlbfs that only root reaches, which the archive's wrapper mounts, with a file for each node.
+PAGES = "run/safemem/pages"
 
 # ---- machine and firmware
+#: Ours: one line, which operators write and images carry.
+MACHINE_CLASS = "etc/safemem/machine-class"
 DMI_VENDOR = "sys/class/dmi/id/sys_vendor"
 DMI_PRODUCT = "sys/class/dmi/id/product_name"
+#: Of machines with a device tree; a NUL ends it.
+DT_MODEL = "proc/device-tree/model"
 HYPERVISOR = "sys/hypervisor/type"
 CPUINFO = "proc/cpuinfo"
 EFI = "sys/firmware/efi"

@@ -8,8 +8,9 @@ no evidence (older kernels print `disabling KHO revival` after a harmless kexec)
 
 from __future__ import annotations
 
-from safemem.boot import attempts, crashkernel, files, memory, paths
-from safemem.boot.cmdline import arguments, boolean
+from safemem.boot import attempts, crashkernel, files, guards, memory, paths
+from safemem.boot.asked import ARGUMENT
+from safemem.boot.cmdline import arguments, boolean, unsealed
 from safemem.boot.files import reason
 from safemem.boot.model import FACTS, UNKNOWN, Fact, Note, Snapshot
 from safemem.boot.ranges import Range, parse_range
@@ -24,7 +25,7 @@ _SAFE = "safemem.safe"
 #: Codes of notes that say that nobody knows what there is to hold; the last is of a look afterwards (`apply`).
 _UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
 #: What nobody but handover-args writes, for the command line of a kexec that hands over.
-_FOR_A_KEXEC = (crashkernel.ARGUMENT, attempts.ARGUMENT)
+_FOR_A_KEXEC = (ARGUMENT, attempts.ARGUMENT)
 # DMI system vendor -> what systemd-detect-virt calls it.
 _VENDORS = (
     ("QEMU", "qemu"), ("KVM", "kvm"), ("VMware", "vmware"), ("Xen", "xen"), ("Amazon EC2", "amazon"),
@@ -49,15 +50,17 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
     offered = _offered(root)
     handover = _handover(root, offered, asked, config)
     kho = _kho(root, asked, config)
-    guard, reserved = crashkernel.guard(root, asked)
+    size, blocks, unread = memory.blocks(root)
+    guard, crash, reserved, gigantic = guards.read(root, asked, size, blocks)
     if guard.value == UNKNOWN:
         notes.append(
             Note("guard-unknown", f"whether a guard is in force cannot be told: {guard.source}: {guard.reason}")
         )
     if reserved and handover.value == UNKNOWN:
         handover = handover._replace(reason=f"{handover.reason}; it was not accepted: the guard is in force")
-    if handover.value == "accepted" and (reserved or (guard.value == UNKNOWN and crashkernel.may_be_reserved(root))):
-        # While an accepted handover is set up, no kernel can reserve a guard (seen on 7.2 and 7.3, x86 and arm64).
+    if handover.value == "accepted" and (reserved or (crash.value == UNKNOWN and crashkernel.may_be_reserved(root))):
+        # While an accepted handover is set up, no kernel can reserve a crash range (seen on 7.2 and 7.3, x86 and arm64).
+        # Gigantic pages it may have: since 7.3 they come from every GiB that holds nothing preserved.
         state = "is" if reserved else "may be"
         text = f"{handover.source} shows an incoming tree, and the guard that only a rejection leaves {state} in force"
         handover = Fact(UNKNOWN, handover.source, text)
@@ -69,11 +72,13 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         "arch": _line(root, paths.ARCH),
         "kernel": _line(root, paths.RELEASE),
         "virt": _virt(root),
+        "product": _product(root),
+        "machine_class": _named(root, paths.MACHINE_CLASS),
+        "numa_nodes": memory.node_count(root),
         **_incoming(root, handover),
         "boot_attempts": attempts.read(root, asked or {}),
         "guard": guard,
     }
-    size, blocks, unread = memory.blocks(root)
     return Snapshot(
         facts=facts,
         block_size=size,
@@ -85,6 +90,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         overrides=overrides(asked or {}),
         notes=(*notes, *unread),
         witness=crashkernel.witness(root, asked or {}, kho, offered),
+        gigantic=gigantic,
     )
 
 
@@ -121,6 +127,12 @@ def _line(root: str, path: str) -> Fact:
     except OSError as error:
         return Fact(UNKNOWN, path, reason(error))
     return Fact(text, path) if text else Fact(UNKNOWN, path, "it is empty")
+
+
+def configured(root: str, option: str) -> tuple[bool | None, str]:
+    """Return whether the running kernel has `option` built in, None if that cannot be read, and where that is written."""
+    config = _Config(root)
+    return config.value(option), config.source
 
 
 class _Config:
@@ -375,6 +387,20 @@ def auto_online(root: str) -> Fact:
     return Fact(UNKNOWN, paths.AUTO_ONLINE, f"value `{value}` is not known")
 
 
+def _product(root: str) -> Fact:
+    """Return what firmware calls the machine; one without DMI has a device tree."""
+    model = files.word(root, paths.DT_MODEL).rstrip("\0")
+    if model.isprintable() and model and files.exists(root, paths.DMI_PRODUCT) is False:
+        return Fact(model, paths.DT_MODEL)
+    return _named(root, paths.DMI_PRODUCT)
+
+
+def _named(root: str, path: str) -> Fact:
+    """Return a name, which is one line of text."""
+    fact = _line(root, path)
+    return fact if str(fact.value).isprintable() else Fact(UNKNOWN, path, "it is not one line of text")
+
+
 def _virt(root: str) -> Fact:
     facts = (_line(root, path) for path in (paths.DMI_VENDOR, paths.DMI_PRODUCT))
     vendor, product = ("" if fact.value == UNKNOWN else str(fact.value) for fact in facts)
@@ -459,17 +485,12 @@ def _cmdline_safe(asked: dict[str, str], notes: list[Note]) -> tuple[Range, ...]
     text = asked.get(_SAFE)
     if text is None:
         return ()
-    ranges, separator, checksum = text.partition(";")
     try:
-        if separator:
-            import binascii  # only where there is a check sum
-
-            if checksum.lower() != f"crc32={binascii.crc32(ranges.encode()):08x}":
-                raise ValueError(f"check sum of `{text}` does not match: the command line may have been cut off")
+        ranges, whole = unsealed(text)
         found = tuple(parse_range(item) for item in ranges.split(","))
     except ValueError as error:
         notes.append(Note("safe-ignored", f"safemem.safe= on the command line is ignored: {error}"))
         return ()
-    if not separator:
+    if not whole:
         notes.append(Note("safe-unchecked", "safemem.safe= has no check sum: its ranges are taken as they are written"))
     return found

@@ -8,10 +8,10 @@ import _signal  # type: ignore[import-not-found]  # `signal` would bring `enum`
 from safemem.boot import files, paths
 from safemem.boot.console import Meter
 from safemem.boot.files import reason
-from safemem.boot.memory import initrd_size, iomem
+from safemem.boot.memory import available, room
 from safemem.boot.model import Note, Plan
-from safemem.boot.plan import FLOOR
-from safemem.boot.ranges import Range, parse_size, size_text, spans
+from safemem.boot.plan import BELOW, KEPT, fixed, floor
+from safemem.boot.ranges import Range, size_text, spans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ class Quarantine:
         numbers = [number for step in steps for number in range(step.first, step.last + 1)]
         movable = {number for number in numbers if files.word(root, _file(number, "valid_zones")) == "Movable"}
         self._left = sorted(numbers, key=lambda number: (number not in movable, -number))
-        blocks = sum(step.size for step in plan.steps if step.first >= 0)
-        self.floor = parse_size(plan.floor) if plan.floor else FLOOR + 4 * initrd_size(root) + blocks // 64
-        known = iomem(root)
-        self._kernel, self._ram = known.named("Kernel "), known.named("System RAM")
+        now = room(root)
+        self.floor = floor(plan, now)
+        guarded = tuple(Range(step.start, step.end) for step in plan.steps if step.op == "keep-guard")
+        self._fixed = {number: why for step in steps for number, why in fixed(step, now, guarded).items()}
         self._gone: list[int] = []
         self.refused: dict[int, Note] = {}
         self.taken: dict[int, int] = {}
@@ -69,11 +69,11 @@ class Quarantine:
 
     def _try(self, number: int) -> Note | None:
         """Return why a block is still online, or None if it is not."""
-        span = Range(number * self.block, (number + 1) * self.block)
-        if any(_overlap(span, area) for area in self._kernel):
-            return Note("kernel", "kernel text or data")  # never goes: not even tried
-        if _available(self._root) - self.block < self.floor:
-            return Note("floor", f"below the floor: {size_text(self.floor)} of memory have to stay available")
+        stuck = self._fixed.get(number)
+        if stuck in ("kernel", "guard"):
+            return Note(stuck, KEPT[stuck])  # never goes: not even tried
+        if available(self._root) - self.block < self.floor:
+            return Note("floor", f"{BELOW}: {size_text(self.floor)} of memory have to stay available")
         errno, why = _take_off(self._root, number, self._patience)
         state = files.word(self._root, _file(number, "state"))
         if state == "offline":
@@ -85,8 +85,8 @@ class Quarantine:
         if errno == _EBUSY:
             return Note("unmovable", f"unmovable: {why}")
         if errno == _EINVAL:
-            if self._ram and sum(_overlap(span, area) for area in self._ram) < self.block:
-                return Note("hole", f"hole: {why}")
+            if stuck == "hole":
+                return Note("hole", "hole: not all of it is memory, and the kernel takes no part of a block offline")
             if files.word(self._root, _file(number, "valid_zones")) == "none":
                 return Note("zone-none", f"zone none: {why}")
         return Note("failed", why or f"reads `{state or 'nothing'}` after it was written")
@@ -94,10 +94,6 @@ class Quarantine:
 
 def _file(number: int, name: str) -> str:
     return f"{paths.MEMORY}/memory{number}/{name}"
-
-
-def _overlap(one: Range, other: Range) -> int:
-    return max(0, min(one.end, other.end) - max(one.start, other.start))
 
 
 def _take_off(root: str, number: int, patience: float) -> tuple[int, str]:
@@ -119,16 +115,6 @@ def _take_off(root: str, number: int, patience: float) -> tuple[int, str]:
         _signal.setitimer(_signal.ITIMER_REAL, 0)
         _signal.signal(_signal.SIGALRM, previous)
     return 0, ""
-
-
-def _available(root: str) -> int:
-    """Return MemAvailable in bytes; 0 if it cannot be read, which takes nothing off."""
-    for line in files.word(root, paths.MEMINFO).splitlines():
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        if name == "MemAvailable" and words and words[0].isdecimal():
-            return int(words[0]) << 10
-    return 0
 
 
 def _uptime(root: str) -> int:

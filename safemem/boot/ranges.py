@@ -71,7 +71,7 @@ def parse_limit(text: str, whole: int) -> int:
         and len(tenth) == len(dot)
         and int(digits) <= 10 ** (2 + len(dot))
     ):
-        raise ValueError(f"`{text}` is not a share, such as 1% or 0.5%")
+        raise ValueError(f"`{text}` is not a share from 0% to 100% with one decimal at most, such as 1% or 0.5%")
     return whole * int(digits) // (1000 if dot else 100)
 
 
@@ -182,10 +182,15 @@ def whole_blocks(area: Range, size: int) -> Range:
     return Range(first, max(first, area.end // size))
 
 
+def blocks_text(first: int, end: int) -> str:
+    """Return the numbers of blocks in words, `end` not among them."""
+    return f"block {first}" if end - first == 1 else f"blocks {first}-{end - 1}"
+
+
 def spans(failed: Mapping[int, str], block: int) -> list[tuple[str, str]]:
     """Return blocks with the same reason as ranges in words, each with its reason."""
     runs = joined((number, number + 1, why) for number, why in sorted(failed.items()))
     return [
-        (f"blocks {first}-{end - 1} ({Range(first * block, end * block)}, {size_text((end - first) * block)})", why)
+        (f"{blocks_text(first, end)} ({Range(first * block, end * block)}, {size_text((end - first) * block)})", why)
         for first, end, why in runs
     ]

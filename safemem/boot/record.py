@@ -34,6 +34,7 @@ class Done(NamedTuple):
     problems: tuple[Note, ...] = ()
     shortfall: str = ""  #: in which way less was reached than was decided
     dry_run: bool = False  #: nothing was done, as the command line asked; everything else is as it is by default
+    observed: bool = False  #: nothing was done, as the policy says; what was onlined is what was offline for our hold
 
 
 def plain(value: object) -> object:
@@ -63,7 +64,7 @@ def decision_to_json(decision: Decision) -> dict[str, object]:
     """Return `decision` as plain JSON values; every word of the rule is there, one that says nothing as null."""
     rule, policy = decision.rule._asdict(), decision.policy._asdict()
     return {
-        **{word: None if value == "" else value for word, value in rule.items() if word not in ("name", "when")},
+        **{word: None if value == "" else plain(value) for word, value in rule.items() if word not in ("name", "when")},
         "rule": decision.rule.name,
         "message": decision.message,
         "zone": decision.zone,
@@ -79,7 +80,8 @@ def decision_to_json(decision: Decision) -> dict[str, object]:
         "plan": [
             {"op": step.op, "range": str(Range(step.start, step.end)), "bytes": step.size,
              "blocks": [step.first, step.last] if step.first >= 0 else None,
-             "zone": step.zone or None, "why": step.why or None, "late": step.late}
+             "zone": step.zone or None, "why": step.why or None, "late": step.late,
+             "node": step.node if step.node >= 0 else None}
             for step in decision.steps
         ],
         "arrivals": decision.arrivals or None,
@@ -122,6 +124,8 @@ def done_to_json(done: Done) -> dict[str, object]:
     if done.dry_run:
         return {"dry_run": True}
     table = {key: plain(value) for key, value in done._asdict().items() if key != "dry_run"}
+    if not done.observed:
+        del table["observed"]
     return {**table, "problem_codes": codes(done.problems), "shortfall": done.shortfall or None}
 
 
@@ -136,7 +140,7 @@ def env_text(
         enter: the rule's.
         on_shortfall: the rule's, if it is anything but to go on: so the real root ends where it cannot hold.
         finished: the boot program has come to its end: only then may the boot go on.
-        dry_run: nothing of the decision is in force.
+        dry_run: nothing of the decision is in force, as the command line or an observing policy says.
     """
     values = {
         "SAFEMEM_ARRIVALS": arrivals,

@@ -8,12 +8,30 @@ and modifiers of both. Pure, as the engine is.
 from __future__ import annotations
 
 from safemem.boot.engine import PLANNED, warnings
-from safemem.boot.model import FINAL, PERMISSIVENESS, Decision, Note, Rule, Snapshot
+from safemem.boot.model import FINAL, PERMISSIVENESS, Decision, Note, Policy, Rule, Snapshot
 from safemem.boot.plan import FLOOR, steps
 from safemem.boot.ranges import common, parse_limit, parse_size
 
 #: How strict an end of the boot is: after a reset, the next boot knows of no handover and uses all memory.
 _ENDS = {"reboot": 1, "panic": 2, "halt": 2}
+
+
+def counting(own: Policy, named: tuple[Policy, ...], *, loosens: bool) -> tuple[Policy, ...]:
+    """Return the policies that decide together; `loosens` is whether the command line may have one of its own instead.
+
+    INVARIANT: one that only observes has no say beside one that does not. What it says is not to be done, and that
+    nothing is to be done would loosen the other.
+    """
+    if loosens and named:
+        return named[:1]
+    acting = tuple(policy for policy in (own, *named) if not policy.observe)
+    return acting or (own, *named)
+
+
+def ignored(own: Decision, name: str) -> Decision:
+    """Return the decision where the command line names a policy that only observes, and the built-in one does not."""
+    text = f"policy `{name}`, which the command line names, is ignored: it only observes"
+    return _noted(own, Note("named-policy-ignored", text))
 
 
 def instead(named: Decision) -> Decision:

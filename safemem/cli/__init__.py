@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-import os
+try:
+    import os
 
-import click
+    import click
 
-from safemem.cli.group import Entry, Group
+    from safemem.cli.group import Entry, Group
+except KeyboardInterrupt:  # the group, which tells of it, is not there yet; its number is `codes.Code.INTERRUPTED`
+    raise SystemExit(130) from None
 
 #: name -> where it is, and its short help; a test compares that with the command's own.
 COMMANDS = {
@@ -30,6 +33,7 @@ COMMANDS = {
     "diff": Entry("safemem.cli.policy", "diff", "Compare two policies in every state."),
     "test": Entry("safemem.cli.policy", "test_cases", "Run *.cases.toml against their policies."),
     "schema": Entry("safemem.cli.policy", "schema", "Write the JSON Schema or the reference."),
+    "explain": Entry("safemem.cli.explain", "explain", "Say what a word means."),
     "compile": Entry("safemem.cli.initramfs", "compile_policy", "Write the form that the boot path reads."),
     "initramfs": Entry("safemem.cli.initramfs", "initramfs", "Put safemem into an initramfs."),
 }

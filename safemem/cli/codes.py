@@ -30,6 +30,7 @@ class Code(enum.IntEnum):
     ENDED = 5, "panic, reboot or halt"
     UNKNOWN = 6, "unknown"
     PARTLY = 64, "partly"
+    INTERRUPTED = 130, "interrupted"
 
 
 def of(name: str) -> Code:

@@ -4,19 +4,43 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import click
 
 from safemem.boot.files import reason
 from safemem.boot.model import Refused
 from safemem.boot.printable import printable
+from safemem.cli.group import FORM
 from safemem.realroot import storage
 
+#: As many links as the kernel follows on one path (MAXSYMLINKS).
+LINKS = 40
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
 ROOT = click.option("--root", metavar="DIR", default="/", help="Look at the /sys, /proc and /run below DIR.")
-FORMAT = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+
+
+def formats(*more: str) -> Callable[[_Command], _Command]:
+    """Return the option --format with text, JSON and `more`; what is told in place of the output has it too."""
+
+    def keep(context: click.Context, _: click.Parameter, value: str) -> str:
+        context.meta[FORM] = (context.command_path.partition(" ")[2], value)
+        return value
+
+    choice = click.Choice(["text", "json", *more])
+    # Eager: what is wrong with the other words is told in the format that was asked for.
+    return click.option(
+        "--format", "form", type=choice, default="text", show_default=True, is_eager=True, callback=keep
+    )
+
+
+FORMAT = formats()
 
 
 class InputError(Refused):
@@ -35,31 +59,62 @@ def reading(path: str) -> Iterator[None]:
 
 
 def write_whole(path: str, data: bytes, mode: int | None = None) -> None:
-    """Put `data` at `path` in one step, or raise Refused and leave what was there; a device or a pipe is written to.
+    """Put `data` at `path` in one step, or raise Refused and leave what was there; `-` is standard output.
 
-    The folder may be another user's, who then decides what becomes of the file, and of nothing else.
+    What is no file is never replaced: a link is followed, a device or a pipe written to. Those of others are refused, and
+    so is any in a folder that others can change. Who owns the folder decides what becomes of the file, and of nothing else.
     """
-    above, name = os.path.split(path)
+    if path == "-":
+        click.echo(data, nl=False)
+        return
     if mode is None:
         mask = os.umask(0o077)
         os.umask(mask)
         mode = 0o666 & ~mask
+    place = path
     try:
-        with storage.Folder(above or ".") as folder:
-            if not (folder.ours and _stream(folder, name, data)):
-                folder.put(name, data, mode)
+        for _ in range(LINKS):
+            above, name = os.path.split(place)
+            with storage.Folder(above or ".") as folder:
+                target = _put(folder, name, data, mode)
+            if target is None:
+                return
+            place = os.path.join(above, target)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     except OSError as error:
         raise Refused(f"{printable(path)}: {reason(error, 'cannot be written')}") from None
 
 
-def _stream(folder: storage.Folder, name: str, data: bytes) -> bool:
-    """Write to a device or a pipe; return False if there is none. A folder is OSError."""
+def _put(folder: storage.Folder, name: str, data: bytes, mode: int) -> str | None:
+    """Put `data` at `name`; where that is a link to a file or to nothing, return where it leads instead."""
     try:
-        if stat.S_ISREG(os.stat(name, dir_fd=folder.fd).st_mode):
-            return False
-        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder.fd)
+        state = os.lstat(name, dir_fd=folder.fd)
     except FileNotFoundError:
-        return False
-    with open(fd, "wb") as out:
-        out.write(data)
-    return True
+        folder.put(name, data, mode)
+        return None
+    if stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode):
+        folder.put(name, data, mode)
+        return None
+    if not folder.ours or state.st_uid not in (0, os.geteuid()):
+        what = "link" if stat.S_ISLNK(state.st_mode) else "pipe" if stat.S_ISFIFO(state.st_mode) else "device"
+        raise OSError(errno.EPERM, f"this is a {what} that others can change: name a file")
+    try:
+        state = os.stat(name, dir_fd=folder.fd)
+    except FileNotFoundError:
+        return os.readlink(name, dir_fd=folder.fd)
+    if not stat.S_ISREG(state.st_mode):
+        try:
+            fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder.fd)
+        except OSError as error:
+            if error.errno == errno.ENXIO and stat.S_ISFIFO(state.st_mode):
+                raise OSError(errno.ENXIO, "nobody reads this pipe") from None
+            raise
+        os.set_blocking(fd, True)
+        with open(fd, "wb") as out:
+            out.write(data)
+        return None
+    # /dev/stdout of a shell that has redirected it: what is there already stays.
+    if sys.stdout is sys.__stdout__ and os.path.samestat(state, os.fstat(1)):
+        click.echo(data, nl=False)
+        return None
+    return os.readlink(name, dir_fd=folder.fd)

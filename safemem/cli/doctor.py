@@ -11,7 +11,7 @@ from safemem.cli import codes
 from safemem.cli.codes import Code
 from safemem.cli.common import FORMAT, ROOT
 from safemem.host import doctor
-from safemem.render.text import clean, plural
+from safemem.render.text import clean, folded, plural, rooted, terminal_width
 
 _SEVERITY_COLOUR = {"severe": "red", "warning": "yellow", "note": "cyan"}
 
@@ -23,18 +23,25 @@ _SEVERITY_COLOUR = {"severe": "red", "warning": "yellow", "note": "cyan"}
 @codes.ends(done="nothing severe", failure="something severe")
 def doctor_command(context: click.Context, root: str, form: str) -> None:
     """Find everything on this machine that would defeat or weaken the policy. Changes nothing."""
-    found = doctor.examine(root)
+    found, proven = doctor.report(root)
     severe = sum(item.severity == "severe" for item in found)
     if form == "json":
-        document = {"schema": 1, "kind": "doctor", "findings": [item._asdict() for item in found]}
+        document = {
+            "schema": 1, "kind": "doctor", "exit_code": Code.FAILURE if severe else Code.DONE,
+            "findings": [item._asdict() for item in found], "proven": proven or None,
+        }  # fmt: skip
         click.echo(json.dumps(document, indent=1))
     else:
+        width = terminal_width()
         for item in clean(found):
             severity = click.style(item.severity, fg=_SEVERITY_COLOUR[item.severity], bold=True)
-            click.echo(f"{severity}: {item.message} [{item.code}]")
-            click.echo(f"    seen: {item.evidence}")
-            if item.remedy:
-                click.echo(f"    help: {item.remedy}")
+            first, *rest = folded(f"{item.severity}: {item.message} [{item.code}]", width, "    ")
+            click.echo("\n".join([severity + first.removeprefix(item.severity), *rest]))
+            for line in (f"    seen: {rooted(item.evidence)}", f"    help: {item.remedy}" if item.remedy else ""):
+                if line:
+                    click.echo("\n".join(folded(line, width, "          ")))
         count = f"{plural(len(found), 'finding')}, {severe} severe"
         click.echo(count if found else "nothing stands in the policy's way")
+        if proven:
+            click.echo("\n".join(folded(f"the policy of the next boot was proven {proven}", width, "    ")))
     context.exit(Code.FAILURE if severe else Code.DONE)

@@ -5,23 +5,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
 
-from safemem.boot import compiled
-from safemem.boot.model import Refused
+from safemem.boot import compiled, paths, record
+from safemem.boot.model import Policy, Refused
 from safemem.boot.printable import printable
 from safemem.boot.ranges import size_text
 from safemem.cli import codes
 from safemem.cli.codes import Code
 from safemem.cli.common import FORMAT, write_whole
-from safemem.cli.policies import load_policy, named_policies, operators_policy
-from safemem.initramfs import build, check, install, items, on_failure
+from safemem.cli.policies import Named, find_policy, named_policies, operators, operators_policy, proof
+from safemem.initramfs import build, check, install, items, on_failure, proven
 from safemem.initramfs.makers import MAKERS
 from safemem.initramfs.packed import Unreadable
-from safemem.policy import compiler
+from safemem.policy import compiler, installed
 from safemem.render.text import clean
 
 _POLICY = click.option(
@@ -35,10 +35,14 @@ _ROOT = click.option("--root", metavar="DIR", default="/", type=click.Path(exist
 @click.argument("policy_file", metavar="POLICY")
 @click.option("--output", "-o", metavar="FILE", required=True, help="File to write.")
 def compile_policy(policy_file: str, output: str) -> None:
-    """Check POLICY and write the form that the boot path reads."""
-    data = compiler.dump(load_policy(policy_file))
+    """Prove POLICY, as `check` does, and write the form that the boot path reads; one with errors is refused."""
+    chosen = find_policy(policy_file)
+    proof(chosen)
+    data = compiler.dump(chosen.policy)
     write_whole(output, data)
-    click.echo(f"{printable(output)}: {len(data)} bytes, digest {compiled.load(data, output).digest}")
+    click.echo(
+        f"{printable(output)}: {len(data)} bytes, digest {compiled.load(data, output).digest}", err=output == "-"
+    )
 
 
 @click.group()
@@ -59,16 +63,20 @@ def initramfs() -> None:
 def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) -> None:
     """Write a self-contained archive, packed with gzip, that can be appended to any initrd.
 
+    Each policy is proved first, as `check` does, and one with errors is refused.
+
     An init that is a script calls /usr/lib/safemem/boot before anything onlines memory, and goes on
     only if that ends with 42; with --systemd nothing of the initrd has to be changed.
     """
-    chosen = load_policy(policy_file)
+    chosen = find_policy(policy_file)
     # The units come first: an archive that is cut off behind them starts nothing that may online memory.
-    more = on_failure.unit_files(chosen.on_failure) if systemd else {}
-    more |= build.policies({Path(path).stem: compiler.dump(load_policy(path)) for path in also})
-    data, cost = build.build(compiler.dump(chosen), more=more)
+    named = {Path(path).stem: find_policy(path) for path in also}
+    acting = [each.policy for each in named.values()]
+    more = on_failure.unit_files(on_failure.of(chosen.policy, *acting)) if systemd else {}
+    more |= _beside(chosen, named)
+    data, cost = build.build(compiler.dump(chosen.policy), more=more, named=acting)
     write_whole(output, data)
-    click.echo(cost_text(output, cost))
+    click.echo(cost_text(output, cost), err=output == "-")
 
 
 @initramfs.command()
@@ -76,9 +84,33 @@ def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) ->
 @_POLICY
 def tree(folder: str, policy_file: str | None) -> None:
     """Put the files into DIR, which becomes an initramfs; called by the hooks of initramfs-tools and dracut."""
-    data = compiler.dump(operators_policy(policy_file))
-    named = {} if policy_file else {name: compiler.dump(policy) for name, policy in named_policies().items()}
-    items.put({**build.files(data), **items.plain(build.policies(named))}, Path(folder))
+    chosen = operators(policy_file)
+    named = {} if policy_file else named_policies()
+    beside = _beside(chosen, named)
+    made = build.files(compiler.dump(chosen.policy), named=[each.policy for each in named.values()])
+    items.put({**made, **items.plain(beside)}, Path(folder))
+
+
+def _beside(chosen: Named, named: Mapping[str, Named]) -> dict[str, bytes]:
+    """Return the files beside a policy: those that the command line may name, and what was proved of all."""
+    proved = proof(chosen, named)
+    files = build.policies({name: compiler.dump(each.policy) for name, each in named.items()}) | {proven.PATH: proved}
+    return files | machine_class([each.policy for each in (chosen, *named.values())])
+
+
+def machine_class(policies: list[Policy], root: str = "/") -> dict[str, bytes]:
+    """Return the file by which rules tell machines apart, if one asks; that there is none is said."""
+    asking = [rule for policy in policies for rule in policy.rules for c in rule.when if c.fact == "machine_class"]
+    path = Path(root) / paths.MACHINE_CLASS
+    if not asking:
+        return {}
+    if path.exists():
+        return {paths.MACHINE_CLASS: installed.trusted(path).data}
+    text = (
+        f"safemem: {path} is not there: rule `{asking[0].name}` asks for machine_class, which this image leaves unknown"
+    )
+    click.echo(clean(text), err=True)
+    return {}
 
 
 @initramfs.command()
@@ -86,17 +118,16 @@ def tree(folder: str, policy_file: str | None) -> None:
 @_POLICY
 def units(folder: str, policy_file: str | None) -> None:
     """Put the units for an initramfs with systemd into DIR; called by the module of dracut."""
-    failure = operators_policy(policy_file).on_failure
+    named = {} if policy_file else named_policies()
+    failure = on_failure.of(operators_policy(policy_file), *(each.policy for each in named.values()))
     items.put(items.plain(on_failure.units(failure)), Path(folder))
 
 
 def cost_text(output: str, cost: build.Cost) -> str:
     """Return what the archive costs, largest items last named."""
     output, cost = clean((output, cost))
-    packed = "unknown, zstd is not installed" if cost.compressed is None else size_text(cost.compressed)
     biggest = "".join(f"\n  {size_text(size):>9}  {name}" for name, size in cost.biggest)
-    sizes = f"{size_text(cost.size)}, {size_text(cost.raw)} raw, {packed} with zstd -19"
-    return f"{output}: {cost.files} files, {sizes}{biggest}"
+    return f"{output}: {cost.files} files, {size_text(cost.size)}, {size_text(cost.raw)} raw{biggest}"
 
 
 def _maker(command: Callable[..., None]) -> Callable[..., None]:
@@ -117,7 +148,9 @@ def install_image(maker: str | None, kernel: str | None, root: str) -> None:
     /etc/safemem and to start it before everything else. If anything is wrong it stays as it is.
     """
     _need_root()
-    wanted = _wanted(root)
+    policy, named = operators(None, root), named_policies(root)
+    proof(policy, named)
+    wanted = _wanted(policy, named)
     chosen = install.choose(root, maker or "auto")
     image = install.install(root, chosen, install.release(root, kernel), wanted)
     click.echo(f"{printable(str(image))}: made by {chosen.name}, with the policy of digest {wanted.digest[:12]}")
@@ -149,46 +182,74 @@ def remove(maker: str | None, kernel: str | None, root: str) -> None:
     unknown="there is no image, or it cannot be read",
 )
 def check_image(context: click.Context, image: str | None, kernel: str | None, root: str, form: str) -> None:
-    """Look into an initrd or a unified kernel image; default: the one of the kernel that runs."""
+    """Look into an initrd or a unified kernel image.
+
+    Default: the image of the kernel that runs, or of the only one that is installed below --root.
+    """
+    path = Path(image) if image else _installed_image(root, kernel)
     try:
-        path = Path(image) if image else check.find(root, kernel or os.uname().release)
-        if path is None:
-            raise OSError(0, f"there is no image for kernel {kernel or os.uname().release}", root)
         found = check.inside(path.read_bytes())
     except (OSError, ValueError) as error:
         why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{path}: {error}"
         raise Unreadable(printable(why)) from None
-    wanted = _wanted(root)
-    good = found is not None and not found.fault and not check.differs(found, wanted)
+    policy = operators(None, root)
+    wanted = _wanted(policy, named_policies(root))
+    good = found is not None and not check.wrong(found, wanted)
     if form == "json":
         click.echo(
             json.dumps(
                 {
-                    "schema": 1, "kind": "initramfs", "image": str(path), "good": good,
-                    "inside": found._asdict() if found else None, "operator": wanted._asdict(),
+                    "schema": 1, "kind": "initramfs", "exit_code": Code.DONE if good else Code.FAILURE, "image": str(path), "good": good,
+                    "inside": _inside(found), "operator": {"file": policy.file, **wanted._asdict()},
                 },
                 indent=1,
             )
         )  # fmt: skip
     else:
-        click.echo("\n".join(clean(_text(str(path), found, wanted))))
+        click.echo("\n".join(clean(_text(str(path), found, wanted, policy.file))))
     context.exit(Code.DONE if good else Code.FAILURE)
 
 
-def _text(path: str, found: check.Inside | None, wanted: check.Wanted) -> list[str]:
+def _installed_image(root: str, kernel: str | None) -> Path:
+    """Return the image of the kernel that was named, that runs, or that is the only one installed. Raises Unreadable."""
+    there = install.installed(root)
+    running = os.uname().release
+    for release in [kernel] if kernel else [running, *(there if len(there) == 1 else ())]:
+        path = check.find(root, release)
+        if path:
+            return path
+    why = f"{root}: there is no image for kernel {kernel or running}"
+    known = [release for release in there if check.find(root, release)]
+    if known and not kernel:
+        why += f", which runs: name one of {', '.join(known)} by --kernel, or an IMAGE"
+    raise Unreadable(printable(why))
+
+
+def _inside(found: check.Inside | None) -> dict[str, object] | None:
+    """Return what is in an image as JSON has it: its policy by name and digest."""
+    if found is None:
+        return None
+    words = {key: record.plain(value) for key, value in found._asdict().items() if key != "built_in"}
+    return {**words, "observe": found.built_in.observe}
+
+
+def _text(path: str, found: check.Inside | None, wanted: check.Wanted, file: str) -> list[str]:
     if found is None:
         return [f"{path}: safemem is not in it: `safemem initramfs install`"]
     lines = [f"{path}: policy `{found.policy}`, digest {found.digest[:12]}"]
     lines.append(f"started   {found.fault or f'by {found.start}, before everything else'}")
     lines += [f"named     {name}, digest {digest[:12]}" for name, digest in found.named.items()]
-    other = check.differs(found, wanted)
-    lines.append(f"policy    {other or 'as in /etc/safemem'}")
-    return lines + (["help      `safemem initramfs install` makes the image anew"] if other or found.fault else [])
+    lines.append(f"policy    {check.differs(found, wanted) or f'as in {file}'}")
+    lines.append(f"proven    {check.unproven(found) or check.proof_text(found)}")
+    if found.built_in.observe:
+        lines.append("observe   it only observes: what it decides is recorded, and nothing of it is done")
+    return lines + (
+        ["help      `safemem initramfs install` makes the image anew"] if check.wrong(found, wanted) else []
+    )
 
 
-def _wanted(root: str) -> check.Wanted:
-    named = {name: policy.digest for name, policy in named_policies(root).items()}
-    return check.Wanted(operators_policy(None, root).digest, named)
+def _wanted(policy: Named, named: Mapping[str, Named]) -> check.Wanted:
+    return check.Wanted(policy.policy.digest, {name: each.policy.digest for name, each in named.items()})
 
 
 def _need_root() -> None:

@@ -24,6 +24,9 @@ from safemem.realroot import storage
 
 @click.command(short_help="End a hold by hand, wholly or in part.")
 @click.argument("ranges", metavar="[START-END]...", nargs=-1)
+@click.option(
+    "--node", "nodes", metavar="N", type=click.IntRange(0), multiple=True, help="All of this NUMA node; repeatable."
+)
 @click.option("--reason", metavar="TEXT", required=True, help="Why; it is recorded.")
 @click.option("--zone", type=click.Choice(ZONES), help="Zone for the blocks; default: the decision's.")
 @click.option("--force", is_flag=True, help="Also where the policy calls the hold final; that is recorded too.")
@@ -31,16 +34,25 @@ from safemem.realroot import storage
 @click.pass_context
 @codes.ends(done="done", failure="the policy calls the hold final", partly="partly", unknown="there is no decision")
 def release(
-    context: click.Context, ranges: tuple[str, ...], reason: str, zone: str | None, force: bool, root: str
+    context: click.Context,
+    ranges: tuple[str, ...],
+    nodes: tuple[int, ...],
+    reason: str,
+    zone: str | None,
+    force: bool,
+    root: str,
 ) -> None:
-    """Online the held blocks that lie wholly inside the ranges, or all of them and the guard.
+    """Online the held blocks that lie wholly inside the ranges or on the nodes, or all of them and the guards.
 
-    A guard is given back from its end: a range that covers its tail shrinks it. The release can be
-    interrupted, and run again: what is online already is left alone. Word of it is on the disk before
-    anything is given back.
+    The crash range is given back from its end: a range that covers its tail shrinks it. Gigantic pages go by whole
+    nodes: by --node, or by a range that covers all of a node's. Your own, which hugepages= asks for, stay in the pool,
+    and no program can map them before the pages of every node are released. The release can be interrupted, and run
+    again: what is online already is left alone. Word of it is on the disk before anything is given back.
     """
     if not reason.strip() or not reason.isprintable():
         raise click.UsageError("--reason: say why in one line; it is recorded and goes to the kernel log")
+    if ranges and nodes:
+        raise click.UsageError("either ranges or --node, not both")
     try:
         areas = tuple(parse_range(text) for text in ranges)
     except ValueError as error:
@@ -50,7 +62,7 @@ def release(
         # Of two releases at once, the second sees what the first has done.
         found = standing.read(root)
         decision = found.decision
-        planned = releasing.plan(found, areas, zone or decision.zone)
+        planned = releasing.plan(found, areas, nodes, zone or decision.zone)
         if decision.rule.final and not force:
             raise Refused(
                 f"rule `{decision.rule.name}` of policy `{decision.policy.name}` calls this hold final: nothing was"
@@ -69,7 +81,9 @@ def release(
             context.exit(Code.PARTLY)
         finally:
             signal.signal(signal.SIGTERM, previous)
-    click.echo(f"released {size_text(result.onlined)} of {size_text(result.wanted)}" + _guard(planned, result))
+    click.echo(_released(planned, result))
+    for text in planned.stays:
+        click.echo(f"still held: {printable(text)}")
     for text in (*problems, *result.problems):
         click.echo(f"safemem: {printable(text)}", err=True)
     context.exit(Code.DONE if result.complete else Code.PARTLY)
@@ -79,5 +93,10 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _guard(planned: releasing.Planned, result: apply.Result) -> str:
-    return f" and {size_text(planned.guard)} of guard" if planned.guard and result.complete else ""
+def _released(planned: releasing.Planned, result: apply.Result) -> str:
+    parts = (
+        [f"{size_text(result.onlined)} of {size_text(result.wanted)}"] if result.wanted or not result.complete else []
+    )
+    if planned.guard and result.complete:
+        parts.append(f"{size_text(planned.guard)} of guard")
+    return "released " + (" and ".join(parts) or "nothing: nothing was held any more")

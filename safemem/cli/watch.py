@@ -21,8 +21,9 @@ from safemem.policy import installed
     help="The policy of this boot, as a file. Default: the one in /etc/safemem that decided.",
 )
 @ROOT
+@click.pass_context
 @codes.ends(done="it was told to stop", invalid="another policy decided", unknown="no decision is in force")
-def watch_command(policy_file: str | None, root: str) -> None:
+def watch_command(context: click.Context, policy_file: str | None, root: str) -> None:
     """Watch for memory blocks that arrive, and apply the decision of this boot to them.
 
     Runs until it is told to stop; meant for the unit safemem-watch.service. Refuses a --policy that is
@@ -33,11 +34,12 @@ def watch_command(policy_file: str | None, root: str) -> None:
 
     found = standing.read(root)
     _compare(policy_file, root, found.decision.policy.digest)
-    if found.dry_run:
+    if found.mode != "enforce":
+        why = "the policy of this boot only observes" if found.mode == "observe" else "this boot is a dry run"
         # To systemd this is success, not a unit that failed before it was ready.
-        watch.notify("READY=1\nSTATUS=dry run: nothing is in force")
-        raise standing.NoDecision("this boot is a dry run: its decision is not in force, so there is nothing to apply")
-    logs.configure()
+        watch.notify(f"READY=1\nSTATUS={why}: nothing is in force")
+        raise standing.NoDecision(f"{why}: its decision is not in force, so there is nothing to apply")
+    logs.configure(colours=context.color is not False)
     watch.run(root, found)
 
 
@@ -53,7 +55,7 @@ def _compare(given: str | None, root: str, decided: str) -> None:
         known = (
             [policies.load_policy(given)]
             if given
-            else [policies.operators_policy(None, root), *policies.named_policies(root).values()]
+            else [each.policy for each in (policies.operators(None, root), *policies.named_policies(root).values())]
         )
     except (ImportError, SystemError) as error:  # the latter is a pydantic that does not fit its own core
         text = f"{given or installed.POLICY}: whether this is the policy that decided cannot be told: {error}"

@@ -132,6 +132,47 @@ CODES: dict[str, Entry] = {
     "guard-void": Entry(
         "warning", "a guard was asked for and is not in force", "compute it anew before the next kexec"
     ),
+    "guard-part": Entry(
+        "warning",
+        "a guard was asked for and only a part of it is in force: what the rest was to keep may be lost",
+        "see `safemem handover-args --explain` before the next kexec: what the next kernel needs has to stay free",
+    ),
+    "guard-node-missing": Entry(
+        "warning",
+        "hugepages= asks for pages on node {node}, which this kernel does not have: it ignores the whole argument",
+        "keep numa=off and numa=fake= off the next command line, and compute the guard anew before each kexec",
+    ),
+    "guard-let-go": Entry(
+        "severe",
+        "{area} was guarded by gigantic pages, and programs could map them or they are gone",
+        "find who did (`safemem status`), and treat what was in that memory as lost",
+    ),
+    "pages-not-reserved": Entry(
+        "severe",
+        "any program can map gigantic pages that guard {size}, and the kernel clears a page that is mapped",
+        "start safemem-watch.service, which reserves them anew",
+    ),
+    "page-mapped": Entry(
+        "warning",
+        "a program has mapped gigantic pages of the guard on node {node}, {number} of them: what was in them is lost",
+        "start what maps gigantic pages later, not from the initramfs: the operator's own are there after a release",
+    ),
+    "clears-free-memory": Entry(
+        "warning",
+        "with {name} the kernel {what} all memory that no guard keeps, as soon as it boots: after a lost handover"
+        " taking boot memory offline saves nothing, and a release of a guard wipes it",
+        "leave {name} off the command line of hosts that hand memory over",
+    ),
+    "hugetlb-cma": Entry(
+        "warning",
+        "with hugetlb_cma= the kernel sets no gigantic pages aside at boot: the guard has its crash range only",
+        "ask for gigantic pages by hugepages=NODE:NUMBER instead",
+    ),
+    "sysctl-pool": Entry(
+        "warning",
+        "{key} changes the pool of gigantic pages at each boot, guard included, as they are of the default size here",
+        "ask for pages by hugepages= on the command line, which `handover-args` keeps, and remove the line",
+    ),
     "crash-kernel-in-guard": Entry(
         "severe",
         "a crash kernel was loaded into the guard: that part of it is overwritten",
@@ -149,6 +190,22 @@ CODES: dict[str, Entry] = {
     "initrd-not-first": Entry(
         "severe", "safemem is in the initrd, but it would not decide before everything else", _REBUILD
     ),
+    "initrd-unproven": Entry("severe", "the image of the next boot does not say that its policy was proved", _REBUILD),
+    "accepts-errors": Entry(
+        "note",
+        "the policy of the next boot has errors that it accepts by name",
+        "`safemem check` shows them as notes; mend them, and take them out of `accept_errors`",
+    ),
+    "only-observes": Entry(
+        "warning",
+        "the policy of the next boot only observes: after a lost handover nothing is held",
+        "take `observe` out of the policy once its decisions are what you want, and make the image anew",
+    ),
+    "policy-condemned": Entry(
+        "severe",
+        "/{policy} has errors with which no image is built",
+        "`safemem check` shows all of them, with a state and what to do",
+    ),
     "policy-refused": Entry(
         "severe",
         "the policy of this machine cannot be built into the next initrd",
@@ -160,10 +217,31 @@ CODES: dict[str, Entry] = {
         "install safemem anew, with everything that it needs",
     ),
     "initrd-other-policy": Entry("severe", "the initrd has another policy than /{policy}", _REBUILD),
+    "panic-resets": Entry(
+        "warning",
+        "a panic resets this machine, and what the policy keeps in memory by a panic is lost",
+        "take panic= from the kernel's command line, and set kernel.panic=0 in /etc/sysctl.d",
+    ),
+    "no-kho": Entry(
+        "warning",
+        "this kernel has no KHO: it can neither accept a handover nor make one",
+        "use Linux 6.16 or later with CONFIG_KEXEC_HANDOVER and CONFIG_KEXEC_HANDOVER_DEBUGFS",
+    ),
+    "fact-unknown": Entry(
+        "warning",
+        "nothing on this machine tells `{fact}`, so these rules do not decide here: {rules}",
+        "add a rule that asks for `unknown`, or ask for something else",
+    ),
     "old-kexec": Entry(
         "severe",
         "a reboot may load the next kernel with the old system call: it hands nothing over, and the next boot looks"
         " like a cold one",
         "set LOAD_KEXEC=false in /{settings}, and load with `kexec -s -l` (systemctl kexec then takes what is loaded)",
+    ),
+    # What is missing from this report.
+    "not-root": Entry(
+        "warning",
+        "this report is not whole: only root can read {hidden}",
+        "run it as root, or what it says of handover, drivers' memory, guard and image is a guess",
     ),
 }

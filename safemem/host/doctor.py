@@ -13,60 +13,47 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem.boot import crashkernel, files, paths, probe
+from safemem.boot import paths, probe
 from safemem.boot.cmdline import argument
-from safemem.boot.hold import UNITS_RUN
-from safemem.boot.model import UNKNOWN, Refused, Snapshot
+from safemem.boot.model import UNKNOWN
 from safemem.boot.ranges import Range, size_text, total
 from safemem.boot.record import RECORD
-from safemem.host import standing, suspects
+from safemem.host import guardchecks, nextboot, standing, suspects
 from safemem.host.catalogue import SEVERITIES, Finding, finding
+from safemem.host.machine import Machine, read_image
+from safemem.host.verdict import faults
 from safemem.initramfs import check as initramfs
-from safemem.policy import installed
 from safemem.realroot import hold as realroot
 from safemem.realroot import udevrules
 
 _MEMMAP = "sys/module/memory_hotplug/parameters/memmap_on_memory"
 
 
-class Machine(NamedTuple):
-    """What the checks look at."""
+class Report(NamedTuple):
+    """What was found out about a machine."""
 
-    root: str
-    snapshot: Snapshot
-    standing: standing.Standing | None
-    absent: str  #: why there is no decision
-
-    def text(self, path: str) -> str:
-        """Return a file's text, or nothing if it cannot be read."""
-        try:
-            return (Path(self.root) / path).read_text("utf-8", "replace").strip()
-        except OSError:
-            return ""
-
-    def value(self, fact: str) -> object:
-        """Return a fact's value."""
-        return self.snapshot.facts[fact].value
-
-    @property
-    def holds(self) -> bool:
-        """Whether memory that arrives is to stay offline; without a decision, that is the safe answer."""
-        return self.standing is None or self.standing.decision.holds
-
-    def held(self) -> int:
-        """Return the bytes that are offline now."""
-        return sum(run.number for run in self.snapshot.blocks if run.state == "offline") * self.snapshot.block_size
+    found: list[Finding]  #: the severe first
+    proven: str  #: what was proved of the policy of the next boot; "" if nothing is known of it
 
 
 def examine(root: str) -> list[Finding]:
     """Return everything that is wrong below `root`, the severe first."""
+    return report(root).found
+
+
+def report(root: str) -> Report:
+    """Return everything that is wrong below `root`, and what was proved of its policy."""
     snapshot = probe.read_snapshot(root)
+    image = read_image(root, str(snapshot.facts["kernel"].value))
     try:
-        machine = Machine(root, snapshot, standing.read(root), "")
+        machine = Machine(root, snapshot, standing.read(root), "", image)
     except standing.NoDecision as error:
-        machine = Machine(root, snapshot, None, str(error))
+        machine = Machine(root, snapshot, None, str(error), image)
     found = [item for check in CHECKS for item in check(machine)]
-    return sorted(found, key=lambda item: SEVERITIES.index(item.severity))
+    inside = machine.image.inside
+    known = inside is not None and not initramfs.unproven(inside)
+    proven = initramfs.proof_text(inside) if inside is not None and known else ""
+    return Report(sorted(found, key=lambda item: SEVERITIES.index(item.severity)), proven)
 
 
 def _decision(machine: Machine) -> Iterator[Finding]:
@@ -78,7 +65,7 @@ def _decision(machine: Machine) -> Iterator[Finding]:
         yield finding("onlined-by-others", f"memory blocks against {RECORD}", area=area)
     for area in found.taken_offline:
         yield finding("was-online", "memory blocks against run/safemem", area=area)
-    for problem in found.record.done.problems if found.record.done else ():
+    for problem in faults(found.record):  # what the policy tolerates is none
         yield finding("not-applied", RECORD, problem=problem)
     for warning in found.decision.warnings:
         if warning.code == "too-late":
@@ -176,103 +163,26 @@ def _cost(machine: Machine) -> Iterator[Finding]:
         yield finding("dlpar", "arch")
 
 
-def _guard(machine: Machine) -> Iterator[Finding]:
-    guard = machine.snapshot.facts["guard"]
-    if guard.value == "void" and machine.value("handover") != "accepted":
-        yield finding("guard-void", f"{guard.source}: {guard.reason}")
-    if guard.value != "held" or (machine.standing and machine.standing.guard is None):
+def _user(machine: Machine) -> Iterator[Finding]:
+    """Say what only root can read: without it, what is said above is not the whole."""
+    if os.geteuid() == 0 or os.path.realpath(machine.root) != "/":
         return
-    if machine.text(_CRASH_LOADED) == "1":
-        yield finding("crash-kernel-in-guard", _CRASH_LOADED)
-    limit = machine.text(paths.LOAD_LIMIT)
-    if limit and not crashkernel.forbidden(machine.root):
-        yield finding(
-            "crash-kernel-allowed",
-            f"{paths.LOAD_LIMIT} is not 0",
-            how="a crash kernel may be loaded, and",
-            command="sysctl -w kernel.kexec_load_limit_panic=0",
-        )
-    for unit in () if limit else crashkernel.KDUMP:
-        there = any((Path(machine.root) / folder / unit).exists() for folder in _UNITS)
-        if there and not _masked(machine, unit):
-            yield finding(
-                "crash-kernel-allowed",
-                f"there is no {paths.LOAD_LIMIT} (Linux 6.3), and the unit is not masked",
-                how=f"{unit} loads a crash kernel, which",
-                command=f"systemctl mask {unit}",
-            )
-
-
-_CRASH_LOADED = "sys/kernel/kexec_crash_loaded"
-_UNITS = ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
-
-
-def _masked(machine: Machine, unit: str) -> bool:
-    """Return whether a unit is a link to /dev/null in one of the places that systemd looks into first."""
-    links = (os.path.join(machine.root, folder, unit) for folder in ("etc/systemd/system", UNITS_RUN))
-    return any(os.path.islink(link) and os.readlink(link) == "/dev/null" for link in links)
-
-
-def _initrd(machine: Machine) -> Iterator[Finding]:
-    release = str(machine.value("kernel"))
-    image = initramfs.find(machine.root, release)
-    if image is None:
-        yield finding("no-initrd", " ".join(place.format(release) for place in initramfs.PLACES), release=release)
-        return
-    try:
-        inside = initramfs.inside(image.read_bytes())
-    except (OSError, ValueError) as error:
-        why = files.reason(error) if isinstance(error, OSError) else error
-        yield finding("initrd-unreadable", f"{image}: {why}")
-        return
-    if inside is None:
-        yield finding("initrd-without-safemem", str(image))
-        return
-    if inside.fault:
-        yield finding("initrd-not-first", f"{image}: {inside.fault}")
-    if os.path.lexists(Path(machine.root) / installed.POLICY):
-        yield from _other_policy(machine, f"{image} has digest {inside.digest[:12]}", inside.digest)
-
-
-def _other_policy(machine: Machine, seen: str, digest: str) -> Iterator[Finding]:
-    """Compare the operator's policy with the one in the initrd."""
-    try:
-        from safemem.policy import load  # pydantic: for this check only
-    except (ImportError, SystemError) as error:  # the latter is a pydantic that does not fit its own core
-        yield finding("policy-not-read", str(error), policy=installed.POLICY)
-        return
-    try:
-        file = installed.find(machine.root)
-        own = load.parse(file.data, str(file.path)).policy.digest
-    except (Refused, OSError) as error:
-        yield finding("policy-refused", str(error).splitlines()[0], policy=installed.POLICY)
-        return
-    if own != digest:
-        yield finding("initrd-other-policy", f"{seen}, the file {own[:12]}", policy=installed.POLICY)
-
-
-def _kexec(machine: Machine) -> Iterator[Finding]:
-    """Find what would load the next kernel with kexec_load(2), which hands nothing over and leaves no mark."""
-    if machine.value("kho") == "off":
-        return
-    script, settings = "etc/init.d/kexec-load", "etc/default/kexec"
-    for number, line in enumerate(machine.text(script).splitlines(), 1):
-        words = line.split()
-        loads = words[:1] == ["/sbin/kexec"] and ("-l" in words or "--load" in words)
-        if loads and not {"-s", "--kexec-file-syscall", "-a", "--kexec-syscall-auto"} & set(words):
-            if _setting(machine.text(settings), "LOAD_KEXEC", "true") == "true":
-                yield finding("old-kexec", f"{script}:{number}: {line.strip()}", settings=settings)
-            return
-
-
-def _setting(text: str, name: str, default: str) -> str:
-    """Return what a shell file of plain assignments sets `name` to."""
-    for line in text.splitlines():
-        key, equals, value = line.strip().partition("=")
-        if equals and key == name:
-            default = value.strip().strip("\"'")
-    return default
+    image = str(machine.image.path) if machine.image.path else ""
+    hidden = [path for path in (f"/{paths.DEBUGFS}", image) if path and not os.access(path, os.R_OK)]
+    yield finding("not-root", f"user {os.geteuid()}", hidden=", ".join([*hidden, f"/{paths.IOMEM}"]))
 
 
 #: In the order in which a person would look.
-CHECKS = (_decision, _default_onlining, _udev, _daxctl, _agents, _handover, _zones, _cost, _guard, _initrd, _kexec)
+CHECKS = (
+    _decision,
+    _default_onlining,
+    _udev,
+    _daxctl,
+    _agents,
+    _handover,
+    _zones,
+    _cost,
+    *guardchecks.CHECKS,
+    *nextboot.CHECKS,
+    _user,
+)

@@ -14,6 +14,8 @@ SOCKET = "run/systemd/journal/socket"
 DECISION = "5ac2c1e3bb1b4cd0a0c1ee0f8f5be0ae"
 #: Of syslog(3): notice, warning; anything else is an error.
 _PRIORITY = {"open": "5", "held": "4"}
+#: Of a decision that is only recorded, on purpose.
+_RECORDED = "5"
 
 
 def fields(found: Standing, exit_code: int) -> dict[str, str]:
@@ -22,8 +24,9 @@ def fields(found: Standing, exit_code: int) -> dict[str, str]:
     return {
         "MESSAGE": f"{decision.action}: {decision.message}",
         "MESSAGE_ID": DECISION,
-        "PRIORITY": _PRIORITY.get(found.verdict, "3"),
+        "PRIORITY": _PRIORITY.get(found.verdict, "3") if found.mode == "enforce" else _RECORDED,
         "SYSLOG_IDENTIFIER": "safemem",
+        "SAFEMEM_MODE": found.mode,
         "SAFEMEM_ACTION": decision.action,
         "SAFEMEM_RULE": decision.rule.name,
         "SAFEMEM_POLICY": decision.policy.name,

@@ -24,9 +24,10 @@ def _clean(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mu
     }
 
 
-def configure() -> None:
-    """Set structlog up: JSON for programs, text for a terminal."""
-    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+def configure(*, colours: bool = True) -> None:
+    """Set structlog up: JSON for programs, text for a terminal, with `colours` or without."""
+    text = structlog.dev.ConsoleRenderer(colors=colours)
+    renderer = text if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             _clean,

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from safemem.boot import account
 from safemem.boot.ranges import total
+from safemem.host.catalogue import SEVERITIES
 from safemem.host.incidents import Counts
-from safemem.host.standing import Standing
+from safemem.host.standing import MODES, Standing
+from safemem.host.verdict import faults
 
 
 def text(found: Standing | None) -> str:
@@ -24,11 +26,6 @@ def text(found: Standing | None) -> str:
         "digest": decision.policy.digest,
         "handover": str(found.then.facts["handover"].value),
     }
-    memory = account.totals(found.record.account)
-    # What may have changed since is counted now.
-    memory["held"] = total(found.held)
-    memory["quarantined"] += total(found.taken_offline)
-    memory["guarded"] = found.guard.size if found.guard else 0
     lines += _metric("safemem_decision_info", "What was decided in this boot.", {_labels(info): 1})
     lines += _metric(
         "safemem_decision_in_force",
@@ -37,13 +34,13 @@ def text(found: Standing | None) -> str:
     )
     lines += _metric(
         "safemem_memory_bytes",
-        "Memory by what became of it; only held and guarded memory was never used in this boot.",
-        {_labels({"state": kind}): amount for kind, amount in memory.items()},
+        "All memory blocks by what they are now; only held and guarded memory was never used in this boot.",
+        {_labels({"state": kind}): (found.totals or {}).get(kind, 0) for kind in account.KINDS},
     )
     lines += _metric(
         "safemem_onlined_by_others_bytes",
-        "Held memory that is online although nobody released it, now.",
-        {"": total(found.onlined_by_others)},
+        "Held memory that is online, and gigantic pages of a guard that programs can map, although nobody released it, now.",
+        {"": total(found.onlined_by_others) + total(found.let_go)},
     )
     lines += _metric(
         "safemem_releases", "Times that memory was released by hand in this boot.", {"": len(found.releases)}
@@ -53,16 +50,57 @@ def text(found: Standing | None) -> str:
         "Parts of the decision that could not be carried out.",
         {"": len(found.record.done.problems) if found.record.done else 0},
     )
+    lines += _metric(
+        "safemem_findings",
+        "What `status` says of this boot: problems, warnings, and what the policy tolerates.",
+        {_labels({"severity": severity}): number for severity, number in _findings(found).items()},
+    )
+    lines += _metric(
+        "safemem_mode",
+        "Whether the decision was carried out, or only recorded.",
+        {_labels({"mode": name}): int(name == found.mode) for name in MODES},
+    )
+    lines += _metric(
+        "safemem_maintenance",
+        "Whether the decision sent this boot to maintenance, and it is there or has not released everything.",
+        {"": int(found.maintenance)},
+    )
+    lines += _metric(
+        "safemem_shortfall",
+        "Whether less was reached than was decided and the policy tolerates.",
+        {"": int(bool(found.shortfall))},
+    )
+    lines += _metric(
+        "safemem_releases_unfinished",
+        "Releases by hand of which not all was given back.",
+        {"": len([item for item in found.releases if item.state != "done"])},
+    )
+    lines += _metric(
+        "safemem_decision_timestamp_seconds",
+        "When the decision was recorded, since 1970 by the clock of then.",
+        {"": found.written},
+    )
     if found.watched:
         lines += _counters(found.watched)
     return "".join(lines)
 
 
+def _findings(found: Standing) -> dict[str, int]:
+    """Return how much there is of each severity that `doctor` has."""
+    done = found.record.done
+    severe = len(faults(found.record)) + len(found.unseen) + (done is None) + bool(found.problem)
+    counts = (severe, len(found.decision.warnings), len(found.tolerated))
+    return dict(zip(SEVERITIES, counts, strict=True))
+
+
 def _counters(seen: Counts) -> list[str]:
     """Return what `watch` counts in this boot; without it there is nothing, which an alert can tell from 0."""
     found = {
-        "held_memory_onlined": ("Times that held memory was found online although nobody released it.", seen.incidents),
-        "held_memory_onlined_bytes": ("Held memory that was found online although nobody released it.", seen.onlined),
+        "held_memory_onlined": (
+            "Times that held memory was found online, or guarded memory in reach of programs, although nobody released it.",
+            seen.incidents,
+        ),
+        "held_memory_onlined_bytes": ("Memory that was found so.", seen.onlined),
         "held_memory_reverted_bytes": ("Of that, what was taken offline again.", seen.reverted),
         "arrivals": ("Times that memory which arrived was onlined, as the decision says.", seen.bursts),
         "arrivals_bytes": ("Memory that arrived and was onlined, as the decision says.", seen.applied),

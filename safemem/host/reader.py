@@ -14,9 +14,11 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 
 from safemem.boot import compiled, files
 from safemem.boot.account import KINDS, Share
+from safemem.boot.memory import GIGANTIC
 from safemem.boot.model import (
     DRIVERS,
     FACTS,
+    OLDER,
     UNKNOWN,
     ZONES,
     Blocks,
@@ -24,7 +26,9 @@ from safemem.boot.model import (
     Fact,
     Miss,
     Override,
+    Pages,
     PolicyId,
+    Room,
     Rule,
     Snapshot,
     Step,
@@ -63,6 +67,7 @@ class Release(NamedTuple):
     ranges: tuple[Range, ...]
     state: State
     forced: bool = False  #: although the policy calls the hold final
+    nodes: tuple[int, ...] = ()  #: whose gigantic pages go, beside what is in `ranges`
 
 
 def capture_text(snapshot: Snapshot) -> str:
@@ -79,11 +84,24 @@ def snapshot_from_text(text: str, where: str) -> Snapshot:
     return _snapshot(_document(text, where).item("snapshot"))
 
 
+def state_from_text(text: str, where: str) -> tuple[Snapshot, Record | None]:
+    """Return the snapshot in a capture or record, and the record if it is one. Raises as `snapshot_from_text` does."""
+    place = _document(text, where)
+    if place.item("kind").value == "capture":
+        return _snapshot(place.item("snapshot")), None
+    found = _record(place)
+    return found.snapshot, found
+
+
 def record_from_text(text: str, where: str) -> Record:
     """Return what is in the record of a decision. Raises Invalid, also for a capture."""
     place = _document(text, where)
     if place.item("kind").value == "capture":
         raise Invalid(f"{where}: this is a capture, not the record of a decision")
+    return _record(place)
+
+
+def _record(place: Place) -> Record:
     snapshot = _snapshot(place.item("snapshot"))
     return Record(
         decision=_decision(place.item("decision")),
@@ -110,7 +128,9 @@ def releases(path: str) -> tuple[Release, ...]:
 
 def releases_to_json(items: tuple[Release, ...]) -> list[dict[str, object]]:
     """Return what `releases` reads, as plain JSON values."""
-    return [{**item._asdict(), "ranges": [str(area) for area in item.ranges]} for item in items]
+    return [
+        {**item._asdict(), "ranges": [str(area) for area in item.ranges], "nodes": list(item.nodes)} for item in items
+    ]
 
 
 def counts(path: str) -> Counts:
@@ -197,7 +217,26 @@ def _snapshot(place: Place) -> Snapshot:
         overrides=tuple(item.text() for item in place.item("overrides").items()),
         notes=place.notes("notes", "note_codes"),
         witness=place.text_of("witness"),
+        room=_room(room) if (room := place.given("room")) else Room(),
+        gigantic=tuple(_pages(item) for item in place.items_of("gigantic")),
     )
+
+
+def _pages(place: Place) -> Pages:
+    node, size, number, free, own = (place.item(key).number() for key in ("node", "size", "number", "free", "own"))
+    return Pages(node, size, number, free, own, place.item("ranges").areas())
+
+
+def _room(place: Place) -> Room:
+    kernel, ram = (place.item(key).areas() for key in ("kernel", "ram"))
+    # Older captures lack the rest.
+    firmware, taken = (given.areas() if (given := place.given(key)) else () for key in ("firmware", "taken"))
+    page = place.number_of("gigantic")
+    if page not in (0, GIGANTIC):  # with a smaller one, there are more of them than anybody can list
+        raise Invalid(f"{place.where}: `gigantic` is neither 0 nor {GIGANTIC}, the bytes of a gigantic page")
+    return Room(
+        kernel, ram, place.item("available").number(), place.item("initrd").number(), firmware, taken, page,
+    )  # fmt: skip
 
 
 def _blocks(place: Place) -> Blocks:
@@ -223,6 +262,8 @@ def _facts(place: Place) -> dict[str, Fact]:
 def _fact(name: str, place: Place) -> Fact:
     kind, values = FACTS[name]
     raw = place.item("value")
+    if isinstance(raw.value, str):
+        raw = Place(OLDER.get((name, raw.value), raw.value), raw.where)
     value: str | int | tuple[str, ...]
     if raw.value == UNKNOWN and name != "safe_region":
         value = UNKNOWN
@@ -253,6 +294,7 @@ def _decision(place: Place) -> Decision:
             digest=policy.item("digest").text(),
             memory=Place({"exceptions": exceptions}, place.where).word(compiled.POLICY, "memory", (), "exceptions"),
             keep_crashkernel=place.word(compiled.POLICY, "keep_crashkernel", ""),
+            accept_errors=place.word(compiled.POLICY, "accept_errors", ()),
         ),
         message=rule.message,
         zone=rule.zone,
@@ -278,7 +320,8 @@ def _step(place: Place) -> Step:
     op, why = place.item("op").one_of(OPS), place.text_of("why")
     # Version 0.1.0 gave a reason to no other step with blocks that were online.
     was_late = late.flag() if late else op in ("keep", "offline") and bool(why)
-    return Step(op, area.start, area.end, numbers[0], numbers[1], _zone(place.given("zone")), why, was_late)
+    node = place.number_of("node") if place.given("node") else -1
+    return Step(op, area.start, area.end, numbers[0], numbers[1], _zone(place.given("zone")), why, was_late, node)
 
 
 def _zone(place: Place | None) -> str:
@@ -288,7 +331,7 @@ def _zone(place: Place | None) -> str:
 def _done(place: Place) -> Done:
     if dry := place.given("dry_run"):
         return Done(dry_run=dry.flag())
-    complete = place.given("complete")
+    complete, observed = place.given("complete"), place.given("observed")
     return Done(
         complete=complete.flag() if complete else False,
         bytes_onlined=place.number_of("bytes_onlined"),
@@ -297,6 +340,7 @@ def _done(place: Place) -> Done:
         masked=tuple(item.text() for item in place.items_of("masked")),
         problems=place.notes("problems", "problem_codes") if place.given("problems") else (),
         shortfall=place.text_of("shortfall"),
+        observed=observed.flag() if observed else False,
     )
 
 
@@ -314,6 +358,7 @@ def _release(place: Place) -> Release:
         ranges=place.item("ranges").areas(),
         state=state.one_of(_RELEASE_STATES) if state else "done",
         forced=forced.flag() if forced else False,
+        nodes=tuple(item.number() for item in place.items_of("nodes")),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import probe
+from safemem.boot.ranges import size_text
 from safemem.realroot import udevrules
 
 #: Programs that online memory, on their own or on somebody else's word, by name.
@@ -23,6 +24,15 @@ PROGRAMS = {
 }
 #: Bytes of a program's name in /proc/PID/comm (TASK_COMM_LEN without its end).
 _COMM = 15
+
+
+#: Programs that change pools of huge pages.
+POOLS = {
+    "tuned": "tuned profiles may set vm.nr_hugepages",
+    "libvirtd": "libvirt changes a node's pool when it is told to, such as by virsh allocpages",
+    "virtqemud": "libvirt changes a node's pool when it is told to, such as by virsh allocpages",
+    "hugeadm": "hugeadm changes pools",
+}
 
 
 class Suspect(NamedTuple):
@@ -47,6 +57,21 @@ def find(root: str, masked: frozenset[str] = frozenset()) -> tuple[Suspect, ...]
     return (*found, *(Suspect(name, path) for name, path in running(root)))
 
 
+def find_for_pages(root: str, size: int) -> tuple[Suspect, ...]:
+    """Return who could have taken a gigantic page of `size` bytes, or changed their pool, as far as that shows now."""
+    found = []
+    for status in sorted((Path(root) / "proc").glob("[0-9]*/status")):
+        try:
+            lines = dict(line.partition(":")[::2] for line in status.read_text("utf-8", "replace").splitlines())
+        except OSError:
+            continue  # it has ended
+        number = lines.get("HugetlbPages", "").strip().partition(" ")[0]
+        if number.isascii() and number.isdecimal() and len(number) < 16 and int(number) << 10 >= size:
+            name = lines.get("Name", "").strip()
+            found.append(Suspect(f"{name}, which has mapped {size_text(int(number) << 10)} of huge pages", str(status)))
+    return (*found, *(Suspect(name, path) for name, path in running(root, POOLS)))
+
+
 def text(suspects: tuple[Suspect, ...]) -> str:
     """Return in one sentence what can be known of who did it."""
     if not suspects:
@@ -54,8 +79,8 @@ def text(suspects: tuple[Suspect, ...]) -> str:
     return "may have been " + ", or ".join(f"{item.who} ({item.evidence})" for item in suspects)
 
 
-def running(root: str) -> list[tuple[str, str]]:
-    """Return which of PROGRAMS run, once each, and the file that shows it."""
+def running(root: str, programs: dict[str, str] = PROGRAMS) -> list[tuple[str, str]]:
+    """Return which of these programs run, once each, and the file that shows it."""
     found: dict[str, str] = {}
     for comm in sorted((Path(root) / "proc").glob("[0-9]*/comm")):
         try:
@@ -65,7 +90,7 @@ def running(root: str) -> list[tuple[str, str]]:
                 name = next((Path(word).name for word in words[1:] if word[:1] != "-"), "")
         except OSError:
             continue  # it has ended
-        for program in PROGRAMS:
+        for program in programs:
             if name in (program, program[:_COMM]):
                 found.setdefault(program, str(comm))
     return list(found.items())

@@ -24,8 +24,8 @@ from safemem.boot import apply, files, paths, plan, record
 from safemem.boot.files import reason
 from safemem.boot.hold import ONLINE_WORD, UDEV_RUN
 from safemem.boot.model import Decision, Plan, Refused, Step
-from safemem.boot.ranges import Range, size_text, total, without
-from safemem.host import incidents, reader, standing, suspects
+from safemem.boot.ranges import Range, common, merge_ranges, size_text, total, without
+from safemem.host import incidents, pages, reader, standing, suspects
 from safemem.host.incidents import Counts
 from safemem.host.standing import Standing
 from safemem.realroot import hold as realroot
@@ -52,9 +52,12 @@ class Batch(NamedTuple):
     counts: Counts
     onlined: int  #: bytes
     reverted: int  #: bytes
-    incident: tuple[Range, ...]  #: held by the decision, not released, and found online for the first time
+    incident: tuple[
+        Range, ...
+    ]  #: held or guarded by the decision, not released, and found otherwise for the first time
     problems: tuple[str, ...]
     unseen: bool = False  #: not all of the machine could be read: the next look cannot wait for an event
+    pages: bool = False  #: the incident is about gigantic pages, or about them too
 
 
 def look(root: str, seen: Counts, since: float = 0) -> Batch:
@@ -73,26 +76,33 @@ def look(root: str, seen: Counts, since: float = 0) -> Batch:
 
 def _look(root: str, seen: Counts, since: float) -> Batch:
     found = standing.read(root)
-    decision, others = found.decision, found.onlined_by_others
-    if found.dry_run:
+    decision, others, pages_gone = found.decision, found.onlined_by_others, found.let_go
+    if found.mode != "enforce":
         return Batch(decision, seen, 0, 0, (), ())
     problems: list[str] = [*found.unseen]
-    incident = seen.uncounted(others)
-    after = seen._replace(onlined_by_others=others)
+    loose = merge_ranges((*others, *pages_gone))
+    incident = seen.uncounted(loose)
+    of_pages = common(incident, pages_gone)
+    after = seen._replace(onlined_by_others=loose)
     if incident:
         # Before anything is done about it: what cuts us off here is not to hide that it happened.
-        after = after.one_more(incident, int(time.time()), _who(root, seen, since))
+        who = _who(root, seen, since) if without(incident, of_pages) else ()
+        who += suspects.find_for_pages(root, found.then.gigantic[0].size) if of_pages else ()
+        after = after.one_more(incident, int(time.time()), who)
         problems += _keep(root, after)
-    problems += _hold(root, found)
+    problems += [*_hold(root, found), *pages.keep(root, found)]
     steps = _arrivals(found)
     if decision.rule.if_onlined == "offline":
         size = found.now.block_size
         steps += [Step("offline", *area, area.start // size, area.end // size - 1) for area in others]
     result = apply.carry_out(Plan(tuple(steps), decision.arrivals, decision.rule.floor), root)
-    if result.quarantined:
+    if result.quarantined or pages_gone:
         # Of what was counted: what has come online since is for the next look.
-        left = without(others, without(others, standing.read(root).onlined_by_others))
-        after = after._replace(onlined_by_others=left, reverted=after.reverted + result.quarantined)
+        now = standing.read(root)
+        left = without(loose, without(loose, merge_ranges((*now.onlined_by_others, *now.let_go))))
+        after = after._replace(onlined_by_others=left)
+    if result.quarantined:
+        after = after._replace(reverted=after.reverted + result.quarantined)
         for last in after.last[-1:]:
             more = last._replace(taken_offline=last.taken_offline + result.quarantined)
             after = after._replace(last=(*after.last[:-1], more))
@@ -101,7 +111,14 @@ def _look(root: str, seen: Counts, since: float) -> Batch:
     if after != seen:
         problems += _keep(root, after)
     return Batch(
-        decision, after, result.onlined, result.quarantined, incident, (*problems, *result.problems), bool(found.unseen)
+        decision,
+        after,
+        result.onlined,
+        result.quarantined,
+        incident,
+        (*problems, *result.problems),
+        bool(found.unseen),
+        bool(of_pages),
     )
 
 
@@ -215,14 +232,17 @@ def _run(root: str, found: Standing) -> None:
     decision = found.decision
     log.info("watching", policy=decision.policy.name, digest=decision.policy.digest[:12], action=decision.action)
     due = True
+    pool: tuple[str, ...] = ()
     while not stop:
-        if due:
+        # Of a pool of huge pages no event tells: it is looked at as often as nothing happens, once a second.
+        before, pool = pool, pages.signs(root, found)
+        if due or pool != before:
             try:
                 batch = look(root, seen, began)
                 _tell(log, batch, events)
                 seen, events, due = batch.counts, 0, batch.unseen
             except BlockingIOError:
-                pass  # a release is under way: the next look sees what it has left
+                due = True  # a release is under way: the next look sees what it has left
         more, lost = _burst(monitor)
         events += more
         due = due or events > 0
@@ -280,7 +300,7 @@ def _tell(log: Any, batch: Batch, events: int) -> None:
         log.warning("problem", text=text)
     if batch.incident:  # once for each time that it happens
         log.error(
-            "held memory was onlined",
+            "guarded memory was in reach of programs" if batch.pages else "held memory was onlined",
             ranges=[str(area) for area in batch.incident],
             size=size_text(total(batch.incident)),
             taken_offline=size_text(batch.reverted),

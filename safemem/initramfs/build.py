@@ -10,11 +10,10 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,22 +32,26 @@ class Cost(NamedTuple):
 
     size: int  #: of the file
     raw: int
-    compressed: int | None  #: with zstd -19; None if zstd is not installed
     files: int
     biggest: tuple[tuple[str, int], ...]
 
 
-def build(policy: bytes, python: str | None = None, more: Mapping[str, bytes] | None = None) -> tuple[bytes, Cost]:
+def build(
+    policy: bytes,
+    python: str | None = None,
+    more: Mapping[str, bytes] | None = None,
+    named: Iterable[model.Policy] = (),
+) -> tuple[bytes, Cost]:
     """Return the archive with `more` files by path, and then the compiled `policy`, after proving that it decides; and its cost.
 
     Raises:
         BuildError: something is missing, or the result does not decide.
     """
-    items = {**plain(more or {}), **files(policy, python)}
+    items = {**plain(more or {}), **files(policy, python, named)}
     data = archive(items)
     made = appendable(data)
     sizes = sorted(((path, len(item.data)) for path, item in items.items()), key=lambda pair: -pair[1])
-    return made, Cost(len(made), len(data), _compressed(data), len(items), tuple(sizes[:5]))
+    return made, Cost(len(made), len(data), len(items), tuple(sizes[:5]))
 
 
 def appendable(data: bytes) -> bytes:
@@ -61,10 +64,11 @@ def appendable(data: bytes) -> bytes:
     return packed + bytes(-len(packed) % 512)
 
 
-def files(policy: bytes, python: str | None = None) -> dict[str, Item]:
+def files(policy: bytes, python: str | None = None, named: Iterable[model.Policy] = ()) -> dict[str, Item]:
     """Return every file that an initramfs needs for the compiled `policy`, by path, after proving that they decide.
 
-    `python` is the interpreter to ship; this one's own, outside of any virtual environment, if none is named.
+    `python` is the interpreter to ship; this one's own, outside of any virtual environment, if none is named. `named` are
+    the policies that the command line may name.
 
     Raises:
         BuildError: something is missing, or the program does not decide what the policy says.
@@ -73,7 +77,7 @@ def files(policy: bytes, python: str | None = None) -> dict[str, Item]:
     python = os.path.realpath(python or getattr(sys, "_base_executable", "") or sys.executable)
     try:
         with tempfile.TemporaryDirectory(prefix="safemem-image-") as scratch:
-            return _files(Path(scratch), python, policy, checked)
+            return _files(Path(scratch), python, policy, checked, tuple(named))
     except subprocess.CalledProcessError as error:
         text = error.stderr.decode("utf-8", "replace") if isinstance(error.stderr, bytes) else error.stderr
         raise BuildError(f"cannot build the archive with {python}: {proof.why(text or str(error))}") from None
@@ -86,8 +90,10 @@ def policies(named: Mapping[str, bytes]) -> dict[str, bytes]:
     return {f"{POLICIES}/{name}.json": policy for name, policy in named.items()}
 
 
-def _files(scratch: Path, python: str, policy: bytes, checked: model.Policy) -> dict[str, Item]:
-    ours = _ours(policy, checked)
+def _files(
+    scratch: Path, python: str, policy: bytes, checked: model.Policy, named: tuple[model.Policy, ...]
+) -> dict[str, Item]:
+    ours = _ours(policy, checked, named)
     put(ours, scratch)
     cases = proof.cases(scratch / "list", checked, f"{scratch}/{PREFIX}")
     listing = interpreter.listing(python, [case.root for case in cases])
@@ -98,13 +104,13 @@ def _files(scratch: Path, python: str, policy: bytes, checked: model.Policy) -> 
     return items
 
 
-def _ours(policy: bytes, checked: model.Policy) -> dict[str, Item]:
+def _ours(policy: bytes, checked: model.Policy, named: tuple[model.Policy, ...]) -> dict[str, Item]:
     """Return the files beside interpreter and modules."""
     return {
-        f"{PREFIX}/boot": Item(on_failure.wrapper(checked.on_failure), 0o755),
+        f"{PREFIX}/boot": Item(on_failure.wrapper(on_failure.of(checked, *named)), 0o755),
         f"{PREFIX}/mounts.sh": Item(shipped("mounts.sh"), 0o644),
-        f"{PREFIX}/gate.sh": Item(on_failure.gate(checked.on_failure), 0o644),
-        f"{PREFIX}/proof.sh": Item(on_failure.proof(checked.on_failure), 0o644),
+        f"{PREFIX}/gate.sh": Item(on_failure.gate(on_failure.of(checked, *named)), 0o644),
+        f"{PREFIX}/proof.sh": Item(on_failure.proof(on_failure.of(checked, *named)), 0o644),
         f"{PREFIX}/capture": Item(shipped("capture.sh"), 0o755),
         f"{PREFIX}/handover-args": Item(shipped("handover-args.sh"), 0o755),
         f"{PREFIX}/masks": Item(compiled.names_text(udevrules.masks("/")), 0o644),
@@ -122,10 +128,3 @@ def archive(items: Mapping[str, Item]) -> bytes:
         cpio.file(path, item.data, item.mode)
     cpio.close()
     return out.getvalue()
-
-
-def _compressed(data: bytes) -> int | None:
-    zstd = shutil.which("zstd")
-    if zstd is None:
-        return None
-    return len(subprocess.run([zstd, "-19", "-q", "-c"], input=data, check=True, capture_output=True).stdout)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import compiled
-from safemem.initramfs import unpack
+from safemem.boot.model import Policy
+from safemem.initramfs import proven, unpack
 from safemem.initramfs.items import POLICIES, PREFIX
 from safemem.initramfs.makers import MAKERS, Start
 from safemem.initramfs.on_failure import GOES_ON, GUARDED, UNIT
+from safemem.initramfs.proven import Proven
 
 #: Where distributions put an image, below the root, for one kernel release.
 PLACES = (
@@ -40,7 +42,9 @@ class Inside(NamedTuple):
     policy: str  #: its name
     start: str  #: what starts the boot program: the name of one of STARTS; "" if nothing does
     fault: str  #: why it would not be started before everything else, or ""
+    built_in: Policy  #: the policy itself
     named: dict[str, str] = {}  # noqa: RUF012  (name -> digest of what the command line may choose; nobody changes it)
+    proven: Proven | None = None  #: what was proved before it was built; None if it does not say
 
 
 class Wanted(NamedTuple):
@@ -94,7 +98,7 @@ def inside(data: bytes) -> Inside | None:
     """
     own = f"{PREFIX}/policy.json"
     reads = (path for start in STARTS for path in start.reads)
-    found = unpack.find(data, {own, f"{PREFIX}/boot", f"{POLICIES}/", *reads})
+    found = unpack.find(data, {own, f"{PREFIX}/boot", f"{POLICIES}/", proven.PATH, *reads})
     if own not in found:
         return None
     policy = compiled.load(found[own], f"{own} in the image")
@@ -104,7 +108,8 @@ def inside(data: bytes) -> Inside | None:
         for path, data in sorted(found.items())
         if path.startswith(f"{POLICIES}/")
     }
-    return Inside(policy.digest, policy.name, start, fault, named)
+    said = proven.load(found[proven.PATH], f"{proven.PATH} in the image") if proven.PATH in found else None
+    return Inside(policy.digest, policy.name, start, fault, policy, named, said)
 
 
 def _started(found: Mapping[str, bytes]) -> tuple[str, str]:
@@ -125,3 +130,18 @@ def differs(found: Inside, wanted: Wanted) -> str:
         if found.named.get(name) != wanted.named.get(name):
             return f"its policy for safemem.policy={name} is not the operator's"
     return ""
+
+
+def unproven(found: Inside) -> str:
+    """Return for which of its policies an image does not say what was proved, or ""."""
+    return proven.missing(found.proven, (found.digest, *found.named.values()))
+
+
+def proof_text(found: Inside) -> str:
+    """Return what was proved of the policy that is built in, in one line."""
+    return proven.text(found.proven, found.digest) if found.proven else unproven(found)
+
+
+def wrong(found: Inside, wanted: Wanted) -> str:
+    """Return the first thing for which an image has to be made anew, or ""."""
+    return found.fault or differs(found, wanted) or unproven(found)

@@ -47,10 +47,15 @@ def choose(root: str, name: str) -> Maker:
     return found[0]
 
 
+def installed(root: str) -> list[str]:
+    """Return the kernel releases whose modules are below `root`."""
+    modules = Path(root) / "lib/modules"
+    return sorted(path.name for path in modules.iterdir()) if modules.is_dir() else []
+
+
 def release(root: str, given: str | None) -> str:
     """Return the kernel release that was given, that is running, or that is the only one below `root`. Raises Failed."""
-    modules = Path(root) / "lib/modules"
-    there = sorted(path.name for path in modules.iterdir()) if modules.is_dir() else []
+    modules, there = Path(root) / "lib/modules", installed(root)
     wanted = given or os.uname().release
     if wanted in there:
         return wanted
@@ -192,7 +197,7 @@ def _fault(image: Path, wanted: Wanted | None) -> str:
         return "safemem is still in it: another hook puts it there" if found else ""
     if found is None:
         return "safemem is not in it: has the configuration left the hook out?"
-    return found.fault or check.differs(found, wanted)
+    return check.wrong(found, wanted)
 
 
 def _run(root: str, words: list[str]) -> subprocess.CompletedProcess[str]:

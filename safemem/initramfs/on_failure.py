@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 
 from safemem.boot.console import KEYS
-from safemem.boot.model import Failure
+from safemem.boot.model import Failure, Policy
 from safemem.initramfs.items import BuildError, shipped
 
+#: What a failure ends in where nothing is in force: nothing. No policy says it.
+GO_ON = "continue"
 UNIT = "safemem-decide.service"
 _PANIC = "safemem-panic.service"
 #: Units of an initramfs that may load a driver or let one act: none starts unless ours has succeeded.
@@ -34,6 +36,16 @@ UNIT_LINES = {
 }
 
 
+def of(policy: Policy, *named: Policy) -> Failure:
+    """Return what a failure of safemem ends in: the policy's `on_failure`, or no end if it only observes.
+
+    INVARIANT: where the command line may name a policy that acts, that one's `on_failure` counts: which of the two
+    decides, nobody knows of a program that has failed.
+    """
+    acts = next((each for each in (policy, *named) if not each.observe), None)
+    return acts.on_failure if acts else policy.on_failure._replace(action=GO_ON)
+
+
 def gate(failure: Failure) -> bytes:
     """Return what goes into an init that is a shell script; it knows `on_failure` too, for a wrapper that is not there."""
     return _ending("gate.sh", failure)
@@ -46,7 +58,11 @@ def proof(failure: Failure) -> bytes:
 
 def _ending(name: str, failure: Failure) -> bytes:
     script = with_value(shipped(name), name, "ACTION", failure.action)
-    return with_value(script, name, "KEYS", " ".join(KEYS[failure.action]))
+    return with_value(script, name, "KEYS", _keys(failure))
+
+
+def _keys(failure: Failure) -> str:
+    return "" if failure.action == GO_ON else " ".join(KEYS[failure.action])
 
 
 def wrapper(failure: Failure, root: str = "") -> bytes:
@@ -55,7 +71,7 @@ def wrapper(failure: Failure, root: str = "") -> bytes:
     for name, value in (
         ("ROOT", root),
         ("ON_FAILURE", failure.action),
-        ("KEYS", " ".join(KEYS[failure.action])),
+        ("KEYS", _keys(failure)),
         ("MESSAGE", _short(failure.message or "safemem could not decide")),
         ("DEADLINE", str(failure.deadline)),
     ):
@@ -85,13 +101,20 @@ def with_value(script: bytes, where: str, name: str, value: str) -> bytes:
 def units(failure: Failure) -> dict[str, bytes]:
     """Return the units for an initramfs with systemd, by path below its folder of units."""
     text = shipped(UNIT).decode()
-    values = (("@ON_FAILURE@", UNIT_LINES[failure.action]), ("@TIMEOUT@", _TIMEOUT), ("@GOES_ON@", str(GOES_ON)))
+    values = (
+        ("@ON_FAILURE@", "" if failure.action == GO_ON else UNIT_LINES[failure.action]),
+        ("@TIMEOUT@", _TIMEOUT),
+        ("@GOES_ON@", str(GOES_ON)),
+    )
     for mark, value in values:
         if text.count(mark) != 1:
             raise BuildError(f"{UNIT} has no {mark} to replace, or more than one")
         text = text.replace(mark, value)
     # The assertion is for a wrapper that seemed to succeed, and needs no shell.
-    guarded = f"# SPDX-License-Identifier: MIT\n[Unit]\nRequires={UNIT}\nAfter={UNIT}\nAssertFileNotEmpty=/run/safemem/passed\n"
+    needs, proof = (
+        ("Wants", "") if failure.action == GO_ON else ("Requires", "AssertFileNotEmpty=/run/safemem/passed\n")
+    )
+    guarded = f"# SPDX-License-Identifier: MIT\n[Unit]\n{needs}={UNIT}\nAfter={UNIT}\n{proof}"
     # In this order: of an archive that is cut off, what is left stops the boot for want of the rest.
     found = {f"{unit}.d/50-safemem.conf": guarded.encode() for unit in reversed(GUARDED)}
     return {**found, _PANIC: shipped(_PANIC), UNIT: text.encode()}

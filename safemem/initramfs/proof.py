@@ -17,18 +17,19 @@ import signal
 import struct
 import subprocess
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem.boot import engine, handover_args, main, plainjson, probe, record
+from safemem.boot import asked, engine, handover_args, main, plainjson, probe, record
+from safemem.boot.cmdline import sealed
 from safemem.boot.model import FINAL, Decision, Policy
+from safemem.boot.ranges import Range
 from safemem.initramfs.interpreter import needs
 from safemem.initramfs.items import PREFIX, BuildError, Item, put
 from safemem.initramfs.on_failure import GOES_ON, with_value
 
-_MIB, _BLOCK = 1 << 20, 512 << 20
+_MIB, _BLOCK, _PAGE = 1 << 20, 512 << 20, 512 << 20
 #: The wrapper's last word for programs, when it has ended a boot and the machine, being none, has not gone.
 _STOPPED = "end code=stopped"
 #: Seconds for one boot of a fake root. It takes a fraction of one.
@@ -46,6 +47,7 @@ class Case(NamedTuple):
     name: str
     root: Path
     decision: Decision
+    observed: bool  #: nothing of it is done
 
     def prove(self, goes_on: bool, said: str) -> None:
         """Compare what a boot left with the decision; `goes_on` is whether it would have gone on, `said` its words.
@@ -63,11 +65,11 @@ class Case(NamedTuple):
         if decided != wanted:
             keys = ", ".join(sorted(key for key in {**decided, **wanted} if decided.get(key) != wanted.get(key)))
             raise BuildError(f"{place} does not decide what the policy says, which is `{wanted['action']}`: {keys}")
-        final = decided["action"] in FINAL
+        final = decided["action"] in FINAL and not self.observed
         if not final and result is None:
             raise BuildError(f"{place} decides and does not finish: {why(said)}")
         # On a fake root memory does not come online when it is told to, and a policy may end the boot for that.
-        ends = final or bool(result["shortfall"] and decided["on_shortfall"] != "continue")
+        ends = final or bool(not self.observed and result["shortfall"] and decided["on_shortfall"] != "continue")
         if goes_on == ends:
             text = "lets the boot go on, and should end it" if ends else "ends the boot, and should let it go on"
             raise BuildError(f"{place} {text}: {why(said)}")
@@ -84,7 +86,7 @@ def cases(folder: Path, policy: Policy, prefix: str) -> list[Case]:
         (root / PREFIX).parent.mkdir(parents=True, exist_ok=True)
         (root / PREFIX).symlink_to(prefix)
         snapshot = probe.read_snapshot(str(root), open_luo=policy.open_luo)
-        found.append(Case(name, root, engine.decide(policy, snapshot)))
+        found.append(Case(name, root, engine.decide(policy, snapshot), policy.observe))
     return found
 
 
@@ -115,11 +117,12 @@ def machines() -> dict[str, dict[str, bytes]]:
         common[f"sys/devices/system/memory/memory{number}/state"] = state
         common[f"sys/devices/system/memory/memory{number}/valid_zones"] = b"Normal Movable\n"
     offered = {**common, "sys/kernel/boot_params/setup_data/0/type": b"0xa\n"}
-    safe, guard = b"0x10000000-0x17ffffff", b"0x40000000-0x4fffffff"
+    guard = asked.write(asked.Asked(Range(1 << 30, 1280 * _MIB), _PAGE, ((0, 1),)))
+    pool = f"sys/kernel/mm/hugepages/hugepages-{_PAGE >> 10}kB"
     args = (
         b"kho=on",
-        b"safemem.safe=%s;crc32=%08x" % (safe, zlib.crc32(safe)),
-        b"safemem.guard=%s" % guard,
+        b"safemem.safe=%s" % sealed("0x10000000-0x17ffffff").encode(),
+        b"safemem.guard=%s" % guard.encode(),
         b"safemem.attempts=1",
     )
     return {
@@ -130,7 +133,14 @@ def machines() -> dict[str, dict[str, bytes]]:
             "sys/kernel/debug/kho/in/fdt": _handover_tree(),
             "sys/kernel/debug/kho/in/sub_fdts/kexec-metadata": struct.pack("<I65sI", 1, b"7.3.4", 1),
         },
-        "a rejected handover": {**offered, "proc/cmdline": b" ".join(args) + b"\n"},
+        "a rejected handover": {
+            **offered,
+            "proc/cmdline": b" ".join(args) + b"\n",
+            **{f"{pool}/{name}_hugepages": b"1\n" for name in ("nr", "free", "resv")},
+            # The second 512 MiB are a gigantic page that nobody has mapped: its head, and a tail 2 MiB further on.
+            "proc/kpageflags": bytes(_PAGE // 4096 * 8) + struct.pack("<Q4088xQ", 0x28000, 0x30000),
+            "run/safemem/pages/.mounted": b"",
+        },
         "nothing to read": {},
     }
 

@@ -1,44 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""Cases: what a policy is expected to decide, written beside it as NAME.cases.toml.
-
-    policy = "live-update-host.toml"
-    on_failure = { action = "panic", deadline = 10 }    # what stands beside the rules, as the policy has it
-
-    [[case]]
-    name = "a lost handover never boots"
-    state = { handover = ["rejected", "orphaned"] }     # facts left out may have any value
-    action = "panic"
-    rule = "otherwise"
-    message = "handover lost"                           # a part of it; every other word of a rule as the policy has it
+"""Cases: what a policy is expected to decide, run against the policy; `casefile` reads them.
 
 A case holds if every state that it describes has the expected outcome, from the expected rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safemem.boot import engine
 from safemem.boot.conditions import matches
-from safemem.boot.model import FACTS, Condition, Fact, Policy, Rule
-from safemem.policy import load, places, values
+from safemem.boot.model import DERIVED, UNKNOWN, Decision, Fact, Policy, Rule, Snapshot
+from safemem.policy import casefile, load, pieces
+from safemem.policy.casefile import BESIDE, EXPECTED, Case
 from safemem.policy.compiler import plain
-from safemem.policy.space import OUTCOME, Outcomes, Space, State, Value, smallest
+from safemem.policy.forecast import forecast
+from safemem.policy.space import Outcomes, Space, State, Value, impossible, smallest
 
-#: What a file of cases may say of the policy itself.
-BESIDE = tuple(key for key in Policy._fields if key not in ("name", "rules", "otherwise", "memory", "digest"))
-#: What a case may say of an outcome; `rule` is the name of the rule that decides.
-EXPECTED = ("action", "rule", *(word for word in OUTCOME if word not in ("action", "name")))
-
-
-class Case(NamedTuple):
-    """One expectation and where it stands."""
-
-    name: str
-    state: tuple[tuple[str, object], ...]  #: fact -> condition as in a policy's `when`
-    expected: dict[str, str | bool]
-    line: int
+__all__ = ["BESIDE", "EXPECTED", "Case", "Result", "Verdict", "described", "run"]
 
 
 class Verdict(NamedTuple):
@@ -54,11 +35,23 @@ class Result(NamedTuple):
     """What came of one file of cases."""
 
     file: str
+    policy_file: str
+    source: casefile.File
     policy: Policy
     verdicts: tuple[Verdict, ...]
     rules: dict[str, bool]  #: rule -> whether a case that holds asks for it by name
-    covered: int  #: states that some case describes
-    states: int
+    outcomes: Outcomes
+    uncovered: frozenset[State]  #: that no case describes
+
+    @property
+    def states(self) -> int:
+        """How many states policy and cases tell apart."""
+        return len(self.outcomes.of)
+
+    @property
+    def covered(self) -> int:
+        """How many of them some case describes."""
+        return self.states - len(self.uncovered)
 
     @property
     def coverage(self) -> float:
@@ -73,14 +66,15 @@ def run(path: Path) -> Result:
         load.PolicyError: the file or its policy is not valid.
         OSError: one of them cannot be read.
     """
-    target, fixed, cases = _read(path)
-    space = Space(target, _asking(cases, target))
+    file = casefile.read(path)
+    target = load.read(path.parent / file.policy)
+    space = Space(target, _asking(file.cases, target))
     outcomes = Outcomes(space, target)
-    verdicts = (*_beside(target, fixed), *(_verdict(case, outcomes) for case in cases))
+    verdicts = (*_beside(target, file.fixed), *(_verdict(case, outcomes) for case in file.cases))
     proved = {verdict.case.expected.get("rule") for verdict in verdicts if not verdict.fault}
     rules = {rule.name: rule.name in proved for rule in outcomes.rules}
-    covered = frozenset().union(*(verdict.states for verdict in verdicts))
-    return Result(str(path), target, verdicts, rules, len(covered), len(outcomes.of))
+    uncovered = frozenset(outcomes.of).difference(*(verdict.states for verdict in verdicts))
+    return Result(str(path), str(path.parent / file.policy), file, target, verdicts, rules, outcomes, uncovered)
 
 
 def _beside(target: Policy, fixed: dict[str, tuple[object, int]]) -> Iterator[Verdict]:
@@ -93,97 +87,110 @@ def _beside(target: Policy, fixed: dict[str, tuple[object, int]]) -> Iterator[Ve
         yield Verdict(Case(key, (), {}, line), frozenset(), fault, {})
 
 
-def _asking(cases: list[Case], target: Policy) -> Policy:
+def _asking(cases: tuple[Case, ...], target: Policy) -> Policy:
     """Return a policy that tells apart what the cases do, so that the space does too."""
-    rules = tuple(Rule(case.name, "halt", tuple(_conditions(case))) for case in cases)
-    return target._replace(rules=tuple(rule for rule in rules if rule.when))
+    rules = tuple(Rule(case.name, "halt", case.conditions) for case in cases if case.conditions)
+    return target._replace(rules=rules)
 
 
-def _conditions(case: Case) -> list[Condition]:
-    return [values.condition(fact, value) for fact, value in case.state]
+def described(case: Case, outcomes: Outcomes) -> list[State]:
+    """Return the states that a case is about, in the order of `outcomes`."""
+    space = outcomes.space
+    asked = [(space.facts.index(item.fact), item) for item in case.conditions]
+    states = [state for state in outcomes.of if all(matches(item, Fact(state[place], "")) for place, item in asked)]
+    return _fitting(states, case.snapshot, outcomes) if case.snapshot else states
 
 
 def _verdict(case: Case, outcomes: Outcomes) -> Verdict:
-    conditions = _conditions(case)
+    states = described(case, outcomes)
+    found = frozenset(states)
+    if not found:
+        who = "this machine cannot" if case.snapshot else "no machine can"
+        return Verdict(case, found, f"{who} be in this state", {})
+    for state in states:
+        fault = _fault(case, outcomes.rule(state))
+        if fault:
+            bad = [other for other in states if outcomes.of[other] == outcomes.of[state]]
+            return Verdict(case, found, fault, smallest(outcomes, bad))
+    fault, example = _planned(case, states, outcomes)
+    return Verdict(case, found, fault, example)
+
+
+def _fault(case: Case, rule: Rule) -> str:
+    """Return what the rule says otherwise than the case expects, or nothing."""
+    made: dict[str, Any] = {**rule._asdict(), "rule": rule.name}
+    for key, wanted in case.expected.items():
+        got = made[key]
+        if isinstance(got, tuple):
+            same = len(got) == len(wanted) and all(map(_has, got, wanted))
+            got = plain(got)
+        else:
+            same = str(wanted) in got if key == "message" else wanted == got
+        if not same:
+            return f"{key} is `{_word(got)}`, expected `{_word(wanted)}`"
+    return ""
+
+
+def _has(got: Any, wanted: object) -> bool:
+    """Return whether a table of the policy has what a case says of it."""
+    made = plain(got)
+    return isinstance(made, dict) and isinstance(wanted, dict) and all(made.get(key) == wanted[key] for key in wanted)
+
+
+def _seen(snapshot: Snapshot, facts: dict[str, Value], policy: Policy) -> Decision:
+    """Return what `policy` decides on a machine that shows `facts`; the derived ones follow from the machine."""
+    shown = {name: Fact(value, "case") for name, value in facts.items() if name not in DERIVED}
+    return engine.decide(policy, snapshot._replace(facts={**snapshot.facts, **shown}))
+
+
+def _fitting(states: list[State], snapshot: Snapshot, outcomes: Outcomes) -> list[State]:
+    """Return the states that the machine can be in: it decides its nodes, its guard, and what follows from its blocks."""
     space = outcomes.space
-    states = frozenset(
-        state for state in outcomes.of
-        if all(matches(item, Fact(space.named(state)[item.fact], "")) for item in conditions)
-    )  # fmt: skip
-    if not states:
-        return Verdict(case, states, "no machine can be in this state", {})
-    ordered = [state for state in outcomes.of if state in states]
-    for state in ordered:
-        rule = outcomes.rule(state)
-        made = {**rule._asdict(), "rule": rule.name}
-        for key, wanted in case.expected.items():
-            got = made[key]
-            if str(wanted) not in got if key == "message" else wanted != got:
-                bad = [other for other in ordered if outcomes.of[other] == outcomes.of[state]]
-                fault = f"{key} is `{_word(got)}`, expected `{_word(wanted)}`"
-                return Verdict(case, states, fault, smallest(outcomes, bad))
-    return Verdict(case, states, "", {})
+    own = {name: fact.value for name, fact in snapshot.facts.items() if fact.value != UNKNOWN}
+    seen: dict[Value, dict[str, Value]] = {}
+    found = []
+    for state in states:
+        facts = space.named(state)
+        handover = facts["handover"]
+        if handover not in seen:
+            made = _seen(snapshot, {"handover": handover}, outcomes.policy).facts
+            seen[handover] = {**own, **{name: made[name].value for name in DERIVED}}
+        fixed = seen[handover]
+        same = all(facts[name] == space.stand_in(name, value) for name, value in fixed.items() if name in facts)
+        if (
+            same
+            and not impossible({**facts, **fixed})
+            and (snapshot.guarded or facts.get("guard") not in ("full", "part"))
+        ):
+            found.append(state)
+    return found
+
+
+def _planned(case: Case, states: list[State], outcomes: Outcomes) -> tuple[str, dict[str, Value]]:
+    """Return what becomes otherwise of a piece or of the boot, and in which state; those with one rule and handover are alike."""
+    if not case.snapshot:
+        return "", {}
+    groups: dict[tuple[int, Value], list[State]] = {}
+    for state in states:
+        groups.setdefault((outcomes.of[state], outcomes.space.named(state)["handover"]), []).append(state)
+    for group in groups.values():
+        facts = outcomes.space.named(group[0])
+        decision = _seen(case.snapshot, facts, outcomes.policy)
+        for name, wanted in case.plan.items():
+            got = pieces.becomes(decision, name, case.snapshot)
+            if got != [wanted]:
+                words = " in part and ".join(f"`{op}`" for op in got) or "left alone"
+                return f"plan: `{name}` is {words}, expected `{wanted}`", smallest(outcomes, group)
+        if case.ends is not None:
+            ends = forecast(decision, case.snapshot._replace(facts=decision.facts)).ends
+            if ends != case.ends:
+                return f"the boot {_end(ends)}, expected that it {_end(case.ends)}", smallest(outcomes, group)
+    return "", {}
+
+
+def _end(action: str) -> str:
+    return f"ends in {action}" if action else "goes on"
 
 
 def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _read(path: Path) -> tuple[Policy, dict[str, tuple[object, int]], list[Case]]:
-    with open(path, "rb") as file:
-        text = load.decode(file.read(load.MAX_SIZE + 1), str(path))
-    document = load.toml(text, str(path))
-    found = places.find(text)
-    problems: list[load.Problem] = []
-
-    def bad(at: places.Path, message: str) -> None:
-        problems.append(load.Problem(at, *places.nearest(found, at), message))
-
-    name, items = document.get("policy"), document.get("case")
-    for key in document:
-        if key not in ("policy", "case", *BESIDE):
-            bad((key,), f"unknown key `{key}`{values.near(key, ('policy', 'case', *BESIDE))}")
-    if not isinstance(name, str):
-        bad(("policy",), "`policy` is missing; add the file that the cases are about, relative to this one")
-    if not isinstance(items, list) or not items:
-        bad(("case",), "there are no cases: add a [[case]] with name, state, action and rule")
-    cases = []
-    for index, item in enumerate(items if isinstance(items, list) else []):
-        case = _case(item, ("case", index), bad)
-        if case:
-            cases.append(case._replace(line=places.nearest(found, ("case", index, "name"))[0]))
-    if problems:
-        raise load.PolicyError(str(path), sorted(problems, key=lambda p: (p.line, p.column)))
-    fixed = {key: (document[key], places.nearest(found, (key,))[0]) for key in BESIDE if key in document}
-    return load.read(path.parent / str(name)), fixed, cases
-
-
-def _case(item: Any, at: places.Path, bad: Callable[[places.Path, str], None]) -> Case | None:
-    if not isinstance(item, dict):
-        bad(at, "expected a table")
-        return None
-    known = ("name", "state", *EXPECTED)
-    for key in item:
-        if key not in known:
-            bad((*at, key), f"unknown key `{key}`{values.near(key, known)}")
-    for key in ("name", "action", "rule"):
-        if key not in item:
-            bad(at, f"`{key}` is missing")
-    for key in ("name", *EXPECTED):
-        kind = type(Rule._field_defaults.get(key, ""))
-        if key in item and not isinstance(item[key], kind):
-            bad((*at, key), f"{key}: expected {'true or false' if kind is bool else 'text'}")
-    state = item.get("state", {})
-    if not isinstance(state, dict):
-        bad((*at, "state"), "state: expected a table of facts")
-        state = {}
-    for fact, value in state.items():
-        if fact not in FACTS:
-            bad((*at, "state", fact), f"unknown fact `{fact}`{values.near(fact, tuple(FACTS))}")
-            continue
-        try:
-            values.condition(fact, value)
-        except ValueError as error:
-            bad((*at, "state", fact), f"state.{fact}: {error}")
-    expected = {key: item[key] for key in EXPECTED if key in item}
-    return Case(str(item.get("name", "")), tuple(state.items()), expected, 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from safemem.boot.model import DERIVED, FINAL, UNKNOWN, Failure, Policy, Rule
+from safemem.boot.model import DERIVED, FINAL, UNKNOWN, Failure, Override, Policy, Rule
 from safemem.boot.plan import FLOOR
 from safemem.boot.ranges import Range, parse_limit, parse_size
 from safemem.policy.exceptions import HELD, changes_of, text_of
@@ -123,6 +123,7 @@ STRICTNESS: dict[str, Callable[[Any, Any], int | None] | None] = {
     "when": None,
     "message": None,
     "accept_data_exposure": None,
+    "memory": None,  # compared block by block, with the policy's own exceptions: `_excepted`
 }
 #: The words of a rule that do anything.
 EFFECT = tuple(word for word in OUTCOME if word not in ("name", "message"))
@@ -140,6 +141,9 @@ def _direction(old: Policy, before: Rule, new: Policy, after: Rule) -> str:
 
 def _words(old: Policy, before: Rule, new: Policy, after: Rule) -> Iterator[tuple[str, str]]:
     """Yield each word and its direction that differs and counts in both rules; what makes it idle in one is judged itself."""
+    if before.memory != after.memory and before.action not in FINAL and after.action not in FINAL:
+        mine, other = ((*rule.memory, *policy.memory) for policy, rule in ((old, before), (new, after)))
+        yield "memory", _excepted(mine, other, {before.zone, after.zone})
     for word, strict in STRICTNESS.items():
         first, second = _value(word, before), _value(word, after)
         if strict and first != second and _counts(word, old, before) and _counts(word, new, after):
@@ -229,10 +233,16 @@ def _kdump(old: Policy, new: Policy) -> str:
 
 
 def _exceptions(old: Policy, new: Policy) -> str:
-    zones = {rule.zone for policy in (old, new) for rule in (*policy.rules, policy.otherwise)}
-    found = {_step(-_ZONES[before], -_ZONES[after]) for before, after in changes_of(old.memory, new.memory, zones)}
+    return _excepted(
+        old.memory, new.memory, {rule.zone for policy in (old, new) for rule in (*policy.rules, policy.otherwise)}
+    )
+
+
+def _excepted(old: tuple[Override, ...], new: tuple[Override, ...], zones: set[str]) -> str:
+    """Return in which direction exceptions change for rules with these zones."""
+    found = {_step(-_ZONES[before], -_ZONES[after]) for before, after in changes_of(old, new, zones)}
     # Any exception has what arrives later held, because nobody can tell one block that arrives from another.
-    arrives = "looser" if not new.memory else "stricter" if not old.memory else "other"
+    arrives = "other" if bool(old) == bool(new) else "looser" if old else "stricter"
     return _joined({*found, arrives})
 
 
@@ -243,6 +253,10 @@ FIELDS: dict[str, Comparison | None] = {
         lambda may: f"the command line may {'' if may else 'not '}loosen the outcome",
         _command_line,
     ),
+    "observe": Comparison(
+        lambda only: f"what is decided is {'only recorded' if only else 'done'}",
+        lambda _, new: "looser" if new.observe else "stricter",
+    ),
     "memory": Comparison(text_of, _exceptions),
     "open_luo": Comparison(lambda opened: f"/dev/liveupdate is {'' if opened else 'not '}opened", _neither),
     "trust_guard": Comparison(
@@ -250,6 +264,10 @@ FIELDS: dict[str, Comparison | None] = {
         lambda _, new: "looser" if new.trust_guard else "stricter",
     ),
     "keep_crashkernel": Comparison(lambda size: f"kdump keeps {size or 'nothing'} of a guard", _kdump),
+    "accept_errors": Comparison(
+        lambda codes: f"built in with {'these errors: ' + ', '.join(codes) if codes else 'no error'}",
+        lambda old, new: "looser" if set(new.accept_errors) - set(old.accept_errors) else "stricter",
+    ),
     "on_failure": Comparison(lambda failure: f"{failure.message}, after {failure.deadline} s", _failure),
     "name": None,
     "rules": None,

@@ -67,6 +67,15 @@ def _shipped(root: str) -> tuple[Path, ...]:
     return Path(root) / "usr/share/safemem/policies", package / "policies", package.parent / "policies"
 
 
+def shipped(root: str = "/") -> dict[str, Path]:
+    """Return the policies that come with safemem, by name: of the first folder that has any."""
+    for folder in _shipped(root):
+        found = {path.stem: path for path in sorted(folder.glob("*.toml")) if not path.name.endswith(".cases.toml")}
+        if found:
+            return found
+    return {}
+
+
 def others(root: str = "/") -> list[Trusted]:
     """Return the policies that `safemem.policy=NAME` may name; the name is the file's, without `.toml`.
 

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 from safemem.boot import engine
-from safemem.boot.conditions import fact_text, matches
+from safemem.boot.conditions import fact_text, matches, wanted_text
 from safemem.boot.model import FACTS, FINAL, PERMISSIVENESS, UNKNOWN, Blocks, Fact, Policy, Rule, Snapshot
 from safemem.boot.ranges import Range, size_text, total
 from safemem.policy import limits
+from safemem.policy.catalogue import CODES
 from safemem.policy.compare import looser_words
-from safemem.policy.space import FROM_THE_TREE, LOST, Outcomes, Space, State, Value, smallest
+from safemem.policy.space import CONSTRAINTS, FROM_THE_TREE, LOST, Outcomes, Space, State, Value, smallest
 
 #: Values of `handover` after which memory may hold a guest's pages.
 _LOST = (*LOST, UNKNOWN)
@@ -30,38 +32,13 @@ class Finding(NamedTuple):
     example: dict[str, Value]  #: the smallest state that shows it; facts that do not matter are left out
 
 
-#: code -> (level, what it is about), in the order in which they are checked.
-CODES = {
-    "unreachable-rule": ("error", "Every rule decides some state."),
-    "exposes-handover": ("error", "A handover that was offered and not accepted never ends in online-all by accident."),
-    "unknown-permissive": ("error", "Not knowing a fact is never more permissive than knowing it at its worst."),
-    "reboot-loop": ("error", "No reboot finds the state that it was decided in again."),
-    "unsafe-block": ("error", "online-safe never onlines a block that reaches outside the safe region."),
-    "named-region": (
-        "warning",
-        "After a lost handover no memory comes online because the policy says that it is safe.",
-    ),
-    "unknown-milder": ("warning", "Not knowing a fact ends in no milder words of the same action than knowing it."),
-    "failure-loop": ("warning", "A failure that lasts does not reboot for ever."),
-    "useless-region": ("warning", "A range that memory comes online in holds at least one whole memory block."),
-    "useless-limit": ("warning", "A limit limits, and leaves room to run."),
-    "idle-word": ("warning", "A word of the policy changes something."),
-    "idle-acceptance": ("warning", "`accept_data_exposure` stands only where it is needed."),
-    "same-as-next": ("warning", "A rule differs from the one after it."),
-    "held-anyway": ("note", "A zone is given to memory that no exception holds."),
-    "loosened-by-cmdline": ("note", "The command line loosens an outcome only where the policy lets it."),
-    "trusts-guard": ("note", "Evidence that is no proof counts as an accepted handover only where the policy says so."),
-    "only-otherwise": ("note", "States that no rule asks for are decided by `otherwise`."),
-}
-
-
 def check(policy: Policy, outcomes: Outcomes) -> list[Finding]:
     """Return everything that is wrong with `policy`, the invariants first."""
     return [
         *_unreachable(policy, outcomes), *_exposes(policy, outcomes), *_idle(policy, outcomes), *_unknowns(outcomes),
         *_milder(policy, outcomes), *_loops(outcomes), *_blocks(policy), *_failure(policy), *_same(policy),
         *(_finding(*complaint) for complaint in limits.check(policy, outcomes)), *_overrides(policy),
-        *_trusts(policy, outcomes), *_otherwise(policy, outcomes),
+        *_observes(policy), *_trusts(policy, outcomes), *_otherwise(policy, outcomes),
     ]  # fmt: skip
 
 
@@ -78,14 +55,32 @@ def _unreachable(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
             continue
         takers = {outcomes.of[state] for state in outcomes.of if _holds(rule, outcomes.space.named(state))}
         names = ", ".join(f"`{outcomes.rules[taker].name}`" for taker in sorted(takers))
-        why = (
-            f"every state it matches is decided by {names} before"
-            if names
-            else "no machine can be in a state that it matches"
-        )
-        yield _finding(
-            "unreachable-rule", rule.name, "name", f"rule `{rule.name}` never decides: {why}", "remove it or move it up"
-        )
+        if names:
+            why, advice = f"every state it matches is decided by {names} before", "remove it or move it up"
+        else:
+            why, advice = (
+                f"no machine can be in a state that it matches{_contradiction(rule, outcomes.space)}",
+                "remove it",
+            )
+        yield _finding("unreachable-rule", rule.name, "name", f"rule `{rule.name}` never decides: {why}", advice)
+
+
+def _contradiction(rule: Rule, space: Space) -> str:
+    """Return which of the rule's conditions cannot hold, or which cannot hold together and why."""
+    allowed = []
+    for condition in rule.when:
+        values = space.classes[space.facts.index(condition.fact)]
+        allowed.append([value for value in values if matches(condition, Fact(value, ""))])
+        if not allowed[-1]:
+            return f": nothing is `{condition.fact}` {wanted_text(condition)}"
+    names = [condition.fact for condition in rule.when]
+    if "handover" not in names:
+        names, allowed = ["handover", *names], [[*space.classes[0]], *allowed]
+    broken = {
+        next((item.text for item in CONSTRAINTS if item.broken(dict(zip(names, state, strict=True)))), "")
+        for state in product(*allowed)
+    } - {""}  # fmt: skip
+    return f": {'; '.join(sorted(broken))}" if broken else ""
 
 
 def _holds(rule: Rule, facts: dict[str, Value]) -> bool:
@@ -209,7 +204,7 @@ def _loops(outcomes: Outcomes) -> Iterator[Finding]:
         if not _reboots(outcomes.rules[index]):
             continue
         cleared = dict.fromkeys(FROM_THE_TREE, UNKNOWN) | {"handover": "none"}
-        if space.named(state).get("guard") in ("held", "void"):
+        if space.named(state).get("guard") in ("full", "part", "void"):
             cleared["guard"] = "none"  # who asked for it was the predecessor
         after = tuple(cleared.get(name, value) for name, value in zip(space.facts, state, strict=True))
         again = _counted(space, after if state[0] in _CLEARED else state)
@@ -279,6 +274,15 @@ def _same(policy: Policy) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _observes(policy: Policy) -> Iterator[Finding]:
+    if policy.observe:
+        yield _finding(
+            "observes", "observe", "observe",
+            "nothing of this policy is in force: with `observe = true` each boot only records what it would have done",
+            "leave it out once the records say what you expect",
+        )  # fmt: skip
+
+
 def _trusts(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
     """States are what the engine matches: one that it derives from a guard is among the accepted ones already."""
     if not policy.trust_guard:
@@ -303,8 +307,10 @@ def _trusts(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
 def _otherwise(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
     states = [state for state, index in outcomes.of.items() if index == len(policy.rules)]
     if states:
-        handovers = ", ".join(str(value) for value in dict.fromkeys(state[0] for state in states))
+        known = {state[0] for state, index in outcomes.of.items() if index != len(policy.rules)}
+        alone = [str(value) for value in dict.fromkeys(state[0] for state in states) if value not in known]
+        handovers = f": handover {', '.join(alone)}, whatever else is known" if alone else ""
         yield _finding(
             "only-otherwise", "otherwise", "action",
-            f"{len(states)} of {len(outcomes.of)} states are decided by `otherwise` only: handover {handovers}", "",
+            f"{len(states)} of {len(outcomes.of)} states are decided by `otherwise` only{handovers}", "",
         )  # fmt: skip

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 
 from safemem.boot import compiled, model
 from safemem.boot.model import FACTS, Condition
+from safemem.policy.catalogue import ERRORS
 from safemem.policy.values import Area, Deadline, Held, Limit, Node, OneOf, Size, Source, Text, Zone, condition, fail
 
 NO_RULES = "there are no rules: add a [[rule]] with name, when and action"
@@ -43,6 +44,29 @@ _when_fields: Any = {
     for fact in FACTS
 }
 When = create_model("When", __base__=Table, **_when_fields)
+
+
+class Memory(Table):
+    """`[[memory]]`: blocks that get something else than the rule says. A hold counts wherever it stands, of zones the first.
+
+    One of `range`, `node` and `driver`, and one of `hold` and `zone`. At the top of the file it counts for every
+    rule, as `memory` of a rule for that one only, and there it comes first. It applies where a rule would
+    online the block; it never onlines one that a rule holds. A block whose node or driver is not
+    known is held by every exception that holds one.
+    """
+
+    range: Area = Field(
+        None,
+        description="Physical addresses, both ends included. Holds every block that it touches; gives a zone to those wholly inside.",
+    )
+    node: Node | None = Field(None, description="NUMA node.")
+    driver: Annotated[str, OneOf(model.DRIVERS)] | None = Field(
+        None, description="Who added it: `dimm` is plain System RAM, `kmem` dax or CXL memory."
+    )
+    hold: Held | None = Field(
+        None, description='Never online it; with `boot_memory = "offline"`, take it offline in the safe region too.'
+    )
+    zone: Zone | None = Field(None, description="Online it in this zone.")
 
 
 class Outcome(Table):
@@ -76,6 +100,9 @@ class Outcome(Table):
         description="What `watch` does with held memory that somebody onlines: say so and count it, or also take it offline again.",
     )
     final: bool = Field(False, description="`release` ends this hold only with `--force`, which is recorded.")
+    memory: list[Memory] = Field(
+        [], description="Exceptions of this outcome alone, such as `[{ node = 1, hold = true }]`: see `[[memory]]`."
+    )
     accept_data_exposure: bool = Field(
         False,
         description="This outcome may put guests' pages into the allocator; say so on purpose: with `online-all`, and with `online-safe` where the safe region has ranges, for a handover that is lost or unknown.",
@@ -106,28 +133,6 @@ class SafeRegion(Table):
     )
 
 
-class Memory(Table):
-    """`[[memory]]`: blocks that get something else than the rule says. A hold counts wherever it stands, of zones the first.
-
-    One of `range`, `node` and `driver`, and one of `hold` and `zone`. It applies where a rule would
-    online the block; it never onlines one that a rule holds. A block whose node or driver is not
-    known is held by every exception that holds one.
-    """
-
-    range: Area = Field(
-        None,
-        description="Physical addresses, both ends included. Holds every block that it touches; gives a zone to those wholly inside.",
-    )
-    node: Node | None = Field(None, description="NUMA node.")
-    driver: Annotated[str, OneOf(model.DRIVERS)] | None = Field(
-        None, description="Who added it: `dimm` is plain System RAM, `kmem` dax or CXL memory."
-    )
-    hold: Held | None = Field(
-        None, description='Never online it; with `boot_memory = "offline"`, take it offline in the safe region too.'
-    )
-    zone: Zone | None = Field(None, description="Online it in this zone.")
-
-
 def _rules(value: object) -> object:
     if value == []:
         fail(((), NO_RULES))
@@ -140,6 +145,10 @@ class PolicyFile(Table):
     format: Literal[1] = Field(description="Of this language: 1.")
     name: Text = Field(description="Of the policy; the record and the console say it.")
     allow_cmdline_override: bool = Field(False, description="Let the kernel command line loosen the outcome.")
+    observe: bool = Field(
+        False,
+        description="Decide, record and report, and leave the host as Linux without safemem has it: nothing of this policy is in force. Not from the command line, but where `allow_cmdline_override` lets it.",
+    )
     open_luo: bool = Field(False, description="Open /dev/liveupdate, for an instant, to tell `ready` from `failed`.")
     trust_guard: bool = Field(
         False,
@@ -148,6 +157,10 @@ class PolicyFile(Table):
     keep_crashkernel: Size | None = Field(
         None,
         description="What of a guard stays reserved for kdump when it is given back; default: nothing. Not after `online-safe`, which forbids crash kernels for the rest of the boot (Linux 6.3 and later).",
+    )
+    accept_errors: list[Annotated[str, OneOf(ERRORS)]] = Field(
+        [],
+        description="Codes of errors that `check` finds and with which this policy may go into an image all the same; the image, the record and `status` say it.",
     )
     safe_region: SafeRegion = Field(
         SafeRegion(sources=["kho-scratch"]), description="Where `online-safe` may online memory."
@@ -169,7 +182,8 @@ class Only(NamedTuple):
 
 
 def _holds(table: PolicyFile | model.Policy, outcome: Outcome | model.Rule) -> bool:
-    return outcome.action == "online-safe" or (outcome.action == "online-all" and any(m.hold for m in table.memory))
+    exceptions = (*outcome.memory, *table.memory)
+    return outcome.action == "online-safe" or (outcome.action == "online-all" and any(m.hold for m in exceptions))
 
 
 #: Of a key that is here twice, the first reason counts.
@@ -183,4 +197,5 @@ ONLY_WITH = (
     Only("enter", lambda _, o: o.action not in model.FINAL, ": after `{action}` the boot does not go on"),
     Only("if_onlined", _holds, ": `{action}` leaves no memory held"),
     Only("final", _holds, ": `{action}` leaves no memory held"),
+    Only("memory", lambda _, o: o.action not in model.FINAL, ": `{action}` onlines nothing that could be excepted"),
 )

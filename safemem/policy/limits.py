@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from safemem.boot.model import FINAL, UNKNOWN, Policy, Rule
+from safemem.boot.model import FACTS, FINAL, UNKNOWN, Policy, Rule
 from safemem.boot.plan import FLOOR
 from safemem.boot.ranges import Range, parse_limit, parse_size, size_text
 from safemem.policy import exceptions
@@ -42,6 +42,7 @@ def check(policy: Policy, outcomes: Outcomes) -> Iterator[Complaint]:
         yield from _limits(rule)
     yield from _beside(policy)
     yield from _ranges(policy)
+    yield from _releases(policy)
     yield from _idle(policy, outcomes)
     yield from _exceptions(policy)
 
@@ -55,6 +56,20 @@ def _limits(rule: Rule) -> Iterator[Complaint]:
                 "useless-limit", rule.name, "exposed_max",
                 f"`exposed_max = \"{rule.exposed_max}\"` lets {more} be exposed before `on_shortfall` applies",
                 "give it the share that the host itself runs in, such as `5%`",
+            )  # fmt: skip
+        share = rule.exposed_max.endswith("%") and parse_limit(rule.exposed_max, 6400) < 100
+        if share and rule.boot_memory == "leave":
+            yield Complaint(
+                "tight-limit", rule.name, "exposed_max",
+                f"`exposed_max = \"{rule.exposed_max}\"`: boot memory stays in use here, and what no guard keeps of it is exposed",
+                'look at it with `simulate --machine`, or say `boot_memory = "offline"`',
+            )  # fmt: skip
+        elif share and not rule.floor:
+            yield Complaint(
+                "tight-limit", rule.name, "exposed_max",
+                f"`exposed_max = \"{rule.exposed_max}\"` is less than the 1/64 of all memory that stays available by default:"
+                " on a host without hot-added memory or a safe region it cannot be met",
+                "look at it with `simulate --machine`, or give a `floor`",
             )  # fmt: skip
     if rule.floor and parse_size(rule.floor) > MOST:
         yield Complaint(
@@ -88,6 +103,7 @@ def _beside(policy: Policy) -> Iterator[Complaint]:
 
 
 def _ranges(policy: Policy) -> Iterator[Complaint]:
+    yield from _edges(policy)
     named: list[tuple[str, str | int, Range]] = [
         ("safe_region", "sources", source) for source in policy.sources if isinstance(source, Range)
     ]
@@ -98,6 +114,42 @@ def _ranges(policy: Policy) -> Iterator[Complaint]:
                 "useless-region", table, key, f"range {area} holds no whole memory block of {size_text(_BLOCK)}",
                 "give it edges at multiples of the machine's block size, or leave it out",
             )  # fmt: skip
+
+
+def _edges(policy: Policy) -> Iterator[Complaint]:
+    """Yield the ranges that end with the first byte of a block: who writes them takes the end for excluded."""
+    rules = (*policy.rules, policy.otherwise)
+    named: list[tuple[str, str | int, Range | str | None]] = [
+        ("safe_region", "sources", source) for source in policy.sources
+    ]
+    named += [("memory", place, item.range) for place, item in enumerate(policy.memory)]
+    named += [(rule.name, "memory", item.range) for rule in rules for item in rule.memory]
+    for table, key, area in named:
+        if isinstance(area, Range) and area.end % _BLOCK == 1:
+            yield Complaint(
+                "odd-edge", table, key, f"range {area} ends with the first byte of a memory block: both ends of a range are included",
+                f"write 0x{area.start:x}-0x{area.end - 2:x}",
+            )  # fmt: skip
+
+
+def _releases(policy: Policy) -> Iterator[Complaint]:
+    """Yield the releases that no kernel has: since Linux 3.0 each begins with three numbers."""
+    for rule in policy.rules:
+        for condition in rule.when:
+            for term in (term for group in condition.groups for term in group):
+                numbers = str(term.value).split("-")[0].rstrip("+").split(".")
+                if (
+                    FACTS[condition.fact][0] == "version"
+                    and term.op == "is"
+                    and numbers[0].isdecimal()
+                    and len(numbers) < 3
+                ):
+                    yield Complaint(
+                        "exact-release", rule.name, "when",
+                        f"`{condition.fact} = \"{term.value}\"` is that one name only, and kernels call themselves such as"
+                        f" {'.'.join([*numbers, '0', '0'][:3])}",
+                        f"write `{'.'.join(numbers[:2])}.*` or a comparison",
+                    )  # fmt: skip
 
 
 def _idle(policy: Policy, outcomes: Outcomes) -> Iterator[Complaint]:
@@ -137,6 +189,20 @@ def _trusting(outcomes: Outcomes) -> bool:
 
 
 def _exceptions(policy: Policy) -> Iterator[Complaint]:
+    for rule in (*policy.rules, policy.otherwise):
+        idle = exceptions.idle((*rule.memory, *policy.memory)) if rule.memory else []
+        for place in idle:
+            if place < len(rule.memory):
+                text = f"{exceptions.one_text(rule.memory[place])}: no block fares otherwise with the exception than without it"
+                yield Complaint("idle-word", rule.name, "memory", text, "remove it")
+    clean = next((rule for rule in policy.rules if rule.action == "online-all" and not rule.accept_data_exposure), None)
+    for place, item in enumerate(policy.memory):
+        if item.hold and not item.driver and clean:  # a driver's memory is of one kind in every boot
+            yield Complaint(
+                "held-everywhere", "memory", place,
+                f"{exceptions.one_text(item)} counts for every rule: `{clean.name}`, which onlines all memory, holds it too",
+                "write it as `memory` of the rules that are to hold it, if only those are meant",
+            )  # fmt: skip
     idle = exceptions.idle(policy.memory) if len(policy.memory) > 1 else []
     for place in idle:
         text = "no block fares otherwise with the exception than without it"

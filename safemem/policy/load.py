@@ -88,10 +88,10 @@ def parse(data: bytes, where: str) -> Authored:
     """Return the policy that the TOML `data`, read from `where`, means. Raises PolicyError."""
     text = decode(data, where)
     document = toml(text, where)
+    found = places.find(text)
     table, faults = _validate(document)
     if table is not None:
-        faults = list(_contradictions(table))
-    found = places.find(text)
+        faults = list(_contradictions(table, found))
     if table is None or faults:
         problems = [Problem(fault.path, *places.nearest(found, fault.path), _text(document, fault)) for fault in faults]
         raise PolicyError(where, sorted(problems, key=lambda p: (p.line, p.column)))
@@ -126,6 +126,14 @@ def decode(data: bytes, where: str) -> str:
         ) from None
 
 
+#: A part of tomllib's complaint -> what was meant.
+_SLIPS = {
+    "Cannot declare ('rule',) twice": "; each rule begins with [[rule]]",
+    "Invalid value": "; text stands in quotes",
+    "Cannot overwrite a value": "; it is given twice",
+}
+
+
 def _syntax_error(text: str, message: str, where: str) -> PolicyError:
     """Return tomllib's complaint with the place in front and the offending line in backticks."""
     found = re.search(r" \(at line (\d+), column (\d+)\)$", message)
@@ -133,8 +141,9 @@ def _syntax_error(text: str, message: str, where: str) -> PolicyError:
     line, column = (int(found[1]), int(found[2])) if found else (len(lines), len(lines[-1]) + 1)
     what = message[: found.start()] if found else message.removesuffix(" (at end of document)")
     offending = lines[line - 1].strip() if line <= len(lines) else ""
+    hint = next((hint for part, hint in _SLIPS.items() if part in message), "")
     return PolicyError(
-        where, [Problem((), line, column, f"not valid TOML: {what[:1].lower()}{what[1:]}: {show(offending)}")]
+        where, [Problem((), line, column, f"not valid TOML: {what[:1].lower()}{what[1:]}: {show(offending)}{hint}")]
     )
 
 
@@ -161,6 +170,12 @@ def _explain(details: ErrorDetails) -> Iterator[_Fault]:
         case "policy":
             for below, message in context["problems"]:
                 yield _Fault((*path, *below), message)
+        case "extra_forbidden" if key in PolicyFile.model_fields:
+            yield _Fault(
+                path, f"`{key}` is a key of the policy: it goes to the top, before the first table", named=True
+            )
+        case "extra_forbidden" if path[-2:-1] == ("when",) and key in _MEANT:
+            yield _Fault(path, f"unknown key `{key}`: {_MEANT[key]}", named=True)
         case "extra_forbidden":
             yield _Fault(path, f"unknown key `{key}`{near(key, _keys(path[:-1]))}", named=True)
         case "missing" if path == ("rule",):
@@ -171,15 +186,34 @@ def _explain(details: ErrorDetails) -> Iterator[_Fault]:
             yield _Fault(path, f"{show(value)} is not a format that this safemem reads; it reads {FORMAT}")
         case "literal_error":
             words = tuple(re.findall(r"'([^']*)'", context["expected"]))
-            yield _Fault(path, f"{show(value)} is not one of {listed(words)}{near(value, words)}")
+            other = next((name for name, choices in _CHOICES.items() if value in choices and name != key), "")
+            hint = f'; `{other} = "{value}"` is another key' if other else near(value, words)
+            yield _Fault(path, f"{show(value)} is not one of {listed(words)}{hint}")
         case "too_short":
             yield _Fault(path, "the list is empty")
+        case "list_type" if key == "memory" and isinstance(value, dict):
+            yield _Fault(path, "expected a list: put it in brackets, such as `[{ node = 1, hold = true }]`")
+        case kind if kind in _EXPECTED and path == ("otherwise",) and isinstance(value, list):
+            yield _Fault(path, "expected one table: write `[otherwise]`")
         case kind if kind in _EXPECTED:
             yield _Fault(path, f"expected {_EXPECTED[kind]}, not {show(value)}")
         case _:
             yield _Fault(path, f"{details['msg'].lower()}: {show(value)}")
 
 
+#: What is asked for under another name.
+_MEANT = {
+    **dict.fromkeys(
+        ("node", "numa", "numa_node", "nodes_online"),
+        "`numa_nodes` is how many NUMA nodes there are; `memory = [{ node = 1, … }]` of a rule is about one",
+    ),
+    **dict.fromkeys(
+        ("hostname", "host", "class"),
+        "`machine_class` is a line of /etc/safemem/machine-class, `product` the machine's make",
+    ),
+}
+#: Keys of an outcome whose words are taken for another's.
+_CHOICES = {"action": model.ACTIONS, "enter": compiled.ENTER, "zone": model.ZONES}
 #: An error of pydantic's -> what should have stood there.
 _EXPECTED = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a table"),
@@ -202,38 +236,49 @@ def _keys(path: places.Path) -> tuple[str, ...]:
     tables: dict[places.Path, type[BaseModel]] = {
         (): PolicyFile, ("memory",): Memory, ("rule",): RuleTable, ("rule", "when"): When,
         ("otherwise",): Outcome, ("on_failure",): Failure, ("safe_region",): SafeRegion,
+        ("rule", "memory"): Memory, ("otherwise", "memory"): Memory,
     }  # fmt: skip
     table = tables.get(tuple(part for part in path if isinstance(part, str)))
     return tuple(table.model_fields) if table else ()
 
 
-def _contradictions(table: PolicyFile) -> Iterator[_Fault]:
-    """Yield what is wrong between values that are each valid."""
+def _contradictions(table: PolicyFile, found: dict[places.Path, places.Place]) -> Iterator[_Fault]:
+    """Yield what is wrong between values that are each valid; `found` tells where they stand."""
     yield from _idle(table, ("otherwise",), table.otherwise)
     seen: dict[str, int] = {}
     for index, rule in enumerate(table.rule):
         at = ("rule", index)
         if rule.name in seen:
-            yield _Fault((*at, "name"), f"rule {seen[rule.name] + 1} has this name already")
+            line, _ = places.nearest(found, ("rule", seen[rule.name], "name"))
+            yield _Fault((*at, "name"), f"rule {seen[rule.name] + 1} in line {line} has this name already")
         elif rule.name == compiled.OTHERWISE:
             yield _Fault((*at, "name"), f"the name `{rule.name}` is reserved for [otherwise]")
         seen.setdefault(rule.name, index)
         if not _conditions(rule):
             yield _Fault((*at, "when"), "a rule without conditions always matches: that is what [otherwise] is for")
         yield from _idle(table, at, rule)
-    for index, item in enumerate(table.memory):
-        at = ("memory", index)
+        yield from _exceptions((*at, "memory"), rule.memory)
+    yield from _exceptions(("otherwise", "memory"), table.otherwise.memory)
+    yield from _exceptions(("memory",), table.memory)
+    for index, code in enumerate(table.accept_errors):
+        if code in table.accept_errors[:index]:
+            yield _Fault(("accept_errors", index), f"`{code}` is listed twice")
+    fault = compiled.source_fault(table.safe_region.sources)
+    if fault is not None:
+        yield _Fault(("safe_region", "sources", fault[0]), fault[1])
+
+
+def _exceptions(path: places.Path, memory: list[Memory]) -> Iterator[_Fault]:
+    for index, item in enumerate(memory):
+        at = (*path, index)
         about = [key for key in ("range", "node", "driver") if getattr(item, key) is not None]
         if len(about) != 1:
             yield _Fault(at, f"needs exactly one of `range`, `node` and `driver`, and has {len(about)}")
         if (item.hold is None) == (item.zone is None):
             yield _Fault(at, "needs `hold = true` or a `zone`, and not both")
-        for earlier in table.memory[:index] if item.range else ():
+        for earlier in memory[:index] if item.range else ():
             if earlier.range and item.range.start < earlier.range.end and earlier.range.start < item.range.end:
                 yield _Fault((*at, "range"), f"range `{item.range}` overlaps `{earlier.range}`")
-    fault = compiled.source_fault(table.safe_region.sources)
-    if fault is not None:
-        yield _Fault(("safe_region", "sources", fault[0]), fault[1])
 
 
 def _idle(table: PolicyFile, path: places.Path, outcome: Outcome) -> Iterator[_Fault]:
@@ -251,15 +296,25 @@ def _conditions(rule: RuleTable) -> tuple[Condition, ...]:
 
 
 def _policy(table: PolicyFile) -> model.Policy:
-    rules = tuple(model.Rule(**_given(rule) | {"when": _conditions(rule)}) for rule in table.rule)
+    rules = tuple(
+        model.Rule(**_given(rule) | {"when": _conditions(rule), "memory": _overrides(rule.memory)})
+        for rule in table.rule
+    )
     given = {key: value for key, value in _given(table).items() if key in model.Policy._fields}
     return model.Policy(**given | {
         "rules": rules,
-        "otherwise": model.Rule(compiled.OTHERWISE, **_given(table.otherwise)),
+        "otherwise": model.Rule(
+            compiled.OTHERWISE, **_given(table.otherwise) | {"memory": _overrides(table.otherwise.memory)}
+        ),
         "on_failure": model.Failure(**_given(table.on_failure)),
+        "accept_errors": tuple(table.accept_errors),
         "sources": tuple(table.safe_region.sources),
-        "memory": tuple(model.Override(**_given(item)) for item in table.memory),
+        "memory": _overrides(table.memory),
     })  # fmt: skip
+
+
+def _overrides(memory: list[Memory]) -> tuple[model.Override, ...]:
+    return tuple(model.Override(**_given(item)) for item in memory)
 
 
 def _given(table: BaseModel) -> dict[str, Any]:

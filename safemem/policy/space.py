@@ -15,7 +15,7 @@ from itertools import combinations, product
 from typing import NamedTuple
 
 from safemem.boot.conditions import matches, order_key
-from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Policy, Refused, Rule
+from safemem.boot.model import FACTS, UNKNOWN, UNORDERED, Condition, Fact, Policy, Refused, Rule, Term
 from safemem.boot.ranges import Range
 
 Value = str | int | tuple[str, ...]
@@ -62,12 +62,19 @@ CONSTRAINTS = (
     ),
     Constraint(
         "who asks for a guard offers a handover: without one it is lost",
-        lambda s: s["handover"] == "none" and s.get("guard") in ("held", "void"),
+        lambda s: s["handover"] == "none" and s.get("guard") in ("full", "part", "void"),
     ),
+    Constraint("every machine has a NUMA node", lambda s: s.get("numa_nodes") == 0),
     Constraint(
-        "a guard is in force only if nothing was accepted", lambda s: s["handover"] == "accepted" and s.get("guard") == "held"
+        "a guard is in force as a whole only if nothing was accepted",
+        lambda s: s["handover"] == "accepted" and s.get("guard") == "full",
     ),
 )  # fmt: skip
+
+
+def impossible(facts: dict[str, Value]) -> tuple[str, ...]:
+    """Return why no machine can show `facts`; `handover` is among them."""
+    return tuple(constraint.text for constraint in CONSTRAINTS if constraint.broken(facts))
 
 
 class Space:
@@ -106,7 +113,7 @@ class Space:
     def possible(self, state: State) -> bool:
         """Return whether a machine can be in `state`."""
         facts = self.named(state)
-        if any(constraint.broken(facts) for constraint in CONSTRAINTS):
+        if impossible(facts):
             return False
         region = facts.get("safe_region")
         return region is None or any(region in _region(policy, facts) for policy in self.policies)
@@ -211,9 +218,11 @@ def _classes(name: str, conditions: list[Condition]) -> tuple[Value, ...]:
 
 def _candidates(name: str, kind: str, conditions: list[Condition]) -> Iterable[Value]:
     terms = {term for condition in conditions for group in condition.groups for term in group}
-    values = sorted({term.value for term in terms if term.value != UNKNOWN}, key=str)
+    values = sorted({term.value for term in terms if term.value != UNKNOWN and term.op != UNORDERED}, key=str)
     if kind == "number":
-        return sorted({0, *(max(0, int(value) + step) for value in values for step in (-1, 0, 1))})
+        found = {0, *(max(0, int(value) + step) for value in values for step in (-1, 0, 1))}
+        # What no machine has stands for a class only if nothing else does.
+        return sorted(found, key=lambda number: (name == "numa_nodes" and not number, number))
     if kind == "names":
         if len(values) > _MAX_NAMES:
             raise TooLarge(
@@ -223,8 +232,20 @@ def _candidates(name: str, kind: str, conditions: list[Condition]) -> Iterable[V
         return (subset for size in range(len(every) + 1) for subset in combinations(every, size))
     globs = [str(term.value) for term in terms if term.op in ("is", "glob") and term.value != UNKNOWN]
     bounds = [str(term.value) for term in terms if term.op in ("<", "<=", ">", ">=")]
-    # Without globs the releases around the bounds are all there is, and read better.
-    return (*_releases(bounds), *_texts(globs, bounds if globs else []))
+    if Term(UNORDERED, UNORDERED) in terms:
+        bounds.append("0")  # so that texts with an order are told from those without
+    # Without globs the releases around the bounds are all there is. A class is shown by the first text that is found.
+    return (*_plain(globs, bounds), *_releases(bounds), *_texts(globs, bounds if globs else []))
+
+
+def _plain(globs: list[str], bounds: list[str]) -> list[str]:
+    """Return texts that read like what they stand for: what is asked for itself, and another one."""
+    asked = [text.replace("*", "1").replace("?", "1") for text in globs]
+    around = []
+    for bound in bounds:
+        a, b, c = (order_key(bound) or (0, 0, 0))[:3]
+        around += [bound, f"{a}.{b - 1}" if b else f"{max(0, a - 1)}.99", f"{a}.{b}.{c + 1}"]
+    return [*asked, *around, "other"]
 
 
 def _texts(patterns: list[str], bounds: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from pydantic import PlainValidator, WithJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from safemem.boot import compiled, conditions, model, ranges
-from safemem.boot.model import FACTS, UNKNOWN, Condition, Term
+from safemem.boot.model import FACTS, OLDER, UNKNOWN, UNORDERED, Condition, Term
 from safemem.policy import places
 
 _COMPARISON = re.compile(r"(<=|>=|<|>)\s*(\S+)")
@@ -89,10 +89,14 @@ def condition(fact: str, value: object) -> Condition:
 def _group(fact: str, value: object) -> tuple[Term, ...]:
     """Return the terms that must all hold. Raises ValueError."""
     kind, members = FACTS[fact]
+    if isinstance(value, str):
+        value = OLDER.get((fact, value), value)
     if value == UNKNOWN:
         if kind == "set" and UNKNOWN not in members:
             raise ValueError(f"`{fact}` is always known")
         return (Term("is", UNKNOWN),)
+    if kind == "version" and value == UNORDERED:
+        return (Term(UNORDERED, UNORDERED),)
     if kind == "set":
         if value not in members:
             raise ValueError(f"{show(value)} is not one of {listed(members)}{near(value, members)}")
@@ -100,13 +104,15 @@ def _group(fact: str, value: object) -> tuple[Term, ...]:
     if kind == "number" and type(value) is int and 0 <= value < 1 << 64:
         return (Term("is", value),)
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise ValueError(f"expected {_EXPECTED[kind]}, not {show(value)}")
+        quotes = f'; put it in quotes: `"{value}"`' if kind == "version" and isinstance(value, (int, float)) else ""
+        raise ValueError(f"expected {_EXPECTED[kind]}, not {show(value)}{quotes}")
     if len(value.encode()) > compiled.MAX_TEXT:
         raise ValueError(f"{show(value)} is longer than {compiled.MAX_TEXT} bytes")
     if kind in ("number", "version") and value.lstrip()[0] in "<>=!~^":
         return _comparisons(kind, value)
     if kind == "number":
-        raise ValueError(f"expected {_EXPECTED[kind]}, not {show(value)}")
+        quotes = ", in quotes" if value.strip().isdecimal() else ""
+        raise ValueError(f"expected {_EXPECTED[kind]}, not {show(value)}{quotes}")
     if kind == "names":
         return (Term("has", value),)
     if "[" in value or "]" in value:
@@ -139,7 +145,7 @@ _EXPECTED = {
     "text": "text with `*` and `?` as wildcards",
     "version": "a release, a glob or a comparison such as `>=7.2, <7.4`",
     "number": "a whole number or a comparison such as `>=1, <3`",
-    "names": "a name",
+    "names": "the name of a producer in the handover, such as `LUO` (NUMA nodes are `numa_nodes`)",
 }
 
 
@@ -174,7 +180,8 @@ def _amount(parse: Callable[[str], int], expected: str, value: object) -> str:
 
 def _whole(low: int, high: int, unit: str, value: object) -> int:
     if type(value) is not int or not low <= value <= high:
-        fail(((), f"expected {unit} from {low} to {high}, not {show(value)}"))
+        quotes = ", in quotes" if isinstance(value, str) and value.strip().isdecimal() else ""
+        fail(((), f"expected {unit} from {low} to {high}, not {show(value)}{quotes}"))
     return value
 
 
@@ -205,7 +212,7 @@ Deadline = Annotated[
 ]
 Node = Annotated[
     int,
-    PlainValidator(partial(_whole, 0, 1 << 16, "a whole number")),
+    PlainValidator(partial(_whole, 0, 1 << 16, "the number of a NUMA node")),
     WithJsonSchema({"maximum": 1 << 16, "minimum": 0, "type": "integer"}),
 ]
 Held = Annotated[bool, PlainValidator(_true), WithJsonSchema({"const": True, "type": "boolean"})]

@@ -39,7 +39,7 @@ EVERYTHING = "0x0-0xffffffffffffffff"
 UNITS = ("daxdev-reconfigure@.service",)
 #: Times that rules are looked for: one that comes while others are masked is masked too.
 _ROUNDS = 3
-_MOUNT, _UMOUNT, _UDEVADM = "/usr/bin/mount", "/usr/bin/umount", "/usr/bin/udevadm"
+MOUNT, _UMOUNT, _UDEVADM = "/usr/bin/mount", "/usr/bin/umount", "/usr/bin/udevadm"
 _CONTROL = "run/udev/control"
 
 
@@ -121,7 +121,7 @@ def stands(root: str) -> bool:
         lines = (files.text(root, record.ENV) or "").splitlines()
         document = _json(root, record.RECORD)
         if "SAFEMEM_DRY_RUN=yes" in lines:
-            return document["result"]["dry_run"] is not True
+            return document["result"].get("dry_run") is not True and document["result"].get("observed") is not True
         if not any(f"SAFEMEM_ARRIVALS={word}" in lines for word in ONLINE_WORD.values()):
             return True
         return document["decision"]["arrivals"] not in ONLINE_WORD and not _all_released(root)
@@ -195,7 +195,7 @@ def _mode(path: str) -> int:
 
 def _cover(path: str) -> list[Note]:
     """Mount /dev/null over a file; return what went wrong."""
-    why = _run(_MOUNT, "--bind", "/dev/null", path)
+    why = run(MOUNT, "--bind", "/dev/null", path)
     text = f"{path} could not be masked, so it may online held memory: {why}"
     return [Note("not-masked", text)] if why else []
 
@@ -216,12 +216,12 @@ def _tell_udev(root: str) -> list[Note]:
     """Have udev, which looks at its folders every three seconds and not at what is mounted, read its rules now."""
     if not files.exists(root, _CONTROL):
         return []
-    why = _run(_UDEVADM, "control", "--reload", "--timeout=10")
+    why = run(_UDEVADM, "control", "--reload", "--timeout=10")
     text = f"udev could not be told to read its rules anew, so one that is masked may still online held memory: {why}"
     return [Note("not-masked", text)] if why else []
 
 
-def _run(program: str, *words: str) -> str:
+def run(program: str, *words: str) -> str:
     """Return why a program failed, or nothing."""
     try:
         result = subprocess.run([program, *words], capture_output=True, text=True, errors="replace", timeout=30)
@@ -244,7 +244,7 @@ def release(root: str) -> list[str]:
         path = os.path.join(root, line.removeprefix("mount "))
         try:
             if mounted:
-                if stat.S_ISCHR(_mode(path)) and (why := _run(_UMOUNT, path)):
+                if stat.S_ISCHR(_mode(path)) and (why := run(_UMOUNT, path)):
                     raise OSError(0, why)
             elif os.readlink(path) == "/dev/null":
                 os.unlink(path)

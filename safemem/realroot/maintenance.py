@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
-from safemem.boot import record
+from safemem.boot import account, record
 from safemem.boot.files import reason
 from safemem.boot.printable import printable
 from safemem.realroot import storage
@@ -40,14 +41,25 @@ def text(root: str) -> list[str]:
     """Return the message: the reason, then the ways forward. A record that cannot be read is said, never an error."""
     try:
         with open(os.path.join(root, record.RECORD), encoding="utf-8") as file:
-            decision = json.load(file)["decision"]
+            document = json.load(file)
+        decision = document["decision"]
+        handover = decision["facts"]["handover"]
         why = [
             f"{decision['action']}: {decision['message']}",
             f"rule `{decision['rule']}` of policy `{decision['policy']['name']}`, digest {decision['policy']['digest'][:12]}",
+            f"handover {handover['value']}: {handover['reason'] or handover['source']}",
+            f"memory when this was decided: {_memory(document)}",
         ]
     except Exception as error:  # whatever is in it
         why = [f"the record of the decision cannot be read: {error}"]
     return ["", "MAINTENANCE", *(f"  {printable(line)}" for line in why), "", *ways(), ""]
+
+
+def _memory(document: Any) -> str:
+    """Return how much memory is of which kind, as the record of this boot says."""
+    if "totals" not in document:
+        return "not known, the record was not completed"
+    return account.totals_text({**dict.fromkeys(account.KINDS, 0), **document["totals"]})
 
 
 def ways() -> list[str]:

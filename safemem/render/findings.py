@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import NamedTuple
@@ -14,11 +15,13 @@ import click
 
 from safemem.boot.conditions import fact_text
 from safemem.boot.model import Rule
+from safemem.policy.catalogue import CODES
 from safemem.policy.compare import EFFECT, Beside, Change
 from safemem.policy.compiler import plain
-from safemem.policy.invariants import CODES, Finding
+from safemem.policy.exceptions import text_of
+from safemem.policy.invariants import Finding
 from safemem.policy.space import Value
-from safemem.render.text import clean, plural
+from safemem.render.text import clean, fit, plural
 
 SCHEMA = 1
 _COLOUR = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -40,13 +43,14 @@ class Checked(NamedTuple):
     file: str
     policy: str
     states: int
-    seconds: float
     found: tuple[Located, ...]
+    seconds: float = 0
+    valid: bool = True  #: the file is a policy; if not, what is wrong with it is all that was found
 
 
 def state_text(state: dict[str, Value]) -> str:
     """Return a state as the options that make `simulate` show it."""
-    return " ".join(f"--set {name}={_value(value)}" for name, value in state.items())
+    return " ".join(f"--set {name}={shlex.quote(_value(value))}" for name, value in state.items())
 
 
 def _value(value: Value) -> str:
@@ -55,21 +59,35 @@ def _value(value: Value) -> str:
 
 def check_text(results: list[Checked]) -> str:
     """Return the findings as a compiler would print them, and one line a policy."""
-    lines = []
+    text = []
     for result in clean(results):
+        if not result.valid:
+            continue
         for item in result.found:
-            finding = item.finding
-            level = click.style(finding.level, fg=_COLOUR[finding.level], bold=True)
-            lines.append(f"{item.file}:{item.line}:{item.column}: {level}: {finding.message} [{finding.code}]")
-            if finding.example:
-                lines.append(f"    try: safemem simulate {item.file} {state_text(finding.example)}")
-            if finding.advice:
-                lines.append(f"    help: {finding.advice}")
+            text += lines(item, click.style(item.finding.level, fg=_COLOUR[item.finding.level], bold=True))
         errors, warnings = (count(result, level) for level in ("error", "warning"))
-        good = "all invariants hold" if not errors else plural(errors, "error")
-        more = f", {plural(warnings, 'warning')}" if warnings else ""
-        lines.append(f"{result.file}: {good}{more} ({result.states:,} states in {result.seconds:.2f} s)")
-    return "\n".join(lines)
+        accepted = sum(is_accepted(item.finding) for item in result.found)
+        good = "all invariants hold" if not errors + accepted else plural(errors, "error")
+        more = f", {plural(accepted, 'error')} accepted" if accepted else ""
+        more += f", {plural(warnings, 'warning')}" if warnings else ""
+        text.append(f"{result.file}: {good}{more} ({result.states:,} states in {result.seconds:.2f} s)")
+    return fit("\n".join(text))
+
+
+def is_accepted(finding: Finding) -> bool:
+    """Return whether this is an error that the policy accepts by name, which makes a note of it."""
+    return finding.level == "note" and CODES[finding.code][0] == "error"
+
+
+def lines(item: Located, level: str = "") -> list[str]:
+    """Return one finding as a compiler would print it; `level` is its level, as it is to be printed."""
+    finding = item.finding
+    text = [f"{item.file}:{item.line}:{item.column}: {level or finding.level}: {finding.message} [{finding.code}]"]
+    if finding.example:
+        text.append(f"    try: safemem simulate {item.file} {state_text(finding.example)}")
+    if finding.advice:
+        text.append(f"    help: {finding.advice}")
+    return text
 
 
 def count(result: Checked, level: str) -> int:
@@ -77,11 +95,11 @@ def count(result: Checked, level: str) -> int:
     return sum(item.finding.level == level for item in result.found)
 
 
-def check_json(results: list[Checked]) -> str:
+def check_json(results: list[Checked], exit_code: int) -> str:
     """Return the findings as JSON, schema 1."""
     policies = [
         {
-            "file": result.file, "policy": result.policy, "states": result.states,
+            "file": result.file, "policy": result.policy if result.valid else None, "states": result.states,
             "findings": [
                 {
                     "code": item.finding.code, "level": item.finding.level, "line": item.line, "column": item.column,
@@ -93,13 +111,17 @@ def check_json(results: list[Checked]) -> str:
         }
         for result in results
     ]  # fmt: skip
-    return json.dumps({"schema": SCHEMA, "kind": "check", "policies": policies}, indent=1)
+    return json.dumps({"schema": SCHEMA, "kind": "check", "exit_code": exit_code, "policies": policies}, indent=1)
 
 
 def check_sarif(results: list[Checked]) -> str:
     """Return the findings as SARIF 2.1.0 (OASIS)."""
+    return sarif([item for result in results for item in result.found])
+
+
+def sarif(found: list[Located], failed: tuple[str, ...] = ()) -> str:
+    """Return a run with these findings, or one that has `failed` for these reasons."""
     codes = list(CODES)
-    found = [item for result in results for item in result.found]
     driver = {
         "name": "safemem",
         "version": version("safemem"),
@@ -122,11 +144,19 @@ def check_sarif(results: list[Checked]) -> str:
                     }
                 }
             ],
+            **(
+                {"suppressions": [{"kind": "inSource", "justification": "accept_errors"}]}
+                if is_accepted(item.finding)
+                else {}
+            ),
             "properties": {"example": {name: _value(value) for name, value in item.finding.example.items()}},
         }
         for item in found
     ]
-    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": items}
+    run: dict[str, object] = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": items}
+    if failed:
+        told = [{"level": "error", "message": {"text": text}} for text in failed]
+        run["invocations"] = [{"executionSuccessful": False, "toolExecutionNotifications": told}]
     return json.dumps({"$schema": _SARIF, "version": "2.1.0", "runs": [run]}, indent=1)
 
 
@@ -144,7 +174,7 @@ def check_junit(results: list[Checked], strict: bool) -> str:
     levels = ("error", "warning") if strict else ("error",)
     cases = []
     for result in results:
-        for code in CODES:
+        for code in CODES if result.valid else ("invalid-policy",):
             bad = [item for item in result.found if item.finding.code == code and item.finding.level in levels]
             text = "\n".join(f"{item.file}:{item.line}:{item.column}: {item.finding.message}" for item in bad)
             cases.append(Case(result.file, code, f"{len(bad)} found" if bad else "", text))
@@ -210,7 +240,7 @@ def diff_text(changes: list[Change], states: int, old: str, new: str) -> str:
             lines.append(f"    try: safemem simulate {new} {state_text(change.example)}")
         lines.append("")
     result = verdict(changes)
-    return "\n".join([*lines, f"{new} against {old}: {click.style(result, bold=True)}: {VERDICTS[result]}"])
+    return fit("\n".join([*lines, f"{new} against {old}: {click.style(result, bold=True)}: {VERDICTS[result]}"]))
 
 
 def _outcome_text(side: Rule | Beside) -> str:
@@ -240,6 +270,7 @@ _READS: dict[str, Callable[[Rule], str]] = {
     ),
     "exposed_max": lambda rule: "",  # said with `on_shortfall`, without which it has no effect
     "if_onlined": lambda rule: "onlined by hand: offline again",
+    "memory": lambda rule: f"except {text_of(rule.memory)}",
 }
 
 
@@ -250,7 +281,7 @@ def _side(side: Rule | Beside) -> dict[str, object]:
     return {key: None if value == "" else value for key, value in texts.items()}
 
 
-def diff_json(changes: list[Change], states: int) -> str:
+def diff_json(changes: list[Change], states: int, exit_code: int) -> str:
     """Return the differences as JSON, schema 1."""
     items = [
         {"direction": change.direction, "states": change.states, "where": change.where, "old": _side(change.before),
@@ -258,5 +289,9 @@ def diff_json(changes: list[Change], states: int) -> str:
         for change in changes
     ]  # fmt: skip
     return json.dumps(
-        {"schema": SCHEMA, "kind": "diff", "verdict": verdict(changes), "states": states, "changes": items}, indent=1
-    )
+        {
+            "schema": SCHEMA, "kind": "diff", "exit_code": exit_code, "verdict": verdict(changes), "states": states,
+            "changes": items,
+        },
+        indent=1,
+    )  # fmt: skip

@@ -7,15 +7,16 @@ import json
 
 from safemem.boot import account, record
 from safemem.boot.account import Share
-from safemem.boot.model import UNKNOWN, Decision, Fact
-from safemem.boot.ranges import Range, size_text
+from safemem.boot.model import UNKNOWN, Decision, Fact, Note, Pages
+from safemem.boot.ranges import Range, size_text, without
 from safemem.boot.record import Done
 from safemem.host import incidents, reader, suspects
 from safemem.host.previous import Previous
 from safemem.host.reader import Release
 from safemem.host.standing import Standing
+from safemem.host.verdict import faults
 from safemem.render.decision import action_text
-from safemem.render.text import clean, plural, utc
+from safemem.render.text import clean, fit, plural, rooted, utc
 
 #: As on the command line; whether they count is in the warnings, and the decision shows it.
 _ARGUMENTS = {"off": "safemem=off", "dry-run": "safemem.dry_run"}
@@ -30,17 +31,23 @@ def status_json(found: Standing, exit_code: int) -> str:
         "schema": record.SCHEMA,
         "kind": "status",
         "exit_code": exit_code,
+        "mode": found.mode,
         "decision": record.decision_to_json(found.decision),
         "result": _done_json(found.record.done),
         "held": _sizes(found.held),
         "taken_offline": _sizes(found.taken_offline),
         "guard": str(found.guard) if found.guard else None,
+        "gigantic": [
+            {**item._asdict(), "ranges": _sizes(item.ranges), "guarded": item in found.pages} for item in found.gigantic
+        ],
         "account": account.to_json(found.record.account),
+        "recorded_totals": found.recorded_totals,
         "totals": found.totals,
         "overrides": list(found.then.overrides),
         "cmdline_safe": [str(area) for area in found.then.cmdline_safe],
         "arrived": [{"range": str(area), "state": state} for area, state in found.arrived],
         "onlined_by_others": [str(area) for area in found.onlined_by_others],
+        "let_go": [str(area) for area in found.let_go],
         "watch": incidents.to_json(found.watched) if found.watched else None,
         "releases": reader.releases_to_json(found.releases),
     }
@@ -69,25 +76,29 @@ def status_text(found: Standing, before: tuple[Release, ...], ways: list[str]) -
         *_why(decision),
         *_asked(found),
         *_offline(found),
-        *(_share(share) for share in found.record.account if share.kind in _LISTED.get(decision.action, ())),
+        *map(_share, _listed(found)),
     ]
     if found.totals:
         lines.append(f"memory    {account.totals_text(found.totals)}")
-    lines += _applied(found.record.done)
-    lines += [f"warning   {text}" for text in decision.warnings]
+    lines += _applied(found.record.done, faults(found.record))
+    lines += [f"warning   {note}" for note in decision.warnings if note.code != "observes"]
     lines += [f"arrived   {area}  {size_text(area.size)}, {state}" for area, state in found.arrived]
     lines += [
         f"changed   {area} was held and is online now: somebody else did that" for area in found.onlined_by_others
     ]
+    lines += [
+        f"changed   {area}  {size_text(area.size)}: gigantic pages that guarded it are in programs' reach, or gone"
+        for area in found.let_go
+    ]
     lines += [f"problem   {text}" for text in found.unseen]
     lines += _watched(found)
-    if decision.rule.enter == "maintenance":
+    if decision.rule.enter == "maintenance" and found.mode == "enforce":
         lines += [f"next    {line}" for line in ways]
-    if decision.rule.final:
+    if decision.rule.final and found.mode == "enforce":
         lines.append("final     the policy says so: `release` needs --force")
     lines += _released(found.releases)
     lines += [f"before    {unfinished_text(item)}" for item in before]
-    return "\n".join(lines)
+    return fit(rooted("\n".join(lines)))
 
 
 def unfinished_text(item: Release) -> str:
@@ -105,6 +116,11 @@ def _why(decision: Decision) -> list[str]:
         f"rule      {decision.rule.name}",
         f"handover  {handover.value}: {handover.reason or handover.source or 'not recorded'}",
     ]
+    guard = decision.facts.get("guard", Fact("none", ""))
+    if guard.value != "none":  # a record of an older image may have none of it
+        lines.append(f"guard     {guard.value}: {guard.reason or guard.source}")
+    if decision.policy.accept_errors:
+        lines.append(f"accepted  the policy was built in with errors: {', '.join(decision.policy.accept_errors)}")
     return [*lines, f"enter     {decision.rule.enter}"] if decision.rule.enter else lines
 
 
@@ -125,8 +141,43 @@ def _offline(found: Standing) -> list[str]:
         lost = "was online in this boot, so what was in it may be lost"
         lines.append(f"offline   {area}  {size_text(area.size)}: {lost}")
     if found.guard:
-        lines.append(f"guarded   {found.guard}  {size_text(found.guard.size)}: never used in this boot")
+        lines.append(f"guarded   {found.guard}  {size_text(found.guard.size)}  crash range: never used in this boot")
+    return [*lines, *(line for item in found.gigantic for line in _pages(item, found))]
+
+
+def _pages(item: Pages, found: Standing) -> list[str]:
+    """Return what is to be said of one node's gigantic pages."""
+    there = item in found.pages
+    said = "not reserved, so any program can map it" if not found.kept else "not certain where they are"
+    clean = without(item.ranges, found.touched)
+    kinds = [
+        ("guarded", clean, "never used in this boot, but for the first 4 KiB of each"),
+        ("offline", without(item.ranges, clean), "reserved again, after any program could map it: what was in it may be lost"),
+    ] if there else [("exposed", item.ranges, said)]  # fmt: skip
+    lines = [
+        f"{kind:<9} {area}  {size_text(area.size)}  node {item.node},"
+        f" {plural(area.size // item.size, 'gigantic page')}: {text}"
+        for kind, areas, text in kinds
+        for area in areas
+    ]
+    mapped = item.number - item.free
+    if mapped:
+        lines.append(f"exposed   {plural(mapped, 'gigantic page')} of node {item.node}: mapped by a program")
     return lines
+
+
+def _listed(found: Standing) -> list[Share]:
+    """Return what the record accounts for range by range, as far as it still is what it was."""
+    kinds, shares = found.kinds, []
+    for kind in _LISTED.get(found.decision.action, ()):
+        then = [share for share in found.record.account if share.kind == kind]
+        areas = tuple(Range(share.start, share.end) for share in then)
+        place = 0
+        for area in without(areas, without(areas, kinds[kind])):  # pieces of two shares stay apart
+            while then[place].end <= area.start:
+                place += 1
+            shares.append(then[place]._replace(start=area.start, end=area.end))
+    return sorted(shares, key=lambda share: share.start)
 
 
 def _share(share: Share) -> str:
@@ -137,13 +188,19 @@ def _share(share: Share) -> str:
     return f"{share.kind:<9} {Range(share.start, share.end)}  {size_text(share.size)}: {why}"
 
 
-def _applied(done: Done | None) -> list[str]:
+def _applied(done: Done | None, problems: tuple[Note, ...]) -> list[str]:
+    """Return what was done, and `problems`: what the policy tolerates is none, and stands where memory is listed."""
     if done is None:
         return ["applied   not finished: the boot program did not complete its record"]
     if done.dry_run:
         return ["applied   nothing: this was a dry run"]
+    if done.observed:
+        onlined = f"{size_text(done.bytes_onlined)} of {size_text(done.bytes_wanted)} onlined"
+        lines = ["observe   the policy only observes: nothing of this was done"]
+        lines += [f"applied   {onlined}, as Linux alone would have"] if done.bytes_wanted else []
+        return lines + [f"problem   {text}" for text in problems]
     lines = [f"applied   {size_text(done.bytes_onlined)} of {size_text(done.bytes_wanted)} onlined"]
-    return lines + [f"problem   {text}" for text in done.problems]
+    return lines + [f"problem   {text}" for text in problems]
 
 
 def _watched(found: Standing) -> list[str]:
@@ -151,8 +208,9 @@ def _watched(found: Standing) -> list[str]:
     if seen is None:
         return [f"problem   {found.problem}"] if found.problem else []
     times = {name: plural(getattr(seen, name), "time") for name in ("incidents", "bursts", "lost")}
+    what = "held memory was found online" + (", or guarded memory in programs' reach," if found.then.gigantic else "")
     lines = [
-        f"watch     held memory was found online {times['incidents']} ({size_text(seen.onlined)}),"
+        f"watch     {what} {times['incidents']} ({size_text(seen.onlined)}),"
         f" {size_text(seen.reverted)} taken offline again; arrivals onlined {times['bursts']}"
         f" ({size_text(seen.applied)}); events lost {times['lost']}"
     ]
@@ -163,10 +221,14 @@ def _watched(found: Standing) -> list[str]:
 
 def _released(releases: tuple[Release, ...]) -> list[str]:
     return [
-        f"released  {', '.join(map(str, item.ranges))}{_RELEASE_STATES[item.state]}{' (forced)' if item.forced else ''}"
+        f"released  {', '.join(map(str, item.ranges))}{_nodes(item)}{_RELEASE_STATES[item.state]}{' (forced)' if item.forced else ''}"
         f" at {utc(item.time)}: {item.reason}"
         for item in releases
     ]
+
+
+def _nodes(item: Release) -> str:
+    return f" with the gigantic pages of node {' and '.join(map(str, item.nodes))}" if item.nodes else ""
 
 
 def previous_json(found: Previous, exit_code: int) -> str:
@@ -201,8 +263,12 @@ def previous_text(found: Previous) -> str:
         if end:
             lines += ["", "the last boot on record, which may be the same one or one before it:", ""]
         if kept.record:
-            lines += [*_why(kept.record.decision), *_applied(kept.record.done), *_released(kept.releases)]
+            lines += [
+                *_why(kept.record.decision),
+                *_applied(kept.record.done, faults(kept.record)),
+                *_released(kept.releases),
+            ]
         if kept.problem:
             lines.append(f"problem   {kept.problem}")
         lines.append(f"kept      {kept.folder}")
-    return "\n".join(lines)
+    return fit(rooted("\n".join(lines)))

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
+import textwrap
 import time
 from typing import Any, TypeVar
 
@@ -30,6 +34,44 @@ def clean(value: _Value) -> _Value:
         items = tuple(clean(item) for item in found)
         found = type(found)(*items) if hasattr(found, "_fields") else items
     return found  # type: ignore[no-any-return]
+
+
+def folded(line: str, width: int, indent: str) -> list[str]:
+    """Return a line in lines of at most `width` columns, the others with `indent`; a longer word has one of its own.
+
+    0 folds nothing: what is no terminal has no width.
+    """
+    if not width or not line.strip():
+        return [line]
+    lead = line[: len(line) - len(line.lstrip())]  # of the first line, which is ours
+    return textwrap.wrap(
+        line.lstrip(), max(width, len(indent) + 1), initial_indent=lead, subsequent_indent=indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def fit(text: str) -> str:
+    """Return a text whose lines the terminal has room for; commands to be pasted and what is drawn stay as they are."""
+    found = []
+    for line in text.split("\n"):
+        whole = line.lstrip().startswith(("try: ", "[")) or "] 0x" in line
+        found += [line] if whole else folded(line, terminal_width(), "      ")
+    return "\n".join(found)
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal that we write to, or 0 if it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def rooted(text: str) -> str:
+    """Return `text` with a slash before each path of the machine, which facts name relative to a root."""
+    return re.sub(r"(?<![\w./-])(?=(?:sys|proc|dev|etc|boot|efi|usr|run)/)", "/", text)
+
+
+def width() -> int:
+    """Return the columns that a table or a map may have: the terminal's, or 80 where there is none."""
+    return max(40, shutil.get_terminal_size((80, 24)).columns)
 
 
 def plural(number: int, noun: str) -> str:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Build the kernels that the guests boot, from Debian's newest `linux-source-*` package.
 
-    build_kernels.py [--if-missing]
+    build_kernels.py [--if-missing] [--older]
 
 Five small x86-64 kernels: `current`, and four that differ from it in one constant or option; from the same source the
-kernel's selftests, which their test builds by itself where the kernels are not built here. They end up in the user's cache folder, where the tests find them first. apt gets a
-configuration of its own in a scratch folder: the machine's own sources are only read.
+kernel's selftests, which their test builds by itself where the kernels are not built here. With `--older` three of the
+release before too, as long as Debian has its source: what happens in early boot differs. They end up in the user's cache
+folder, where the tests find them first. apt gets a configuration of its own in a scratch folder: the machine's own
+sources are only read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -17,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,28 +66,67 @@ VARIANTS = (
     Variant("no-debugfs", off=("KEXEC_HANDOVER_DEBUGFS",)),
     Variant("no-kho", off=("LIVEUPDATE", "KEXEC_HANDOVER")),
 )
+#: The last release that accepts a handover with nothing but scratch as early memory, and what is built of it: `7.2-NAME`.
+OLDER = (7, 2)
+OLDER_VARIANTS = tuple(variant for variant in VARIANTS if variant.name in ("current", "old-kho", "no-kho"))
 
 
 def main(words: list[str]) -> None:
     """Build what is not there yet."""
-    if words not in ([], ["--if-missing"]):
+    if set(words) - {"--if-missing", "--older"}:
         sys.exit(__doc__)
-    missing = [variant for variant in VARIANTS if not (FOLDER / variant.name).exists()]
-    if words and all(_found(variant.name) for variant in VARIANTS):
-        return
-    if not missing:
-        print(f"the kernels are in {FOLDER}; remove that folder to build them again")
+    there = _found if "--if-missing" in words else _built
+    missing = tuple(variant for variant in VARIANTS if not there(variant.name))
+    if missing and there is _found:
+        # From one source all of them, or none: what differs between two is to be the variant.
+        missing = tuple(variant for variant in VARIANTS if not _built(variant.name))
+    older = tuple(item for item in OLDER_VARIANTS if not there(older_name(item))) if "--older" in words else ()
+    if not missing and not older:
+        if there is _built:
+            print(f"the kernels are in {FOLDER}; remove that folder to build them again")
         return
     started = time.monotonic()
+    print(f"building the guests' kernels, once: ten minutes on two cores a release; they stay in {FOLDER}", flush=True)
     install_packages()
-    with tempfile.TemporaryDirectory(prefix="safemem-kernels-", dir=_roomy()) as scratch:
-        base = Path(scratch)
-        tree = unpack(download(base), base)
-        selftests.build(lambda: tree)
-        configure(tree)
-        for variant in missing:
-            build(tree, variant)
+    if missing:
+        with _scratch() as base:
+            tree = unpack(download(base), base)
+            selftests.build(lambda: tree)
+            configure(tree)
+            for variant in missing:
+                build(tree, variant, variant.name)
+    if older:
+        with _scratch() as base:
+            package = find(base, OLDER)
+            if package is None:
+                print(
+                    f"LEFT OUT: kernels of Linux {_release(OLDER)}: their source cannot be had, and what they show is missing"
+                )
+                return
+            tree = unpack(package, base)
+            configure(tree)
+            for variant in older:
+                build(tree, variant, older_name(variant))
     print(f"done: {FOLDER}, {time.monotonic() - started:.0f} s")
+
+
+def older_name(variant: Variant) -> str:
+    """Return the name of a kernel of the release before."""
+    return f"{_release(OLDER)}-{variant.name}"
+
+
+def _release(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="safemem-kernels-", dir=_roomy()) as scratch:
+        yield Path(scratch)
+
+
+def _built(name: str) -> bool:
+    return (FOLDER / name).exists()
 
 
 def _found(name: str) -> bool:
@@ -120,6 +163,14 @@ def install_packages() -> None:
 
 def download(base: Path) -> Path:
     """Return the newest linux-source package that the machine's own mirror has."""
+    package = find(base)
+    if package is None:
+        sys.exit(f"Debian has no linux-source package of version {_release(OLDEST)} or later")
+    return package
+
+
+def find(base: Path, version: tuple[int, int] | None = None) -> Path | None:
+    """Return the linux-source package of that version, or the newest, from the machine's own mirror; None if it has none."""
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     codename = release.get("VERSION_CODENAME", "").strip('"')
     targets = subprocess.run(
@@ -145,13 +196,14 @@ def download(base: Path) -> Path:
             continue
         names = subprocess.run(["apt-cache", *options, "pkgnames", "linux-source-"], capture_output=True, text=True)
         found = [match for name in names.stdout.split() if (match := re.fullmatch(r"linux-source-(\d+)\.(\d+)", name))]
-        newest = max(((int(match[1]), int(match[2])) for match in found), default=(0, 0))
-        if newest >= OLDEST:
-            name = f"linux-source-{newest[0]}.{newest[1]}"
+        versions = [(int(match[1]), int(match[2])) for match in found]
+        chosen = max((item for item in versions if version in (None, item)), default=(0, 0))
+        if chosen >= OLDEST:
+            name = f"linux-source-{_release(chosen)}"
             print(f"downloading {name} from {suite}", flush=True)
             subprocess.run(["apt-get", *options, "download", "-qq", name], check=True, cwd=base)
             return next(base.glob("linux-source-*.deb"))
-    raise SystemExit(f"{mirror[0]} has no linux-source package of version {OLDEST[0]}.{OLDEST[1]} or later")
+    return None
 
 
 def unpack(package: Path, base: Path, parts: tuple[str, ...] = ()) -> Path:
@@ -184,8 +236,8 @@ def configure(tree: Path) -> None:
         sys.exit(f"the kernel lacks what the tests are about: {', '.join(fatal)}")
 
 
-def build(tree: Path, variant: Variant) -> None:
-    """Build one kernel and put it into the cache."""
+def build(tree: Path, variant: Variant, called: str) -> None:
+    """Build one kernel and put it into the cache, `called` so."""
     started = time.monotonic()
     config = (tree / ".config").read_bytes()
     header, text = _older(tree, variant.format) if variant.format else (None, "")
@@ -196,12 +248,12 @@ def build(tree: Path, variant: Variant) -> None:
             ["scripts/config", *(word for name in variant.off for word in ("-d", name))], check=True, cwd=tree
         )
         _make(tree, "olddefconfig")
-    _compile(tree, variant.name)
-    draft = FOLDER / f".{variant.name}.new"
+    _compile(tree, called)
+    draft = FOLDER / f".{called}.new"
     FOLDER.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(tree / "arch/x86/boot/bzImage", draft)
-    draft.rename(FOLDER / variant.name)
-    print(f"\r\x1b[K{variant.name}: {time.monotonic() - started:.0f} s", flush=True)
+    draft.rename(FOLDER / called)
+    print(f"\r\x1b[K{called}: {time.monotonic() - started:.0f} s", flush=True)
     (tree / ".config").write_bytes(config)
     if header:
         header.write_text(_swap(text, variant.format, +1))

@@ -23,6 +23,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ class Guest(NamedTuple):
     next_kernel: str = ""  #: for a kexec, on a disk: the shell's `handover` takes it from there
     boot_mib: int = GIB
     dimm_mib: int = GIB  #: 0 is no DIMM
-    nodes: int = 1  #: NUMA nodes that share boot memory in equal parts; the DIMM is in the first
+    nodes: tuple[int, ...] = ()  #: boot memory of each NUMA node, if there is more than one; the DIMM is in the first
     #: A folder in which the memory is kept, to count pages from outside: `boot` (of more nodes: and `boot1`, ...), `dimm`.
     memory: Path | None = None
     devices: tuple[str, ...] = ()  #: more arguments for QEMU
@@ -121,29 +122,41 @@ def boot_files(memory: Path, nodes: int = 1) -> list[Path]:
     return [memory / (f"boot{node}" if node else "boot") for node in range(nodes)]
 
 
-def count_at(memory: Path, mib: int, ranges: list[tuple[int, int]], nodes: int = 1) -> int:
-    """Return how many of the pattern's pages stand intact at physical addresses of boot memory, `[start, end)` each."""
-    count, base = 0, 0
-    low = _LOW_MIB << 20 if sum(file.stat().st_size for file in boot_files(memory, nodes)) >= 3584 << 20 else 1 << 32
+def pages_at(total: int, ranges: list[tuple[int, int]]) -> list[slice]:
+    """Return which pages of boot memory, `total` bytes of it in one piece, lie at physical addresses, `[start, end)` each."""
+    low = _LOW_MIB << 20 if total >= 3584 << 20 else total
+    found = []
+    for start, end in ranges:
+        for first, last, shift in ((0, low, 0), (1 << 32, (1 << 32) + total - low, (1 << 32) - low)):
+            if max(start, first) < min(end, last):
+                found.append(slice((max(start, first) - shift) // 4096, (min(end, last) - shift) // 4096))
+    return found
+
+
+def boot_places(memory: Path, mib: int, nodes: int = 1) -> array[int]:
+    """Return, for each page of boot memory, the number from 1 of the pattern's page that stands intact in it, or 0."""
+    found = array("I")
     for file in boot_files(memory, nodes):
-        size = file.stat().st_size
-        for start, end in ranges:
-            for first, last, shift in ((0, low, 0), (1 << 32, 1 << 63, (1 << 32) - low)):
-                # Where this part of the range lies in all of boot memory, then in this file.
-                at, until = max(start, first) - shift - base, min(end, last) - shift - base
-                if max(at, 0) < min(until, size):
-                    count += count_pattern(file, mib, max(at, 0), min(until, size))
-        base += size
-    return count
+        found += places(file, mib)
+    return found
+
+
+def count_at(memory: Path, mib: int, ranges: list[tuple[int, int]]) -> int:
+    """Return how many of the pattern's pages stand intact at physical addresses of boot memory, `[start, end)` each."""
+    found = boot_places(memory, mib)
+    return len({number for part in pages_at(len(found) * 4096, ranges) for number in found[part]} - {0})
 
 
 def count_pattern(memory: Path, mib: int, start: int = 0, end: int | None = None) -> int:
     """Return how many of the pattern's pages stand intact in a guest's memory, between two byte offsets."""
+    return len(set(places(memory, mib, start, end)) - {0})
+
+
+def places(memory: Path, mib: int, start: int = 0, end: int | None = None) -> array[int]:
+    """Return, for each page of this file, the number from 1 of the pattern's page that stands intact in it, or 0."""
     last = memory.stat().st_size if end is None else end
-    out = subprocess.run(
-        [program("count"), memory, str(mib), str(start), str(last)], check=True, capture_output=True, text=True
-    )
-    return int(out.stdout)
+    out = subprocess.run([program("places"), memory, str(mib), str(start), str(last)], check=True, capture_output=True)
+    return array("I", out.stdout)
 
 
 @functools.cache
@@ -254,11 +267,11 @@ def _command(guest: Guest, base: Path) -> list[str]:
     ]  # fmt: skip
     backend = "memory-backend-file" if guest.memory else "memory-backend-ram"
     place = f",share=on,mem-path={guest.memory}/" if guest.memory else ""
-    for node, item in enumerate(boot_files(guest.memory or Path(), guest.nodes)):
-        size = f"{guest.boot_mib // guest.nodes}M"
-        command += ["-object", f"{backend},id={item.name},size={size}{place}{item.name if place else ''}"]
-        command += ["-machine", "memory-backend=boot"] if guest.nodes == 1 else []
-        command += ["-numa", f"node,nodeid={node},memdev={item.name}"] if guest.nodes > 1 else []
+    sizes = guest.nodes or (guest.boot_mib,)
+    for node, (item, mib) in enumerate(zip(boot_files(guest.memory or Path(), len(sizes)), sizes, strict=True)):
+        command += ["-object", f"{backend},id={item.name},size={mib}M{place}{item.name if place else ''}"]
+        command += ["-numa", f"node,nodeid={node},memdev={item.name}"] if guest.nodes else []
+    command += [] if guest.nodes else ["-machine", "memory-backend=boot"]
     if guest.dimm_mib:
         command += ["-object", f"{backend},id=dimm,size={guest.dimm_mib}M{place}{'dimm' if place else ''}"]
         command += ["-device", "pc-dimm,id=dimm0,memdev=dimm"]

@@ -19,8 +19,9 @@ from safemem.boot.model import Snapshot
 from safemem.boot.ranges import Range, parse_range, size_text
 from safemem.cli import main
 from safemem.host import reader
-from safemem.initramfs import build
+from safemem.initramfs import build, items
 from safemem.policy import compiler, load
+from tests.kit import proof
 from tests.vm import harness
 from tests.vm.harness import Guest, Result
 
@@ -85,8 +86,8 @@ def archive(text: str) -> bytes:
     """Return safemem's archive with the policy `text` in it."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vm.toml").write_text(text)
-        # Not `build.build`, which compresses the archive to say how large it is: that takes as long as a guest's boot.
-        return build.archive(build.files(compiler.dump(load.read(Path(folder) / "vm.toml"))))
+        data = compiler.dump(load.read(Path(folder) / "vm.toml"))
+        return build.archive({**build.files(data), **items.plain(proof(data))})
 
 
 def guest(
@@ -103,6 +104,16 @@ def guest(
 def lost(name: str, script: str, text: str = "", **more: Any) -> Guest:
     """Return a guest whose first kernel hands over in a format that the next one rejects."""
     return guest(name, script, text, kernel="old-kho", next_kernel="current", **more)
+
+
+def gigantic() -> dict[str, bytes]:
+    """Return the program of guests that look at gigantic pages, as files of an image."""
+    return {"bin/gigantic": harness.program("gigantic").read_bytes()}
+
+
+def argument(line: str, name: str) -> str:
+    """Return the value of the last argument of that name on a kernel's command line."""
+    return [word.partition("=")[2] for word in line.split() if word.startswith(f"{name}=")][-1]
 
 
 def decided(result: Result) -> dict[str, Any]:
@@ -127,7 +138,8 @@ def simulated(result: Result, text: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(outcome.stdout)
     decision: dict[str, Any] = document["decision"]
     # What the console showed is the same decision as well, range by range.
-    lines = [f"safemem: {decision['action']}: {decision['message']} (rule `{decision['rule']}`, policy `vm`)"]
+    what = f"{decision['action']} + {decision['enter']}" if decision["enter"] else decision["action"]
+    lines = [f"safemem: {what}: {decision['message']} (rule `{decision['rule']}`, policy `vm`)"]
     for step in decision["plan"]:
         if step["op"] != "keep":
             lines.append(f"safemem: {step['op']} {step['range']} ({size_text(step['bytes'])})")
@@ -136,7 +148,41 @@ def simulated(result: Result, text: str) -> dict[str, Any]:
     if result.report.get("record"):
         made = decided(result)
         assert {**made, "facts": _values(made)} == {**decision, "facts": _values(decision)}
+    foretold(result, text)
     return decision
+
+
+#: What ends a boot -> what the harness calls that.
+ENDS = {"panic": "panic", "reboot": "reset", "halt": "halted"}
+
+
+def foretold(result: Result, text: str) -> dict[str, Any]:
+    """Return what `simulate` says will come of the capture that the guest reported, after comparing it with what came.
+
+    From the capture, which was taken before the decision, at best; from the record, where there is one, to the byte.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vm.toml").write_text(text)
+        said = {}
+        for name in ("capture", "record"):
+            if result.report.get(name):
+                (Path(folder) / name).write_text(result.report[name])
+                words = ["simulate", f"{folder}/vm.toml", "--state", f"{folder}/{name}", "--format", "json"]
+                said[name] = json.loads(CliRunner().invoke(main, words).stdout)
+    before: dict[str, Any] = said["capture"]["outcome"]
+    went_on = result.report.get("returned") == "0"
+    if before["sure"] or before["ends"]:
+        assert went_on == (not before["ends"])
+        assert went_on or result.fate == ENDS[before["ends"]]
+    if "record" in said:
+        record, after = json.loads(result.report["record"]), said["record"]["outcome"]
+        assert (after["ends"], after["sure"]) == (None, True)
+        said_, came_ = ({kind: size for kind, size in each["totals"].items() if size} for each in (after, record))
+        assert said_ == came_, (said_, came_, record["account"])
+        assert before["totals"]["exposed"] <= record["totals"]["exposed"]
+        assert bool(after["shortfall"]) == bool(record["result"]["shortfall"])
+        assert said["record"]["happened"]["shortfall"] == record["result"]["shortfall"]
+    return before
 
 
 def _values(decision: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
+from safemem.boot import account
 from tests.vm.harness import boot, shell
 from tests.vm.kit import (
     ALL_ONLINE,
@@ -72,6 +75,31 @@ def test_rejected(action: str, fate: str) -> None:
         assert result.report["returned"] == "0"
     else:
         assert "returned" not in result.report
+
+
+@pytest.mark.parametrize("action", ["panic", "online-safe"])
+def test_a_quiet_console(action: str) -> None:
+    """With `quiet` too: what was decided and why; for the panic, its reason next to the kernel's line, which names us."""
+    text = policy_text(action, extra="" if action == "panic" else 'enter = "maintenance"')
+    result = boot(lost(f"quiet-{action}", shell("hand-over", NEXT="quiet"), text))
+
+    # A kernel that is quiet does not show its own first line: what ours said is what is left.
+    said = result.serial.rpartition("kexec_core: Starting new kernel")[2].splitlines()
+    words = [line.partition("safemem: ")[2] for line in said if "safemem: " in line]
+    what = "panic" if action == "panic" else "online-safe + maintenance"
+    assert words[0] == f"{what}: handover lost, says the test (rule `otherwise`, policy `vm`)"
+    assert words[1].startswith("handover is rejected: ")
+    if action == "online-safe":
+        assert result.fate == "poweroff" and len(words) == 2
+        return
+    assert result.fate == "panic"
+    end = next(
+        number for number, line in enumerate(said) if "Kernel panic - not syncing: sysrq triggered crash" in line
+    )
+    assert [line.partition("safemem: ")[2] for line in said[end - 3 : end]] == [
+        "end action=panic code=decided", "panic: handover lost, says the test", ""
+    ]  # fmt: skip
+    assert "sysrq: Trigger a crash" in said[end - 1] and "Comm: safemem " in said[end + 1]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +206,10 @@ def test_decided_record_is_complete() -> None:
     assert decided(result)["rule"] == "whole"
     assert '"bytes_onlined":1073741824,"bytes_wanted":1073741824' in result.report["record"]
     assert "safemem: done: 1 GiB of 1 GiB onlined" in result.serial
+    # All of it is in ordinary use, and nothing more is to be said of a clean boot.
+    totals = json.loads(result.report["record"])["totals"]
+    assert totals == {**dict.fromkeys(account.KINDS, 0), "in_use": 2 << 30}
+    assert re.search(r"safemem: 2 GiB in use \(100 %\)\s*$", result.serial, re.MULTILINE)
 
 
 def test_the_old_system_call_hands_nothing_over() -> None:
@@ -202,7 +234,7 @@ def test_a_guard_without_a_handover_is_a_lost_one(action: str, fate: str) -> Non
     assert "handover is lost: safemem.guard= is for a kexec with a handover" in result.serial
     if action == "online-safe":
         decision = decided(result)
-        assert (decision["facts"]["handover"]["value"], decision["facts"]["guard"]["value"]) == ("lost", "held")
+        assert (decision["facts"]["handover"]["value"], decision["facts"]["guard"]["value"]) == ("lost", "full")
         assert {step["op"] for step in decision["plan"]} == {"keep-guard", "keep"}
         first, last = map(int, result.report["guarded"].split("-"))
         assert int(result.report["guard"]) == last + 1 - first

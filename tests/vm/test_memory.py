@@ -91,7 +91,7 @@ def test_guard_keeps_boot_memory(tmp_path: Path, guarded: bool) -> None:
     decision = simulated(result, text)
     assert before[0] > 30_000
     if guarded:
-        assert decision["facts"]["guard"]["value"] == "held"
+        assert decision["facts"]["guard"]["value"] == "full"
         assert result.report["guard"] == str(guarded_bytes(result))
         assert before[1] == before[0]
     else:

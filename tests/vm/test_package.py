@@ -35,7 +35,9 @@ def test_install_upgrade_remove(deb: Callable[[str], Path], release: str, tmp_pa
         assert result.returncode == code, f"{command}: {result.stdout}{result.stderr}"
         return result.stdout + result.stderr
 
-    run("dpkg -i /safemem.deb")
+    said = run("dpkg -i /safemem.deb")
+    assert "safemem: from the next boot on, /etc/safemem/policy.toml decides which memory may be used.\n" in said
+    assert "after a cold boot" not in said  # no /sys here
     assert "version 0.1.0" in run("cd / && safemem --version")
     assert "all invariants hold" in run("safemem check /etc/safemem/policy.toml")
     assert "no decision was recorded" in run("safemem status", 6)

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from safemem.boot.ranges import Range, parse_range
+from safemem.host import reader
+from safemem.host.verdict import faults, held_then, verdict
 from tests.vm import harness
 from tests.vm.harness import boot, shell
-from tests.vm.kit import BLOCK, HELD, guest, kinds, lost, policy_text, simulated
+from tests.vm.kit import BLOCK, HELD, foretold, guest, kinds, lost, policy_text, simulated
 
 pytestmark = pytest.mark.vm
 
@@ -21,14 +23,18 @@ OFFLINE = policy_text("online-safe", extra='boot_memory = "offline"').replace('[
 #: Why a block is still in use.
 WHY = "unmovable|hole|zone none|kernel text or data|timeout|below the floor"
 
+#: Nodes of a guest of 2 GiB.
+TWO = (harness.GIB, harness.GIB)
+
 
 def states(result: harness.Result) -> dict[int, str]:
     """Return what sysfs said of each block."""
     return {int(word.partition(":")[0]): word.partition(":")[2] for word in result.report["all"].split()}
 
 
-def checked(result: harness.Result) -> dict[str, Any]:
-    """Return the record, after checking its account block by block against sysfs."""
+def checked(result: harness.Result, text: str) -> dict[str, Any]:
+    """Return the record, after checking its account block by block against sysfs, and against what `simulate` says."""
+    foretold(result, text)
     document: dict[str, Any] = json.loads(result.report["record"])
     shown, then = states(result), document["snapshot"]["blocks"]
     online = {number for run in then if run["state"] == "online" for number in range(run["first"], run["last"] + 1)}
@@ -57,7 +63,7 @@ def test_a_pinned_page_ends_in_a_timeout() -> None:
     result = boot(guest("pinned", shell("pinned"), text, files=files, boot_mib=2 * harness.GIB))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
-    document = checked(result)
+    document = checked(result, text)
     whys = {parse_range(item["range"]).start // BLOCK: item["why"] for item in document["account"] if item["why"]}
     pinned = [int(word) for word in result.report["pinned"].split()]
     print(f"pinned {pinned}: {document['result']['problems']}")
@@ -71,23 +77,27 @@ def test_a_pinned_page_ends_in_a_timeout() -> None:
 def test_four_gibibytes_without_a_guard() -> None:
     """After a rejection most of 4 GiB goes offline; what does not has a reason; the guest runs a program in the rest."""
     script = shell("lost", MIB=256, FILL=100)
-    result = boot(lost("quarantine-4g", script, OFFLINE, boot_mib=4 * harness.GIB, dimm_mib=0, timeout=240))
+    result = boot(lost("quarantine-4g", script, text := OFFLINE, boot_mib=4 * harness.GIB, dimm_mib=0, timeout=240))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
-    document = checked(result)
+    document = checked(result, text)
     left = f"{result.report['available']} KiB available"
     print(f"{share(document, 'quarantined')} % quarantined, {document['result']['problems']}, {left}")
     assert share(document, "quarantined") >= 50
+    # What refused the policy tolerates: no problem of the decision, which is in force.
+    found = reader.record_from_text(result.report["record"], "record")
+    assert found.done and found.done.problems and faults(found) == ()
+    assert verdict(found, held=held_then(found)) == "held"
     assert result.report["filled"] == "100"
 
 
 def test_two_nodes_with_scratch_on_each() -> None:
     """Scratch of either node stays in use and is called safe; a node's exception holds its memory whatever is decided."""
     text = OFFLINE + "[[memory]]\nnode = 0\nhold = true\n"
-    result = boot(lost("quarantine-nodes", shell("nodes"), text, boot_mib=2 * harness.GIB, nodes=2, timeout=240))
+    result = boot(lost("quarantine-nodes", shell("nodes"), text, boot_mib=2 * harness.GIB, nodes=TWO, timeout=240))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
-    document = checked(result)
+    document = checked(result, text)
     assert document["decision"]["safe_region"]["source"] == "cmdline"
     region = [parse_range(text) for text in document["decision"]["safe_region"]["ranges"]]
     nodes = {area.start // harness.GIB // (1 << 20) for area in region}
@@ -115,7 +125,7 @@ def test_an_exception_for_a_node_or_range(exception: str, expected: str) -> None
     """The DIMM is in node 0: an exception for that node holds it under online-all, one for node 1 does not."""
     text = policy_text("panic") + f"[[memory]]\n{exception}\n"
     name = re.sub("[^0-9a-z]+", "-", exception[:12])
-    result = boot(guest(f"exception-{name}", text=text, boot_mib=2 * harness.GIB, nodes=2))
+    result = boot(guest(f"exception-{name}", text=text, boot_mib=2 * harness.GIB, nodes=TWO))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     assert result.report["dimm"].split() == expected.split()
@@ -129,7 +139,7 @@ def test_the_floor_is_kept() -> None:
     result = boot(guest("floor", script, text, boot_mib=2 * harness.GIB, dimm_mib=0))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
-    document = checked(result)
+    document = checked(result, text)
     assert document["totals"]["quarantined"] > 0
     assert int(result.report["left"]) > (1200 - 40) << 10  # the test's own programs run since
     why = "below the floor: 1.2 GiB of memory have to stay available"
@@ -140,9 +150,13 @@ def test_the_floor_is_kept() -> None:
 def test_a_shortfall_beyond_the_limit_ends_the_boot(limit: str, fate: str) -> None:
     """Some boot memory never goes offline; whether that ends the boot is a question of how much."""
     extra = f'boot_memory = "offline"\non_shortfall = "panic"\nexposed_max = "{limit}"'
-    result = boot(guest(f"exposed-{fate}", text=OFFLINE.replace('boot_memory = "offline"', extra)))
+    text = OFFLINE.replace('boot_memory = "offline"', extra)
+    result = boot(guest(f"exposed-{fate}", text=text))
 
     assert result.fate == fate
+    # What cannot be met is read at the desk.
+    outcome = foretold(result, text)
+    assert (outcome["ends"], outcome["sure"]) == (("panic", True) if fate == "panic" else (None, False))
     said = re.search(
         r"safemem: panic: [0-9.]+ [GM]iB of 2 GiB are exposed, and the policy allows 1%, 20.5 MiB", result.serial
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -100,5 +101,7 @@ def test_interrupted_and_resumed(tmp_path: Path, where: str) -> None:
     assert (report["resumed"], report["guard_after"]) == ("0", "0"), report["resumed_text"]
     assert report["blocks_after"].split() == [f"online*{LAST + 1 - FIRST}"]
     assert report["after"] == "0", report["after_text"]
+    # What was held, guarded and exposed is anybody's now.
+    assert re.search(r"^memory    \S+ GiB in use \(100 %\)$", report["after_text"], re.MULTILINE), report["after_text"]
     after = next_boot("release-interrupted-next", var)
     assert "before    " not in after["text"]

@@ -24,6 +24,9 @@ DEADLINE='10'
 
 PREFIX=$ROOT/usr/lib/safemem
 STATE=$ROOT/run/safemem
+MEMORY=$ROOT/sys/devices/system/memory
+# What becomes of memory that arrives, before the program holds it.
+BEFORE=''
 
 # One line on the console, which takes at most 1024 bytes: the builder keeps MESSAGE short.
 say() {
@@ -31,9 +34,64 @@ say() {
     printf 'safemem: %s\n' "$1" >&2 || :
 }
 
+# give_back COMMAND_LINE: the guards, but for the gigantic pages that are the operator's own (safemem/boot/asked.py).
+give_back() {
+    set -f
+    guard=''
+    for word in $1; do
+        case $word in safemem.guard=*) guard=${word#*=} ;; esac
+    done
+    [ -n "$guard" ] || return 0
+    printf 0 2>&- >"$ROOT/sys/kernel/kexec_crash_size" || :
+    case $guard in *';1G='*) ;; *) return 0 ;; esac
+    own=''
+    case $guard in *';own='*)
+        own=,${guard#*;own=}
+        own=${own%%;*},
+        ;;
+    esac
+    set +f
+    for pool in "$ROOT"/sys/devices/system/node/node[0-9]*/hugepages/hugepages-1048576kB/nr_hugepages; do
+        node=${pool%/hugepages/*}
+        number=${own#*,"${node##*node}":}
+        [ "$number" != "$own" ] || number=0
+        printf %s "${number%%,*}" 2>&- >"$pool" || :
+    done
+}
+
+# go_on CODE REASON: does not return. For a policy that only observes: what it does not bring about, its failure must not
+# either. Of the hold nothing stays: memory is what the kernel would have made of it.
+go_on() {
+    say "go-on code=$1"
+    say "$2: the policy only observes, so this boot goes on without a decision"
+    rm -f "$STATE/decision.json" "$STATE/decision.env" || :
+    line=''
+    read -r line 2>&- <"$ROOT/proc/cmdline" || :
+    asked=''
+    case " $line " in *' memhp_default_state=offline '*) asked=online ;; esac
+    case $BEFORE in online | online_*) ;; *) BEFORE=$asked ;; esac
+    case $BEFORE in online | online_movable | online_kernel)
+        printf '%s' "$BEFORE" 2>&- >"$MEMORY/auto_online_blocks" || :
+        set +f
+        for block in "$MEMORY"/memory*/state; do
+            state=''
+            read -r state 2>&- <"$block" || :
+            [ "$state" != offline ] || printf '%s' "$BEFORE" 2>&- >"$block" || :
+        done
+        ;;
+    esac
+    give_back "$line"
+    mkdir -p "$STATE" || :
+    printf 'failed\n' 2>&- >"$STATE/passed" || :
+    exit 42
+}
+
 # end ACTION CODE REASON: does not return. The first line and the last but one are for programs, the others for people.
 end() {
     trap '' TERM INT HUP
+    [ "$1" != continue ] || go_on "$2" "$3"
+    # The kernel's own line about the panic names nobody; this is the process that it names after it.
+    printf 'safemem' 2>&- >"$ROOT/proc/self/comm" || :
     say "end action=$1 code=$2"
     say "$1: $3"
     # The one other action that this script is told to take is halt, which has no keys.
@@ -50,6 +108,34 @@ end() {
     say 'this boot stops here: reset the machine'
     while :; do
         sleep 3600 2>&-
+    done
+}
+
+# mounted: whether a hugetlbfs is where the program makes its files. A folder of that name alone keeps nothing.
+mounted() {
+    while read -r line; do
+        case $line in *" $STATE/pages hugetlbfs "*) return 0 ;; esac
+    done </proc/mounts
+    return 1
+}
+
+# Gigantic pages that the guard has set aside: the program keeps programs from them by a file on a hugetlbfs that only root
+# reaches. A pool that is empty guards nothing.
+pages() {
+    line=''
+    read -r line 2>&- </proc/cmdline || :
+    case $line in *safemem.guard=*) ;; *) return 0 ;; esac
+    set +f
+    for pool in /sys/kernel/mm/hugepages/hugepages-*kB; do
+        size=${pool##*-}
+        size=${size%kB}
+        number=0
+        read -r number 2>&- <"$pool/nr_hugepages" || :
+        # The smaller sizes come from the page allocator.
+        [ "${#size}" -lt 7 ] || [ "$number" = 0 ] || mounted || {
+            [ ! -h "$STATE/pages" ] || rm -f "$STATE/pages"
+            mkdir -p "$STATE/pages" && mount -t hugetlbfs -o "pagesize=${size}K,mode=0700" hugetlbfs "$STATE/pages"
+        } || :
     done
 }
 
@@ -99,19 +185,22 @@ trap '' PIPE
 trap 'end "$ON_FAILURE" told-to-stop "$MESSAGE (the wrapper was told to stop)"' TERM INT HUP
 # shellcheck source=safemem/initramfs/files/mounts.sh
 [ -n "$ROOT" ] || [ ! -r "$PREFIX/mounts.sh" ] || . "$PREFIX/mounts.sh"
+[ -n "$ROOT" ] || pages 2>&-
 
 # What counts has to be of this boot.
 rm -f "$STATE/passed" "$STATE/decision.json" "$STATE/decision.env" "$STATE/progress" || :
 for old in passed decision.json decision.env; do
     ! there "$STATE/$old" || end "$ON_FAILURE" no-decision "$MESSAGE (an old /run/safemem/$old cannot be removed)"
 done
+[ "$ON_FAILURE" != continue ] || read -r BEFORE 2>&- <"$MEMORY/auto_online_blocks" || :
 program &
 child=$!
 watchdog "$child" <&- >&- &
 dog=$!
 status=0
 wait "$child" || status=$?
-kill -9 "$dog" 2>&- || :
+# Waited for, or bash says on the console that it was killed.
+{ kill -9 "$dog" && wait "$dog"; } 2>&- || :
 
 case $status in
     0)

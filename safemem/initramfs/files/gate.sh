@@ -9,13 +9,16 @@ case $SAFEMEM_STATUS in 42) ;; *)
     # The wrapper does not return but with 42: if it did, it could not be started, or not to its end.
     ACTION=''
     KEYS=''
-    echo "<0>safemem: end action=$ACTION code=no-wrapper" >/dev/kmsg
-    echo "<0>safemem: $ACTION: the boot program cannot be started" >/dev/kmsg
-    for key in $KEYS; do
-        echo "$key" >/proc/sysrq-trigger
-    done
-    while :; do
-        sleep 3600 2>&-
-    done
+    if [ "$ACTION" != continue ]; then
+        echo safemem 2>&- >/proc/self/comm
+        echo "<0>safemem: end action=$ACTION code=no-wrapper" >/dev/kmsg
+        echo "<0>safemem: $ACTION: the boot program cannot be started" >/dev/kmsg
+        for key in $KEYS; do
+            echo "$key" >/proc/sysrq-trigger
+        done
+        while :; do
+            sleep 3600 2>&-
+        done
+    fi
     ;;
 esac

@@ -5,12 +5,15 @@
 if [ ! -s /run/safemem/passed ]; then
     ACTION=''
     KEYS=''
-    echo "<0>safemem: end action=$ACTION code=no-wrapper" >/dev/kmsg
-    echo "<0>safemem: $ACTION: the gate has not let this boot pass" >/dev/kmsg
-    for key in $KEYS; do
-        echo "$key" >/proc/sysrq-trigger
-    done
-    while :; do
-        sleep 3600 2>&-
-    done
+    if [ "$ACTION" != continue ]; then
+        echo safemem 2>&- >/proc/self/comm
+        echo "<0>safemem: end action=$ACTION code=no-wrapper" >/dev/kmsg
+        echo "<0>safemem: $ACTION: the gate has not let this boot pass" >/dev/kmsg
+        for key in $KEYS; do
+            echo "$key" >/proc/sysrq-trigger
+        done
+        while :; do
+            sleep 3600 2>&-
+        done
+    fi
 fi

@@ -63,12 +63,13 @@ guard() {
 
 # machine: report what `safemem layout` and `handover-args` read, as an archive that `machine_root` unpacks.
 machine() {
-    for file in proc/iomem proc/cmdline proc/sys/kernel/osrelease sys/kernel/boot_params/data \
+    for file in proc/iomem proc/cmdline proc/cpuinfo proc/sys/kernel/osrelease sys/kernel/boot_params/data \
+        sys/devices/system/node/online \
         sys/kernel/debug/kho/out/scratch_phys sys/kernel/debug/kho/out/scratch_len \
         sys/devices/system/memory/block_size_bytes $(cd / && echo sys/devices/system/memory/memory*/state); do
         mkdir -p "/tmp/machine/${file%/*}" && cat "/$file" >"/tmp/machine/$file"
     done
-    for file in /sys/devices/system/node/node*/memory*; do mkdir -p "/tmp/machine$file"; done
+    for file in /sys/devices/system/node/node*/memory* /sys/kernel/mm/hugepages; do mkdir -p "/tmp/machine$file"; done
     report machine "$(tar -c -C /tmp/machine . | gzip | base64 -w0)"
 }
 
@@ -76,6 +77,20 @@ machine() {
 arguments() {
     ARGUMENTS="$(/usr/lib/safemem/handover-args 2>/tmp/why)" || { report_file arguments /tmp/why; poweroff -f; }
     report arguments "$ARGUMENTS"
+}
+
+# pools [WHEN]: report where gigantic pages are, how many of them each node's pool has, and how many are reserved.
+pools() {
+    report "gigantic${1:-}" "$(gigantic places)"
+    for what in nr free surplus; do report "$what${1:-}" "$(pool $what)"; done
+    report "reserved${1:-}" "$(cat /sys/kernel/mm/hugepages/hugepages-1048576kB/resv_hugepages)"
+}
+
+# pool WHAT: this number of each node's pool, NODE:NUMBER each.
+pool() {
+    for folder in /sys/devices/system/node/node[0-9]*; do
+        printf '%s:%s ' "${folder##*/node}" "$(cat "$folder/hugepages/hugepages-1048576kB/${1}_hugepages")"
+    done
 }
 
 # preserve MIB [NODE]: keep a memfd through the next kexec; returns when LUO has it.

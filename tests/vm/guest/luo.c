@@ -60,8 +60,8 @@ int main(int argc, char **argv)
 		return 2;
 	size_t size = strtoul(argv[3], NULL, 10) << 20;
 	if (!strcmp(argv[1], "preserve")) {
-		// Page by page over both nodes of a guest that has two; one node's kernel refuses the second, and needs none.
-		unsigned long nodes = argc == 5 ? 1UL << atoi(argv[4]) : 3;
+		// Page by page over all nodes of a guest that has some; a kernel of one node refuses more, and needs none.
+		unsigned long nodes = argc == 5 ? 1UL << atoi(argv[4]) : 15;
 		int mode = argc == 5 ? 2 /* MPOL_BIND */ : 3 /* MPOL_INTERLEAVE */;
 		if (syscall(SYS_set_mempolicy, mode, &nodes, 8 * sizeof nodes) && argc == 5)
 			die("set_mempolicy");

@@ -6,7 +6,8 @@ if [ "$STAGE" = 1 ]; then
     preserve 16
     if [ -n "${GUARDED:-}" ]; then
         guard
-        CMDLINE="$CMDLINE $CRASHKERNEL safemem.guard=$FIRST-$LAST"
+        # Nothing tells the unpacker of scratch areas here, so it could put the image into the guard.
+        CMDLINE="$CMDLINE $CRASHKERNEL safemem.guard=$FIRST-$LAST nokaslr"
     fi
     load -c "$CMDLINE" && kexec -e
     report kexec failed

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""What stands against the policy at the next boot: its image, its policy, its kernel, and how that one is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safemem.boot import probe
+from safemem.boot.cmdline import argument
+from safemem.boot.conditions import matches
+from safemem.boot.model import UNKNOWN, Policy, Refused
+from safemem.host.catalogue import Finding, finding
+from safemem.host.machine import Machine
+from safemem.initramfs import check
+from safemem.policy import installed
+from safemem.policy.space import FROM_THE_TREE
+
+if TYPE_CHECKING:
+    from safemem.policy.load import Authored
+
+_PANIC = "proc/sys/kernel/panic"
+
+
+def _initrd(machine: Machine) -> Iterator[Finding]:
+    image, release = machine.image, str(machine.value("kernel"))
+    if image.path is None:
+        yield finding("no-initrd", " ".join(place.format(release) for place in check.PLACES), release=release)
+    elif image.fault:
+        yield finding("initrd-unreadable", f"{image.path}: {image.fault}")
+    elif image.inside is None:
+        yield finding("initrd-without-safemem", str(image.path))
+    else:
+        if image.inside.fault:
+            yield finding("initrd-not-first", f"{image.path}: {image.inside.fault}")
+        unproven = check.unproven(image.inside)
+        if unproven:
+            yield finding("initrd-unproven", f"{image.path}: {unproven}")
+        if image.inside.built_in.observe:
+            yield finding("only-observes", str(image.path))
+        if image.inside.built_in.accept_errors:
+            yield finding("accepts-errors", f"{image.path}: {', '.join(image.inside.built_in.accept_errors)}")
+
+
+def _operators(machine: Machine) -> Iterator[Finding]:
+    """Compare the operator's policies with those in the initrd, and prove each where that does not say it was proved."""
+    try:
+        given = [installed.find(machine.root)] if os.path.lexists(Path(machine.root) / installed.POLICY) else []
+        given += installed.others(machine.root)
+    except (Refused, OSError) as error:
+        yield finding("policy-refused", str(error).splitlines()[0], policy=installed.POLICY)
+        return
+    if not given:
+        return
+    try:
+        from safemem.policy import load  # pydantic: for this check only
+    except (ImportError, SystemError) as error:  # the latter is a pydantic that does not fit its own core
+        yield finding("policy-not-read", str(error), policy=installed.POLICY)
+        return
+    for file in given:
+        name = os.path.relpath(file.path, machine.root)
+        try:
+            own = load.parse(file.data, str(file.path))
+        except Refused as error:
+            yield finding("policy-refused", str(error).splitlines()[0], policy=name)
+        else:
+            yield from _compared(machine, name, own)
+
+
+def _compared(machine: Machine, name: str, own: Authored) -> Iterator[Finding]:
+    """Compare one policy, the file `name` below the root, with the one that the initrd has in its place."""
+    from safemem.policy import prove
+
+    inside, digest = machine.image.inside, own.policy.digest
+    if inside:
+        there = inside.digest if name == installed.POLICY else inside.named.get(Path(name).stem, "")
+        if there != digest:
+            seen = f"has digest {there[:12]}" if there else "has none"
+            yield finding("initrd-other-policy", f"{machine.image.path} {seen}, the file {digest[:12]}", policy=name)
+        if inside.proven and inside.proven.of(digest):
+            return
+    bad = [item for item in prove.prove(own.policy).found if item.level == "error"]
+    if bad:
+        line, column = own.place(bad[0].rule, bad[0].key)
+        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        seen = f"/{name}:{line}:{column}: {bad[0].message} [{bad[0].code}]{more}"
+        yield finding("policy-condemned", seen, policy=name)
+
+
+def _panic(machine: Machine) -> Iterator[Finding]:
+    """Find what makes a reset of a panic; where the policy is not known, it may have one."""
+    policy = _policy(machine)
+    if policy and not _may_panic(policy):
+        return
+    asked, now = argument(machine.snapshot.cmdline, "panic"), machine.text(_PANIC)
+    if asked not in (None, "", "0"):
+        yield finding("panic-resets", f"panic={asked} on the command line")
+    elif now not in ("", "0"):
+        yield finding("panic-resets", f"{_PANIC} reads `{now}`")
+
+
+def _policy(machine: Machine) -> Policy | None:
+    """Return the policy of the next boot: the image's, or the operator's where no image has one; None if neither is known."""
+    if machine.policy or not os.path.lexists(Path(machine.root) / installed.POLICY):
+        return machine.policy
+    try:
+        from safemem.policy import load  # pydantic: for this check only
+
+        file = installed.find(machine.root)
+        return load.parse(file.data, str(file.path)).policy
+    except (ImportError, SystemError, Refused, OSError):  # a finding of its own
+        return None
+
+
+def _may_panic(policy: Policy) -> bool:
+    if policy.observe:
+        return False
+    ends = {word for rule in (*policy.rules, policy.otherwise) for word in (rule.action, rule.on_shortfall)}
+    return "panic" in {*ends, policy.on_failure.action}
+
+
+def _kernel(machine: Machine) -> Iterator[Finding]:
+    built_in, source = probe.configured(machine.root, "CONFIG_KEXEC_HANDOVER")
+    if built_in is False:
+        yield finding("no-kho", f"{source}: CONFIG_KEXEC_HANDOVER is not set")
+
+
+def _facts(machine: Machine) -> Iterator[Finding]:
+    """Find facts that rules ask for and nothing on this machine tells, so that those rules never decide here.
+
+    That a handover cannot be told is a finding of its own: every policy asks for it. What only an accepted one tells counts where one was, or
+    where the kernel can accept none.
+    """
+    policy, facts = _policy(machine), machine.snapshot.facts
+    if policy is None:
+        return
+    accepts = probe.configured(machine.root, "CONFIG_KEXEC_HANDOVER")[0] is not False
+    names = [name for name in facts if facts[name].value == UNKNOWN and name != "handover"]
+    for name in names:
+        if name in FROM_THE_TREE and accepts and machine.value("handover") != "accepted":
+            continue
+        rules = [
+            f"`{rule.name}`"
+            for rule in policy.rules
+            if any(condition.fact == name and not matches(condition, facts[name]) for condition in rule.when)
+        ]
+        if rules:
+            seen = f"{facts[name].source}: {facts[name].reason}"
+            yield finding("fact-unknown", seen, fact=name, rules=", ".join(rules))
+
+
+def _kexec(machine: Machine) -> Iterator[Finding]:
+    """Find what would load the next kernel with kexec_load(2), which hands nothing over and leaves no mark."""
+    if machine.value("kho") == "off":
+        return
+    script, settings = "etc/init.d/kexec-load", "etc/default/kexec"
+    for number, line in enumerate(machine.text(script).splitlines(), 1):
+        words = line.split()
+        loads = words[:1] == ["/sbin/kexec"] and ("-l" in words or "--load" in words)
+        if loads and not {"-s", "--kexec-file-syscall", "-a", "--kexec-syscall-auto"} & set(words):
+            if _setting(machine.text(settings), "LOAD_KEXEC", "true") == "true":
+                yield finding("old-kexec", f"{script}:{number}: {line.strip()}", settings=settings)
+            return
+
+
+def _setting(text: str, name: str, default: str) -> str:
+    """Return what a shell file of plain assignments sets `name` to."""
+    for line in text.splitlines():
+        key, equals, value = line.strip().partition("=")
+        if equals and key == name:
+            default = value.strip().strip("\"'")
+    return default
+
+
+#: In the order in which a person would look.
+CHECKS = (_initrd, _operators, _panic, _kernel, _facts, _kexec)
