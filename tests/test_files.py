@@ -55,7 +55,7 @@ def test_reading_ends(tmp_path: Path) -> None:
     started = time.monotonic()
 
     assert files.read(str(tmp_path), "fifo") == b""
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert len(files.read(str(tmp_path), "large", 200_000)) == 200_000
     assert files.text(str(tmp_path), "none") is None and files.word(str(tmp_path), "none") == ""
     assert [files.exists(str(tmp_path), name) for name in ("file", "none", "file/below")] == [True, False, None]

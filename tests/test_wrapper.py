@@ -69,7 +69,7 @@ class Machine:
                 env={**os.environ, **environment},
             )  # fmt: skip
         try:
-            limit = time.monotonic() + 8
+            limit = time.monotonic() + 60
             while time.monotonic() < limit and process.poll() is None and STOPPED not in log.read_text():
                 time.sleep(0.02)
                 if send and "started" in log.read_text():
@@ -163,7 +163,7 @@ def test_hang(tmp_path: Path, shell: list[str]) -> None:
     status, said = machine.run()
 
     assert status is None
-    assert 1 <= time.monotonic() - start < 10
+    assert 1 <= time.monotonic() - start < 50  # not the sixty seconds that it would have slept
     assert "safemem: no progress for 1 s" in said
     stopped(machine, "safemem could not decide (the program ended with status 137)", said)
 

@@ -58,7 +58,9 @@ class Guest(NamedTuple):
     #: A folder in which the memory is kept, to count pages from outside: `boot` (of more nodes: and `boot1`, ...), `dimm`.
     memory: Path | None = None
     devices: tuple[str, ...] = ()  #: more arguments for QEMU
-    timeout: float = 120  #: seconds, then the guest is killed and its fate is `timeout`
+    #: Seconds of processor time, then the guest is killed and its fate is `timeout`.
+    timeout: float = 120
+    patience: float = 5  #: times as many seconds by the clock: a guest is slow where others load the machine
     #: Called with what was reported so far and the processors stopped, each time the guest has said `report checkpoint`
     #: with another number; may return commands for the machine protocol (QMP), such as to plug memory, or `CUT`.
     checkpoint: Callable[[dict[str, str]], Any] | None = None
@@ -228,7 +230,7 @@ def boot(guest: Guest) -> Result:
         with (base / "output").open("wb") as out:
             process = subprocess.Popen(_command(guest, base), stdout=out, stderr=subprocess.STDOUT)
         try:
-            reason = _wait(process, base, guest, started + guest.timeout)
+            reason = _wait(process, base, guest, started + guest.patience * guest.timeout)
         finally:
             process.kill()
             process.wait()
@@ -241,6 +243,12 @@ def boot(guest: Guest) -> Result:
     log.write_text(f"fate: {result.fate}\nreport: {result.report}\n{output}\n{serial}")
     LOGGED.append((log, Cost(guest.name, result.seconds, _processor() - before, serial.count("Linux version "))))
     return result
+
+
+def _used(process: subprocess.Popen[bytes]) -> float:
+    """Return the seconds of processor time that a child has used so far; proc_pid_stat(5)."""
+    words = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _processor() -> float:
@@ -328,7 +336,7 @@ def _wait(
             # The kernel's last words; nothing after them, so a copy in an earlier line does not count.
             if serial.rstrip().endswith(b"reboot: System halted"):
                 return "halted"
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or _used(process) > guest.timeout:
                 return "timeout"
 
 

@@ -59,6 +59,10 @@ def machine_root(result: Result, folder: Path) -> str:
     return str(folder)
 
 
+#: Seconds without progress that a guest may take: its clock goes on while others load this machine.
+DEADLINE = 40
+
+
 def policy_text(lost: str = "online-safe", *, extra: str = "", sources: str = '"kho-scratch", "cmdline"') -> str:
     """Return a policy that onlines everything unless the handover was lost; `extra` goes into `[otherwise]`."""
     return f"""
@@ -77,6 +81,7 @@ message = "handover lost, says the test"
 {"" if lost == "online-all-in-zone" else extra}
 [on_failure]
 action = "reboot"
+deadline = {DEADLINE}
 message = "no decision, says the test"
 """
 

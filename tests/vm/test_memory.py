@@ -32,7 +32,7 @@ def test_zone_decides_whether_the_next_live_update_survives() -> None:
 
     # A hang is told from a slow boot by the time that the whole of the other guest took.
     text = policy_text("online-all-in-zone", extra='zone = "kernel"')
-    bad = boot(guest("zone-kernel", shell("zone"), text, next_kernel="current", timeout=10 + 2 * good.seconds))
+    bad = boot(guest("zone-kernel", shell("zone"), text, next_kernel="current", timeout=10 + good.seconds, patience=2))
     assert (bad.report["luo"], bad.report["zones"]) == ("preserved", "Normal")
     # 7.3.4 hangs, 7.2 resets, both before a word of the next kernel.
     assert bad.fate in ("timeout", "reset")

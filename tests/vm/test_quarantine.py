@@ -14,7 +14,7 @@ from safemem.host import reader
 from safemem.host.verdict import faults, held_then, verdict
 from tests.vm import harness
 from tests.vm.harness import boot, shell
-from tests.vm.kit import BLOCK, HELD, foretold, guest, kinds, lost, policy_text, simulated
+from tests.vm.kit import BLOCK, DEADLINE, HELD, foretold, guest, kinds, lost, policy_text, simulated
 
 pytestmark = pytest.mark.vm
 
@@ -58,7 +58,7 @@ def share(document: dict[str, Any], kind: str) -> int:
 def test_a_pinned_page_ends_in_a_timeout() -> None:
     """The kernel tries for ever to move a page that a driver pinned: a signal ends that, twice, and the rest goes on."""
     # 2 GiB, so that some of the pinned blocks would go if they were not.
-    text = OFFLINE.replace("[on_failure]\n", "[on_failure]\ndeadline = 4\n")
+    text = OFFLINE.replace(f"deadline = {DEADLINE}", "deadline = 12")
     files = {"bin/pin": harness.program("pin").read_bytes()}
     result = boot(guest("pinned", shell("pinned"), text, files=files, boot_mib=2 * harness.GIB))
 
@@ -67,7 +67,7 @@ def test_a_pinned_page_ends_in_a_timeout() -> None:
     whys = {parse_range(item["range"]).start // BLOCK: item["why"] for item in document["account"] if item["why"]}
     pinned = [int(word) for word in result.report["pinned"].split()]
     print(f"pinned {pinned}: {document['result']['problems']}")
-    late = [number for number in pinned if whys.get(number) == "timeout: the kernel was still trying after 2 s"]
+    late = [number for number in pinned if whys.get(number) == "timeout: the kernel was still trying after 6 s"]
     assert late
     assert not [number for number in pinned if states(result)[number] == "offline"]
     assert "safemem: taking memory offline: " in result.serial
@@ -177,7 +177,8 @@ def test_a_second_run_of_online_all_changes_nothing() -> None:
 @pytest.mark.parametrize("mib", [1000, 1100])
 def test_odd_sizes(mib: int) -> None:
     """Memory that ends inside a block: the block with the hole never goes, the others do, and a second run changes nothing."""
-    result = boot(guest(f"odd-{mib}", shell("twice"), OFFLINE, boot_mib=mib, dimm_mib=256))
+    # Where the kernel lies in the block with the hole, that is what keeps it: one boot of eight, if it may choose.
+    result = boot(guest(f"odd-{mib}", shell("twice"), OFFLINE, boot_mib=mib, dimm_mib=256, cmdline="nokaslr"))
 
     assert result.fate == "poweroff" and result.report["returned"] == "0"
     last = mib * (1 << 20) // BLOCK
