@@ -8,7 +8,7 @@ no evidence (older kernels print `disabling KHO revival` after a harmless kexec)
 
 from __future__ import annotations
 
-from safemem.boot import attempts, crashkernel, files, guards, memory, paths
+from safemem.boot import attempts, crashkernel, devices, files, guards, memory, paths
 from safemem.boot.asked import ARGUMENT
 from safemem.boot.cmdline import arguments, boolean, unsealed
 from safemem.boot.files import reason
@@ -64,6 +64,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         state = "is" if reserved else "may be"
         text = f"{handover.source} shows an incoming tree, and the guard that only a rejection leaves {state} in force"
         handover = Fact(UNKNOWN, handover.source, text)
+    bus, masters = devices.read(root)
     facts = {
         "handover": handover,
         "luo": _luo(root, asked, open_luo),
@@ -78,6 +79,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         **_incoming(root, handover),
         "boot_attempts": attempts.read(root, asked or {}),
         "guard": guard,
+        **bus,
     }
     return Snapshot(
         facts=facts,
@@ -91,6 +93,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
         notes=(*notes, *unread),
         witness=crashkernel.witness(root, asked or {}, kho, offered),
         gigantic=gigantic,
+        masters=masters,
     )
 
 
