@@ -23,6 +23,8 @@ _CUT_OFF = "its configuration is cut off"
 
 #: Code of a problem: of a function that was to be stopped, nobody knows that it is.
 NOT_QUIESCED = "not-quiesced"
+#: How a problem begins where the bus cannot be looked at.
+UNSEEN = "which PCI functions may write to memory cannot be told"
 #: Code of a note: a function that was to be stopped has an owner.
 OWNED = "device-owned"
 
@@ -197,9 +199,7 @@ def quiesce(root: str, wanted: tuple[Device, ...]) -> Stopped:
             problems.append(Note(NOT_QUIESCED, f"PCI function {device} may write to memory again"))
         elif device.address not in known:
             problems.append(Note(NOT_QUIESCED, f"PCI function {device} may write to memory since the decision"))
-    problems += [
-        Note(NOT_QUIESCED, f"which PCI functions may write to memory cannot be told: {why}") for why in bus.unread
-    ]
+    problems += [Note(NOT_QUIESCED, f"{UNSEEN}: {why}") for why in bus.unread]
     return Stopped(tuple(stopped), tuple(problems), tuple(owned))
 
 

@@ -197,10 +197,9 @@ def _devices(rule: Rule, snapshot: Snapshot) -> list[Note]:
     which = f"{', '.join(map(str, masters[:_NAMED]))}{more}"
     number = f"{len(masters)} PCI function{'s' if len(masters) > 1 else ''}"
     if stops:
-        limits = "not what a driver owns, not cores that still run guests, not what firmware itself uses"
-        found = [
-            Note("devices-stopped", f"{number} that no driver owns may no longer write to memory: {which}; {limits}")
-        ]
+        limits = "that stops no device behind a driver, no core that goes on running and nothing of firmware's"
+        verb = "are" if len(masters) > 1 else "is"
+        found = [Note("devices-stopped", f"{number} {verb} stopped before memory is touched: {which}; {limits}")]
     else:
         found = [Note("devices-write", f"{number} may still write to memory: {which}; no driver owns them")]
     if unclaimed and snapshot.facts["iommu"].value == "off":
