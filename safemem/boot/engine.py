@@ -7,6 +7,7 @@ later. It is pure and total: no file, clock or environment, an answer for every 
 
 from __future__ import annotations
 
+from safemem.boot import confidence
 from safemem.boot.conditions import fact_text, matches, wanted_text
 from safemem.boot.model import (
     UNKNOWN,
@@ -39,6 +40,7 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
     trusted = policy.trust_guard and facts["handover"].value == UNKNOWN and bool(snapshot.witness)
     if trusted:
         facts["handover"] = Fact("accepted", "guard", f"{snapshot.witness}; the policy trusts that, it is no proof")
+    facts = {**confidence.of(facts, region_source), **facts}
     rule, misses = _first_match(policy, facts)
     if "off" in snapshot.overrides:
         if policy.allow_cmdline_override:
@@ -69,6 +71,7 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
         # The kernel and udev cannot tell one block that arrives from another: an exception holds all of them.
         arrivals=zone if rule.action == "online-all" and not memory else "",
         gigantic=snapshot.gigantic,
+        masters=snapshot.masters,
     )
 
 
