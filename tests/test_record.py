@@ -204,6 +204,7 @@ def test_records_of_version_0_1_0(path: Path) -> None:
         "accept_errors",
         "boot_memory",
         "memory",
+        "quiesce",
         "warning_codes",
     }
     if old["facts"]["guard"]["value"] == "held":  # as it was called

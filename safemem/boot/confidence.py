@@ -22,11 +22,13 @@ HANDOVER = {
 }
 #: Sources that tell of a handover only what follows: a guard that is not in force, and what this kernel was asked for.
 _WEAK = ("guard", "command line")
+#: Why a region is no more than a word, and not the predecessor's.
+OPERATORS = "the policy's own ranges"
 #: A source of the safe region -> how sure its ranges are; that of `kho-scratch` is the handover's.
 _REGION = {
     "none": (_PROVEN, "it is empty"),
     "cmdline": (_WORD, "the predecessor's, on the command line"),
-    "policy": (_WORD, "the policy's own ranges"),
+    "policy": (_WORD, OPERATORS),
     "unresolved": (UNKNOWN, "no safe region is known"),
 }
 
