@@ -86,11 +86,16 @@ def test_a_virtual_function_is_named_by_the_kernel(tmp_path: Path) -> None:
     assert bus(tmp_path) == (Fact("some", paths.PCI_DEVICES), (Device("10000:e1:1f.7", 0x8086, 0x154C),))
 
 
+def _folder(config: Path) -> None:
+    config.unlink()
+    config.mkdir()
+
+
 UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "gone": (lambda config: config.unlink(), "no such file or directory"),
     "empty": (lambda config: config.write_bytes(b""), "its configuration is cut off"),
     "short": (lambda config: config.write_bytes(config.read_bytes()[:15]), "its configuration is cut off"),
-    "folder": (lambda config: (config.unlink(), config.mkdir()), "is a directory"),
+    "folder": (_folder, "is a directory"),
 }
 
 
@@ -107,7 +112,9 @@ def test_one_that_cannot_be_read_hides_no_other(tmp_path: Path, damage: str) -> 
 
 def test_a_name_that_is_no_address(tmp_path: Path) -> None:
     pci(tmp_path, "0000:00:04.8")
-    assert bus(tmp_path)[0].reason == f"{paths.PCI_DEVICES}/0000:00:04.8: this is no address of a PCI function"
+    (tmp_path / paths.PCI_DEVICES / b"\xff\x1b[31m".decode("utf-8", "surrogateescape")).mkdir()
+    reason = f"{paths.PCI_DEVICES}: what is there is not named as PCI functions are"
+    assert bus(tmp_path) == (Fact("unknown", paths.PCI_DEVICES, reason), ())
 
 
 def test_a_driver_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +374,7 @@ def test_a_bus_that_cannot_be_seen_is_not_stopped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0, 1])
 def test_a_write_of_half_a_word_is_no_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     pci(tmp_path)
-    monkeypatch.setattr(files.posix, "pwrite", lambda *_: size)
+    monkeypatch.setattr("posix.pwrite", lambda *_: size)
     assert stopped(tmp_path).problems == (_not(f"{size} of 2 bytes were written"),)
 
 

@@ -63,13 +63,15 @@ def look(root: str) -> Bus:
         with files.Folder(root, at) as folder:
             names = sorted(folder.names())
             found, unread = [], []
-            for name in names:
+            for name in filter(is_address, names):
                 try:
                     device = _master(root, folder, name)
                 except OSError as error:
                     unread.append(f"{at}/{name}: {reason(error)}")
                 else:
                     found += [device] if device else []
+            if not all(map(is_address, names)):
+                unread.append(f"{at}: what is there is not named as PCI functions are")
             # An empty one is what something that is mounted over it looks like.
             return Bus(tuple(found), tuple(unread) if names else (f"{at} is empty",), at)
     except FileNotFoundError:
@@ -91,13 +93,11 @@ def _no_bus(root: str) -> Bus:
 
 def _master(root: str, folder: files.Folder, name: str) -> Device | None:
     """Return the function `name` if it may write to memory and no driver owns it. Raises OSError."""
-    if not is_address(name):
-        raise OSError(0, "this is no address of a PCI function")
     head = folder.read(f"{name}/config", _HEAD)
     if len(head) < _HEAD:
         raise OSError(0, _CUT_OFF)
     command, bridge = _word(head, _COMMAND), head[_TYPE] & _TYPE_BITS == _TYPE_BRIDGE or head[_CLASS] == _BRIDGE
-    # All ones is the answer of a bus on which nobody is there any more.
+    # All ones is what is read where no function is there any more.
     gone = command == _word(head, 0) == _ONES
     if gone or bridge or not command & _MASTER or _owned(root, name):
         return None

@@ -63,7 +63,7 @@ def test_a_device_that_nobody_owns(tmp_path: Path, quiesce: bool) -> None:
 
     result = boot(
         lost(
-            f"devices-{'quiesced' if quiesce else 'left'}", shell("devices", COUNT=COUNT), text,
+            f"devices-{'quiesced' if quiesce else 'left'}", shell("devices", COUNT=COUNT, LOCK="yes" if quiesce else ""), text,
             memory=tmp_path, files=edu(), devices=devices(tmp_path), checkpoint=look,
         )
     )  # fmt: skip
@@ -102,3 +102,9 @@ def test_a_device_that_nobody_owns(tmp_path: Path, quiesce: bool) -> None:
     assert done.get("quiesced") == ([device.address] if quiesce else None)
     codes = {"devices-stopped", "no-iommu"} if quiesce else {"devices-write", "no-iommu"}
     assert codes <= set(decision["warning_codes"])
+
+    if quiesce:  # what the kernel refuses in lockdown is not taken for done
+        locked = json.loads(report["locked_record"])["result"]
+        why = f"PCI function {device} may still write to memory: operation not permitted"
+        assert (report["locked_returned"], locked["problems"], locked["shortfall"]) == ("42", [why], why)
+        assert commands(report["commands_locked"]) == first

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=sh
 # Preserves 64 MiB and hands over to a kernel that rejects, in which a device that nobody owns writes to $COUNT of the
-# preserved pages: to the first one before safemem decides, to the others afterwards.
+# preserved pages: to the first one before safemem decides, to the others afterwards. With $LOCK, safemem decides again in
+# lockdown.
 mount -t debugfs d /sys/kernel/debug
 BUS=/sys/bus/pci/devices
 
@@ -38,3 +39,13 @@ report wrote_after "$(edu write "$EDU" ${PAGES#* })"
 report commands_after "$(commands)"
 report behind "$(dd if="$(disk behind)" bs=64k count=1 iflag=direct 2>/dev/null | sha256sum | cut -c1-64)"
 report checkpoint 2
+if [ "$LOCK" ]; then
+    # The device starts again, and the kernel lets nobody write to configurations any more.
+    printf '\006\001' | dd of="$EDU/config" bs=1 seek=4 conv=notrunc 2>/dev/null
+    mount -t securityfs s /sys/kernel/security
+    echo integrity >/sys/kernel/security/lockdown
+    /usr/lib/safemem/boot
+    report locked_returned "$?"
+    report_file locked_record /run/safemem/decision.json
+    report commands_locked "$(commands)"
+fi
