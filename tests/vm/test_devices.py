@@ -22,7 +22,8 @@ PAGE = 4096
 COUNT, SIZE = 6, 2048
 #: What lies on a disk behind a bridge.
 BEHIND = b"behind the bridge" * 4096
-MASTER = 0x4
+#: Of a command register: whether the function may write to memory.
+BIT = 0x4
 
 
 def devices(folder: Path) -> tuple[str, ...]:
@@ -90,11 +91,9 @@ def test_a_device_that_nobody_owns(tmp_path: Path, quiesce: bool) -> None:
     # Of all functions, one bit of one register has changed; the bridge without a driver, and what is behind it, work on.
     first, last = commands(report["commands_before"]), commands(report["commands_after"])
     command, owned = first[device.address]
-    assert command & MASTER and not owned
-    assert last == {**first, device.address: (command & ~MASTER if quiesce else command, False)}
-    assert any(
-        command & MASTER and not owned for address, (command, owned) in last.items() if address != device.address
-    )
+    assert command & BIT and not owned
+    assert last == {**first, device.address: (command & ~BIT if quiesce else command, False)}
+    assert any(command & BIT and not owned for address, (command, owned) in last.items() if address != device.address)
     assert report["behind"] == hashlib.sha256(BEHIND[: 64 << 10]).hexdigest()
 
     done = json.loads(report["record"])["result"]
