@@ -536,3 +536,13 @@ def test_simulate_knows_what_quiesce_cannot_see(tmp_path: Path) -> None:
     result = decided(root)["result"]
     assert foreseen.ends == "panic" and foreseen.short == result["shortfall"]
     assert foreseen.short == f"{devices.UNSEEN}: sys/bus: no such file or directory"
+
+
+def test_status_says_it(tmp_path: Path) -> None:
+    """What was stopped, and what that does not stop."""
+    root = machine(tmp_path)
+    install(root, otherwise=rule(quiesce="pci"))
+    decided(root)
+    shown = " ".join(CliRunner().invoke(command, ["status", "--root", str(root)]).stdout.split())
+    assert f"stopped PCI {EDU.address}: no bus mastering" in shown
+    assert f"warning 1 PCI function is stopped before memory is touched: {EDU}; that stops no device behind" in shown
