@@ -97,7 +97,10 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         guard=reserved,
         overrides=overrides(asked or {}),
         notes=(*notes, *unread),
-        witness=crashkernel.witness(root, asked or {}, kho, offered),
+        # Where token and debugfs contradict each other, a third opinion settles nothing.
+        witness=""
+        if (handover.value, handover.source) == (UNKNOWN, paths.LUO_DEVICE)
+        else crashkernel.witness(root, asked or {}, kho, offered),
         gigantic=gigantic,
     )
 

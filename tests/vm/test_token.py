@@ -14,7 +14,7 @@ from tests.vm.kit import ALL_ONLINE, COMMAND, HELD, SHARE, guest, policy_text
 
 pytestmark = pytest.mark.vm
 
-TEXT = policy_text("online-safe").replace("format = 1", "format = 1")
+TEXT = policy_text("online-safe").replace("format = 1", "format = 1\nretrieve_token = true")
 
 
 def holder(name: str, script: str, **more: object) -> Guest:
