@@ -183,6 +183,7 @@ def test_what_is_read_and_what_is_run(tmp_path: Path) -> None:
     """Each module of the boot half runs in the try-outs, and what the sources import, rarely or not, is shipped."""
     # One that takes memory offline, and one that only observes, for which most boots load nothing.
     acts = kit.policy(kit.NEVER, otherwise=kit.rule("online-safe", boot_memory="offline"), sources=("none",))
+    acts = acts._replace(retrieve_token=True)
     ran = set[str]()
     for name, drawn in (("acts", acts), ("observes", acts._replace(observe=True))):
         folder = tmp_path / name / PREFIX

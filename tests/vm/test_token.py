@@ -43,6 +43,7 @@ def test_without_debugfs() -> None:
     assert report["token0"].startswith("safemem.token=") and "the token alone" in report["why0"]
     assert report["again"].startswith("1 safemem: a session `safemem` is held already, by process ")
     # What came of each round.
+    assert [report[f"status{number}"] for number in range(1, 7)] == ["42"] * 6
     assert came_of(result, 1) == ("accepted", "dev/liveupdate", "the predecessor's token came through LUO")
     assert report["dimm1"].split() == [ALL_ONLINE] and report["retrieved"] == str(64 * 256)
     assert came_of(result, "-again") == came_of(result, 1)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=sh disable=SC2154
 # After token.sh: of what comes over, only the first round's may count as a token.
-OLD=
+# shellcheck disable=SC2013
 for word in $(cat /proc/cmdline); do
     case $word in safemem.token=*) OLD=$word ;; esac
 done
@@ -16,7 +16,7 @@ case $ROUND in
         ;;
     1)
         report retrieved "$(luo retrieve guest 64)"
-        decide
+        /usr/lib/safemem/boot
         report_file record-again /run/safemem/decision.json
         hold_token
         next "$OLD $TOKEN"
