@@ -12,7 +12,6 @@ done
 hold_token() {
     cp /token /run/token
     chroot /host /run/token >/tmp/held 2>&1 &
-    HOLDER=$!
     until [ -s /tmp/held ]; do sleep 0.1; done
     report "held$ROUND" "$(cat /tmp/held)"
     TOKEN="$(/usr/lib/safemem/handover-args --token 2>/tmp/why)" || TOKEN=
