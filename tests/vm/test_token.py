@@ -8,8 +8,10 @@ import json
 import pytest
 
 from packages import tree
+from packages.deb import PACKAGES
 from safemem.host import reader
-from tests.vm.harness import REPOSITORY, Guest, Result, boot, shell
+from tests.vm import debian
+from tests.vm.harness import CMDLINE, REPOSITORY, Guest, Result, boot, shell
 from tests.vm.kit import ALL_ONLINE, COMMAND, HELD, SHARE, guest, policy_text
 
 pytestmark = pytest.mark.vm
@@ -73,3 +75,33 @@ def test_a_rejection() -> None:
     assert "safemem.guard=" in report["token0"] and "safemem.token=" in report["token0"]
     assert came_of(result, 1) == ("rejected", "dev/liveupdate", "LUO has no session of safemem's: none came over")
     assert report["dimm1"].split() == [HELD]
+
+
+ARGS = f"""
+import sys
+sys.path.insert(0, "/{PACKAGES}")
+from safemem.boot.handover_args import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("suite", debian.SUITES)
+def test_the_unit(suite: str) -> None:
+    """Neither `systemctl isolate` nor `systemctl kexec` ends the token's holder: systemd 252 goes by its name, 257 by the unit as well."""
+    sources = {f"{PACKAGES}/{path.relative_to(REPOSITORY)}": path.read_bytes() for path in (REPOSITORY / "safemem").rglob("*.py")}  # fmt: skip
+    unit = "usr/lib/systemd/system/safemem-token.service"
+    files = {**sources, unit: (REPOSITORY / "systemd/safemem-token.service").read_bytes()}
+    files["usr/lib/safemem/token"] = tree.programs(PACKAGES, "")["usr/lib/safemem/token"].encode()
+    result = boot(
+        debian.guest(
+            f"token-{suite}", suite, shell("token-early"), shell("token-unit", ARGS=ARGS, CMDLINE=CMDLINE), policy=TEXT,
+            files=files, kernel="no-debugfs", next_kernel="no-debugfs", dimm_mib=0,
+        )
+    )  # fmt: skip
+    report = result.report
+
+    assert result.fate == "poweroff", result.serial[-3000:]
+    assert [report["unit"], report["still"]] == ["active"] * 2 and report["name"].startswith("@safemem-token ")
+    assert report["token"].startswith("safemem.token="), report["why"]
+    assert report["status"] == "42" and json.loads(report["record1"])["decision"]["action"] == "online-all"
+    assert came_of(result, 1) == ("accepted", "dev/liveupdate", "the predecessor's token came through LUO")
