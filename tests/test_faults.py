@@ -122,7 +122,7 @@ SCENARIOS = [
     Scenario("a rules file of the image", shipped("maintenance"), {"offered": True}, {}, _own_rule),
     Scenario("counted boots", _BOUND, {"offered": True}, {}, _efi),
     Scenario("a trusted guard", _held()._replace(trust_guard=True), {"offered": True, "debugfs": False, "cmdline": GUARD["cmdline"]}),
-    Scenario("a token", shipped("maintenance")._replace(retrieve_token=True), {"offered": True, "kho_out": False, "luo": True, "cmdline": f"safemem.token={sealed('0' * 64)}"}, {}, _token),
+    Scenario("a token", shipped("maintenance")._replace(retrieve_token=True), {"offered": True, "kho_out": False, "luo": True, "config": "CONFIG_KEXEC_HANDOVER=y\n", "cmdline": f"safemem.token={sealed('0' * 64)}"}, {}, _token),
 ]  # fmt: skip
 
 
