@@ -131,6 +131,31 @@ def gigantic(
         file.truncate(64 * GIB // 4096 * 8)
 
 
+def pci(
+    root: Path,
+    address: str = "0000:00:04.0",
+    command: int = 0x0107,
+    *,
+    ids: tuple[int, int] = (0x1234, 0x11E8),
+    driver: bool = False,
+    header: int = 0,
+    base_class: int = 0xFF,
+    virtual: bool = False,
+) -> Path:
+    """Give a root a PCI function and return its configuration, which of a `virtual` one does not show its `ids`."""
+    folder = root / "sys/bus/pci/devices" / address
+    folder.mkdir(parents=True)
+    head = bytearray(64)
+    struct.pack_into("<HHH", head, 0, *((0xFFFF, 0xFFFF) if virtual else ids), command)
+    head[11], head[14] = base_class, header
+    for name, value in zip(("vendor", "device"), ids, strict=True):
+        (folder / name).write_text(f"0x{value:04x}\n")
+    if driver:
+        (folder / "driver").symlink_to("../../drivers/some")
+    (folder / "config").write_bytes(head)
+    return folder / "config"
+
+
 def rejecting(
     base: Path,
     pages: dict[int, tuple[int, ...]],

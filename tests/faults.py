@@ -37,7 +37,7 @@ READ, WRITE, LIST = ("empty", "cut"), ("short", "torn", "lost"), ("empty",)
 RUN = ("refused", "hangs", "idle")
 #: For one call; for every call on its path from then on; for every call from then on.
 REACH = ("once", "path", "all")
-_CALLS = ("open", "read", "write", "stat", "lstat", "listdir", "scandir", "readlink", "mkdir", "rename", "replace", "symlink",
+_CALLS = ("open", "read", "write", "pwrite", "stat", "lstat", "listdir", "scandir", "readlink", "mkdir", "rename", "replace", "symlink",
           "unlink", "remove", "rmdir", "link", "fstat", "fchmod", "chmod", "fsync", "truncate", "ftruncate")  # fmt: skip
 _CHANGES = ("mkdir", "rename", "replace", "symlink", "unlink", "remove", "rmdir", "link")
 
@@ -51,7 +51,7 @@ class Call(NamedTuple):
     @property
     def kinds(self) -> tuple[str, ...]:
         """What can go wrong with it."""
-        data = {"read": READ, "write": WRITE, "listdir": LIST, "run": RUN}.get(self.name, ())
+        data = {"read": READ, "write": WRITE, "pwrite": WRITE, "listdir": LIST, "run": RUN}.get(self.name, ())
         if self.name == "listdir" and self.path.startswith(("usr/", "etc/")):
             data = ()  # nothing is mounted over what the archive brings, and a system's own are mounted before
         return (*ERRORS, *data)
@@ -273,6 +273,11 @@ class Machine:
                     shown = shown[real(words[0], shown) :]
                 self._follow(path, data)
             return len(data)
+        if name == "pwrite" and kind in WRITE:
+            data = bytes(words[1])
+            part = b"" if kind == "lost" else data[: len(data) // 2]
+            real(words[0], part, words[2])
+            return len(part) if kind == "short" else len(data)
         found = real(*words, **options)
         if name == "open" and isinstance(found, int):
             self._open[found] = self._prefix + path

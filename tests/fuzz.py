@@ -51,7 +51,7 @@ from safemem.initramfs import check, packed, proven, unpack
 from safemem.outgoing import nextkernel
 from safemem.policy import casefile, cases, compiler, imagined, load, missing, pieces, places
 from safemem.realroot import maintenance, udevrules
-from tests.fakes import make_root
+from tests.fakes import make_root, pci
 from tests.kit import policy
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
@@ -74,6 +74,7 @@ def _root() -> Path:
     """Return a machine with an accepted handover, made once a process; targets replace its files."""
     folder = Path(tempfile.mkdtemp(prefix="safemem-fuzz-"))
     root = make_root(folder, offered=True, kho_in=True, crash="01000000-24ffffff", offline="32-33", online="0-1")
+    pci(root, virtual=True)
     efi = root / paths.ATTEMPTS
     efi.parent.mkdir(parents=True)
     efi.write_bytes(bytes(8))
@@ -112,6 +113,7 @@ KERNEL = (
     paths.DMI_VENDOR, paths.CPUINFO, paths.HYPERVISOR, paths.CONFIG[0], paths.LOAD_LIMIT, f"{paths.MEMORY}/memory32/state",
     f"{paths.SETUP_DATA}/1/type", f"{paths.KHO[1]}/in/fdt", f"{paths.KHO[1]}/in/sub_fdts/kexec-metadata",
     f"{paths.KHO[1]}/out/scratch_phys", f"{paths.KHO[1]}/out/scratch_len", paths.BOOT_PARAMS, paths.MEMINFO,
+    f"{paths.PCI_DEVICES}/0000:00:04.0/config", f"{paths.PCI_DEVICES}/0000:00:04.0/vendor",
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from safemem.boot.cmdline import sealed
 from safemem.boot.model import FINAL, Override, Policy, Term
 from safemem.boot.ranges import Range
 from safemem.policy import compiler
-from tests.fakes import BLOCK, make_root
+from tests.fakes import BLOCK, make_root, pci
 from tests.faults import REACH, Call, Fault, Machine, drawn, judged
 from tests.kit import GUARD, NEVER, policy, rule, shipped, when
 
@@ -77,6 +77,11 @@ def _own_rule(root: Path) -> None:
         (root / name).write_text('SUBSYSTEM=="memory", ATTR{state}="online"\n')
 
 
+def _device(root: Path) -> None:
+    pci(root)
+    pci(root, "0000:00:05.0", driver=True)
+
+
 def _available(root: Path) -> None:
     (root / paths.MEMINFO).write_text("MemTotal: 4000000 kB\nMemAvailable: 3000000 kB\n")
     (root / paths.UPTIME).write_text("1.00 1.00\n")
@@ -116,6 +121,7 @@ SCENARIOS = [
     Scenario("quarantine", _held(boot_memory="offline", floor="1MiB"), {"offered": True}, {}, _available),
     Scenario("shortfall ends the boot", _held(on_shortfall="panic", exposed_max="70%"), {"offered": True}),
     Scenario("hold, or reboot", _held(on_shortfall="reboot"), {"offered": True, **GUARD}),
+    Scenario("a device is stopped", _held(quiesce="pci", on_shortfall="panic"), {"offered": True}, {}, _device),
     Scenario("kmem is held", _all("online-all", memory=_KMEM), {}, {}, _kmem),
     Scenario("named stricter", shipped("development"), {"cmdline": "kho=on safemem.policy=strict"}, {"strict": _all("panic")}),
     Scenario("named holds kmem", shipped("live-update-host"), {"cmdline": "kho=on safemem.policy=strict"}, {"strict": _all("online-all", memory=_KMEM)}, _kmem),
@@ -140,6 +146,7 @@ class Outcome(NamedTuple):
     complete: bool
     short: bool  #: by its own account less is held than was decided
     final: bool  #: the rule that decided ends the boot over a shortfall
+    masters: frozenset[str]  #: PCI functions that may write to memory and have no driver
 
     def looser(self, got: Outcome, held: frozenset[int]) -> tuple[list[str], list[str]]:
         """Return in which ways `got` is looser than this, and of these what its record owns up to; `held` are offline at first."""
@@ -154,6 +161,7 @@ class Outcome(NamedTuple):
             ("arrivals are not held", self.holds and not got.holds),
             ("the guard is given back", got.guard != self.guard),
             ("the kernel's zone", bool((got.normal - self.normal) & held)),
+            ("a device may write to memory", bool(got.masters - self.masters)),
             ("a shortfall that the policy ends the boot over", self.final and got.final and got.short),
         ):
             found += [what] if differs else []
@@ -199,6 +207,11 @@ def outcome(root: Path, status: int) -> Outcome:
         complete=complete,
         short=short,
         final=final,
+        masters=frozenset(
+            path.parent.name
+            for path in (root / paths.PCI_DEVICES).glob("*/config")
+            if path.read_bytes()[4] & 4 and not path.with_name("driver").is_symlink()
+        ),
     )
 
 
@@ -224,8 +237,9 @@ def run(fake: Machine, fault: Fault | None = None) -> Outcome:
 
 
 def by_design(call: Call, kind: str) -> bool:
-    """Return whether a fault is an answer and no fault: what nobody passed, counted or has is not there."""
-    return kind == "ENOENT" and call.path in (paths.ATTEMPTS, paths.LOAD_LIMIT, boot.POLICIES)
+    """Return whether a fault is an answer and no fault: what nobody passed, counted, has or drives is not there."""
+    answers = call.path in (paths.ATTEMPTS, paths.LOAD_LIMIT, boot.POLICIES) or call.path.endswith("/driver")
+    return kind == "ENOENT" and answers
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=[scenario.name for scenario in SCENARIOS])

@@ -19,8 +19,8 @@ SEARCH = settings(
     max_examples=max(300, DRAWS // 4), deadline=None, suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )  # fmt: skip
-#: Without a device: if either policy opens that, both see more.
-MET = st.lists(machines().map(lambda met: met._replace(device=False)), min_size=8, max_size=8)
+#: Without a device and a token: if either policy opens the one or retrieves the other, both see more.
+MET = st.lists(machines().map(lambda met: met._replace(device=False, token="")), min_size=8, max_size=8)
 
 
 class Came(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from safemem.boot import confidence
 from safemem.boot.conditions import fact_text, matches, wanted_text
 from safemem.boot.model import (
+    FINAL,
     UNKNOWN,
     Decision,
     Fact,
@@ -25,7 +26,13 @@ from safemem.boot.plan import split, steps
 from safemem.boot.ranges import Range, common, merge_ranges, size_text, total, without
 
 #: Codes of warnings that follow from the plan.
-PLANNED = ("no-safe-region", "too-late", "block-cut", "state-unknown")
+PLANNED = (
+    "no-safe-region", "too-late", "block-cut", "state-unknown", "devices-write", "devices-stopped", "no-iommu",
+)  # fmt: skip
+#: Handovers after which no PCI function writes to what it should not: nobody has left one, or its owner claims it.
+_CLAIMED = ("none", "accepted")
+#: PCI functions that a warning names; the record has all of them.
+_NAMED = 4
 #: Said of what a policy decides that only observes.
 OBSERVES = "the policy only observes: nothing of this is done"
 #: Said wherever a policy's trust in the guard made a fact.
@@ -151,7 +158,7 @@ def warnings(rule: Rule, snapshot: Snapshot, region: tuple[Range, ...] | None, t
         if run.state not in ("online", "offline"):
             text = f"blocks {run.first}-{run.last} are `{run.state}`: left alone, protection unknown"
             found.append(Note("state-unknown", text))
-    return found
+    return [*found, *_devices(rule, snapshot)]
 
 
 def _too_late(rule: Rule, snapshot: Snapshot, late: list[Step]) -> list[Note]:
@@ -183,4 +190,25 @@ def _cuts(snapshot: Snapshot, region: tuple[Range, ...]) -> list[Note]:
                 lost = size_text(min(end, area.end) - max(start, area.start))
                 text = f"safe region {area} cuts through block {number}, which stays held: {lost} of it are safe but unused"
                 found.append(Note("block-cut", text))
+    return found
+
+
+def _devices(rule: Rule, snapshot: Snapshot) -> list[Note]:
+    """Return what devices that nobody owns may do to memory, one sentence each."""
+    masters = snapshot.masters
+    stops = bool(rule.quiesce) and rule.action not in FINAL
+    unclaimed = snapshot.facts["handover"].value not in _CLAIMED
+    if not masters or not (stops or unclaimed):
+        return []
+    more = f", and {len(masters) - _NAMED} more" if len(masters) > _NAMED else ""
+    which = f"{', '.join(map(str, masters[:_NAMED]))}{more}"
+    number = f"{len(masters)} PCI function{'s' if len(masters) > 1 else ''}"
+    if stops:
+        limits = "that stops no device behind a driver, no core that goes on running and nothing of firmware's"
+        verb = "are" if len(masters) > 1 else "is"
+        found = [Note("devices-stopped", f"{number} {verb} stopped before memory is touched: {which}; {limits}")]
+    else:
+        found = [Note("devices-write", f"{number} may still write to memory: {which}; no driver owns them")]
+    if unclaimed and snapshot.facts["iommu"].value == "off":
+        found.append(Note("no-iommu", "there is no IOMMU: a stray device reaches all memory"))
     return found

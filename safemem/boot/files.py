@@ -193,9 +193,12 @@ def umask() -> None:
 
 def _write(fd: int, data: bytes) -> None:
     """Write `data` by one call. Raises OSError, also if not all of it was taken: the rest would be a value of its own."""
-    written = posix.write(fd, data)
-    if written != len(data):
-        raise OSError(_EIO, f"{written} of {len(data)} bytes were written")
+    _written(posix.write(fd, data), data)
+
+
+def _written(number: int, data: bytes) -> None:
+    if number != len(data):
+        raise OSError(_EIO, f"{number} of {len(data)} bytes were written")
 
 
 def put(root: str, name: str, data: str, *, append: bool = False, wait: bool = False) -> None:
@@ -207,6 +210,15 @@ def put(root: str, name: str, data: str, *, append: bool = False, wait: bool = F
     fd = posix.open(path(root, name), flags | (0 if wait else posix.O_NONBLOCK))
     try:
         _write(fd, data.encode())
+    finally:
+        posix.close(fd)
+
+
+def write_at(root: str, name: str, place: int, data: bytes) -> None:
+    """Write `data` by one call at a byte offset of a file that is there, and leave the rest of it."""
+    fd = posix.open(path(root, name), posix.O_WRONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    try:
+        _written(posix.pwrite(fd, data, place), data)
     finally:
         posix.close(fd)
 

@@ -17,6 +17,7 @@ from safemem.boot import (
     compiled,
     console,
     crashkernel,
+    devices,
     engine,
     files,
     hold,
@@ -189,7 +190,10 @@ def _carry_out(
     """
     arrivals = "hold" if decision.holds else hold.ONLINE_WORD[decision.arrivals]
     _write_env(root, decision, arrivals, finished=False)
+    # Before memory is touched: what a device writes to is not given to anybody, and nobody moves it.
+    stop = devices.quiesce(root, decision.plan.quiesce) if decision.rule.quiesce else devices.Stopped()
     masked, problems = _keep_others_off(root, snapshot, decision)
+    problems += stop.problems
     patience = policies[0].on_failure.deadline / 2
     result = apply.carry_out(decision.plan, root, console.Counter(root).step, patience)
     taken = {**record.read_taken(root), **result.taken}
@@ -212,16 +216,17 @@ def _carry_out(
     problems += _count(root, policies, snapshot, whole=whole, must=ends and decision.rule.on_shortfall == "reboot")
     done = record.Done(
         complete=result.complete and not held and not problems,
+        quiesced=stop.addresses,
         bytes_onlined=result.onlined,
         bytes_wanted=result.wanted,
         bytes_quarantined=result.quarantined,
         masked=tuple(masked),
-        problems=(*held, *problems, *result.problems),
+        problems=(*held, *problems, *result.problems, *stop.owned),
         shortfall=short,
     )
     text = record.record_text(snapshot, decision, done, account.to_json(shares), totals)
     files.replace(root, record.RECORD, text)
-    for text in (*result.problems, *problems):
+    for text in (*result.problems, *problems, *stop.owned):
         say(root, WARNING, text)
     quarantine = f", {size_text(result.quarantined)} taken offline" if result.quarantined else ""
     say(root, NOTICE, f"done: {size_text(result.onlined)} of {size_text(result.wanted)} onlined{quarantine}")
@@ -301,7 +306,12 @@ def _shortfall(
         elif result.exposed:
             return f"memory that should be held is online: {result.problems[0]}"
     # A hold that somebody else can end is none: what could not be masked, forbidden or looked at counts as well.
-    counts = tuple(problems) if decision.holds else probe.unseen(tuple(problems))
+    # What may write to memory without an owner may do so to memory in use, too.
+    counts = [
+        note
+        for note in problems
+        if decision.holds or note.code == devices.NOT_QUIESCED or note in probe.unseen(tuple(problems))
+    ]
     return counts[0] if counts else ""
 
 

@@ -72,6 +72,14 @@ PAGEFLAGS = "proc/kpageflags"
 #: Ours: a hugetlbfs that only root reaches, which the archive's wrapper mounts, with a file for each node.
 PAGES = "run/safemem/pages"
 
+# ---- devices
+#: A folder for each bus that the kernel knows; and one for each PCI function (Documentation/PCI/sysfs-pci.rst).
+BUSES = "sys/bus"
+PCI_DEVICES = "sys/bus/pci/devices"
+#: An entry for each IOMMU in use, and one for each group of devices that it keeps apart.
+IOMMU_CLASS = "sys/class/iommu"
+IOMMU_GROUPS = "sys/kernel/iommu_groups"
+
 # ---- machine and firmware
 #: Ours: one line, which operators write and images carry.
 MACHINE_CLASS = "etc/safemem/machine-class"

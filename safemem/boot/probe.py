@@ -8,7 +8,7 @@ no evidence (older kernels print `disabling KHO revival` after a harmless kexec)
 
 from __future__ import annotations
 
-from safemem.boot import attempts, crashkernel, files, guards, memory, paths
+from safemem.boot import attempts, crashkernel, devices, files, guards, memory, paths
 from safemem.boot.asked import ARGUMENT
 from safemem.boot.cmdline import arguments, boolean, unsealed
 from safemem.boot.files import reason
@@ -72,6 +72,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         what = "the token" if handover.source == paths.LUO_DEVICE else "an incoming tree"
         text = f"{handover.source} shows {what}, and the guard that only a rejection leaves {state} in force"
         handover = Fact(UNKNOWN, handover.source, text)
+    bus, masters = devices.read(root)
     facts = {
         "handover": handover,
         "luo": _luo(root, asked, open_luo),
@@ -86,6 +87,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         **_incoming(root, handover),
         "boot_attempts": attempts.read(root, asked or {}),
         "guard": guard,
+        **bus,
     }
     return Snapshot(
         facts=facts,
@@ -102,6 +104,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         if (handover.value, handover.source) == (UNKNOWN, paths.LUO_DEVICE)
         else crashkernel.witness(root, asked or {}, kho, offered),
         gigantic=gigantic,
+        masters=masters,
     )
 
 

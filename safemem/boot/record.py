@@ -34,6 +34,7 @@ class Done(NamedTuple):
     problems: tuple[Note, ...] = ()
     shortfall: str = ""  #: in which way less was reached than was decided
     dry_run: bool = False  #: nothing was done, as the command line asked; everything else is as it is by default
+    quiesced: tuple[str, ...] = ()  #: addresses of PCI functions that may no longer write to memory
     observed: bool = False  #: nothing was done, as the policy says; what was onlined is what was offline for our hold
 
 
@@ -126,6 +127,8 @@ def done_to_json(done: Done) -> dict[str, object]:
     table = {key: plain(value) for key, value in done._asdict().items() if key != "dry_run"}
     if not done.observed:
         del table["observed"]
+    if not done.quiesced:  # most rules stop nothing
+        del table["quiesced"]
     return {**table, "problem_codes": codes(done.problems), "shortfall": done.shortfall or None}
 
 

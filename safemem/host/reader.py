@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 
 from safemem.boot import compiled, files
 from safemem.boot.account import KINDS, Share
+from safemem.boot.devices import is_address
 from safemem.boot.memory import GIGANTIC
 from safemem.boot.model import (
     DRIVERS,
@@ -23,6 +24,7 @@ from safemem.boot.model import (
     ZONES,
     Blocks,
     Decision,
+    Device,
     Fact,
     Miss,
     Override,
@@ -219,7 +221,23 @@ def _snapshot(place: Place) -> Snapshot:
         witness=place.text_of("witness"),
         room=_room(room) if (room := place.given("room")) else Room(),
         gigantic=tuple(_pages(item) for item in place.items_of("gigantic")),
+        masters=tuple(_device(item) for item in place.items_of("masters")),
     )
+
+
+def _device(place: Place) -> Device:
+    vendor, device = (place.item(key) for key in ("vendor", "device"))
+    for item in (vendor, device):
+        if item.number() > 0xFFFF:
+            raise Invalid(f"{item.where}: `{item.value}` should be a number of 16 bits")
+    return Device(_address(place.item("address")), vendor.number(), device.number())
+
+
+def _address(place: Place) -> str:
+    text = place.text()
+    if not is_address(text):
+        raise Invalid(f"{place.where}: `{text}` is no address of a PCI function, such as 0000:00:03.0")
+    return text
 
 
 def _pages(place: Place) -> Pages:
@@ -340,6 +358,7 @@ def _done(place: Place) -> Done:
         masked=tuple(item.text() for item in place.items_of("masked")),
         problems=place.notes("problems", "problem_codes") if place.given("problems") else (),
         shortfall=place.text_of("shortfall"),
+        quiesced=tuple(_address(item) for item in place.items_of("quiesced")),
         observed=observed.flag() if observed else False,
     )
 

@@ -142,6 +142,8 @@ def machines() -> dict[str, dict[str, bytes]]:
             # The second 512 MiB are a gigantic page that nobody has mapped: its head, and a tail 2 MiB further on.
             "proc/kpageflags": bytes(_PAGE // 4096 * 8) + struct.pack("<Q4088xQ", 0x28000, 0x30000),
             "run/safemem/pages/.mounted": b"",
+            # A function that may write to memory and has no driver.
+            "sys/bus/pci/devices/0000:00:04.0/config": b"\x34\x12\xe8\x11\x07\x01" + bytes(58),
         },
         "nothing to read": {},
     }

@@ -27,6 +27,7 @@ CODES = {
     "idle-accept-errors": ("warning", "`accept_errors` names only errors that the policy has."),
     "same-as-next": ("warning", "A rule differs from the one after it."),
     "observes": ("warning", "What a policy decides is done, and not only recorded."),
+    "quiesces-accepted": ("warning", "No device is stopped that an accepted handover may have preserved."),
     "tight-limit": ("note", "A limit can be met beside what the host itself runs in."),
     "held-everywhere": ("note", "An exception holds memory after a clean boot only where that is meant."),
     "held-anyway": ("note", "A zone is given to memory that no exception holds."),

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from safemem.boot import account, gigantic, plan, probe
-from safemem.boot.model import FINAL, Blocks, Decision, Snapshot, Step
+from safemem.boot import account, devices, gigantic, plan, probe
+from safemem.boot.model import FINAL, UNKNOWN, Blocks, Decision, Snapshot, Step
 from safemem.boot.ranges import Range, cut, joined, merge_ranges, parse_limit, size_text, total
 
 
@@ -151,4 +151,7 @@ def _short(
     odd = {run.state for run in snapshot.blocks} - {"online", "offline", *(["going-offline"] if limit >= 0 else [])}
     if odd:
         return f"some memory is neither online nor offline: its state is {sorted(odd)[0]}"
+    masters = decision.facts.get("bus_masters")
+    if decision.rule.quiesce and masters and masters.value == UNKNOWN and not unseen:
+        return f"{devices.UNSEEN}: {masters.reason}"
     return unseen[0] if unseen else ""

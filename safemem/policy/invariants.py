@@ -50,7 +50,7 @@ def check(policy: Policy, outcomes: Outcomes) -> list[Finding]:
         *_unreachable(policy, outcomes), *_exposes(policy, outcomes), *_idle(policy, outcomes), *_unknowns(outcomes),
         *_milder(policy, outcomes), *_loops(outcomes), *_blocks(policy), *_failure(policy), *_same(policy),
         *(_finding(*complaint) for complaint in limits.check(policy, outcomes)), *_overrides(policy),
-        *_observes(policy), *_trusts(policy, outcomes), *_otherwise(policy, outcomes),
+        *_observes(policy), *_trusts(policy, outcomes), *_quiesces(outcomes), *_otherwise(policy, outcomes),
     ]  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def _overrides(policy: Policy) -> Iterator[Finding]:
 
 def _unknowns(outcomes: Outcomes) -> Iterator[Finding]:
     space = outcomes.space
-    bad: dict[tuple[int, str], list[tuple[State, Value]]] = {}
+    bad: dict[tuple[int, str], list[tuple[State, State]]] = {}
     for place, name in enumerate(space.facts):
         if UNKNOWN not in space.classes[place]:
             continue
@@ -160,16 +160,14 @@ def _unknowns(outcomes: Outcomes) -> Iterator[Finding]:
             if state[place] != UNKNOWN:
                 continue
             mine = PERMISSIVENESS[outcomes.rules[index].action]
-            for value in space.classes[place]:
-                known = (*state[:place], value, *state[place + 1 :])
+            for known in (one for value in space.classes[place] for one in space.changed(state, name, value)):
                 other = outcomes.of.get(known)
                 if other is not None and PERMISSIVENESS[outcomes.rules[other].action] < mine:
-                    bad.setdefault((index, name), []).append((state, value))
+                    bad.setdefault((index, name), []).append((state, known))
                     break
-    for (index, name), found in sorted(bad.items()):
-        state, value = found[0]
-        place = space.facts.index(name)
-        stricter = outcomes.rules[outcomes.of[(*state[:place], value, *state[place + 1 :])]]
+    for (index, name), found in sorted(bad.items(), key=lambda item: item[0]):
+        state, known = found[0]
+        value, stricter = known[space.facts.index(name)], outcomes.rules[outcomes.of[known]]
         yield _finding(
             "unknown-permissive", outcomes.rules[index].name, "when",
             f"with `{name}` unknown the outcome is {outcomes.rules[index].action}, with {name} = {fact_text(value)} it is"
@@ -182,20 +180,20 @@ def _unknowns(outcomes: Outcomes) -> Iterator[Finding]:
 def _milder(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
     """Yield the rules that decide with a fact unknown as a known one does, but mildly: compared where actions are equal."""
     space = outcomes.space
-    bad: dict[tuple[int, str], tuple[str, State, Value]] = {}
+    bad: dict[tuple[int, str], tuple[str, State, State]] = {}
     for place, name in enumerate(space.facts):
         for state, index in outcomes.of.items() if UNKNOWN in space.classes[place] else ():
-            for value in space.classes[place] if state[place] == UNKNOWN else ():
-                other = outcomes.of.get((*state[:place], value, *state[place + 1 :]), index)
+            values = space.classes[place] if state[place] == UNKNOWN else ()
+            for changed in (one for value in values for one in space.changed(state, name, value)):
+                other = outcomes.of.get(changed, index)
                 mine, known = outcomes.rules[index], outcomes.rules[other]
                 if other == index or mine.action != known.action or (index, name) in bad:
                     continue
                 words = [word for word in looser_words(policy, known, mine) if word != "zone"]
                 if words:
-                    bad[index, name] = (words[0], state, value)
-    for (index, name), (word, state, value) in sorted(bad.items()):
-        place = space.facts.index(name)
-        stricter = outcomes.rules[outcomes.of[(*state[:place], value, *state[place + 1 :])]]
+                    bad[index, name] = (words[0], state, changed)
+    for (index, name), (word, state, changed) in sorted(bad.items(), key=lambda item: item[0]):
+        value, stricter = changed[space.facts.index(name)], outcomes.rules[outcomes.of[changed]]
         yield _finding(
             "unknown-milder", outcomes.rules[index].name, word,
             f"with `{name}` unknown `{word}` is milder than with {name} = {fact_text(value)} (rule `{stricter.name}`)",
@@ -309,9 +307,11 @@ def _trusts(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
     found: dict[str, list[State]] = {}
     for state in outcomes.of:
         facts = outcomes.space.named(state)
-        unknown = tuple({"handover": UNKNOWN}.get(name, facts[name]) for name in outcomes.space.facts)
-        before = outcomes.of.get(unknown)
-        if facts["handover"] == "accepted" and facts.get("guard", "void") == "void" and before is not None:
+        evident = facts["handover"] == "accepted" and facts.get(CONFIDENT["handover"], "evidence") == "evidence"
+        for unknown in outcomes.space.changed(state, "handover", UNKNOWN) if evident else ():
+            before = outcomes.of.get(unknown)
+            if before is None or facts.get("guard", "void") != "void":
+                continue
             mine, other = outcomes.rule(state).action, outcomes.rules[before].action
             if PERMISSIVENESS[mine] > PERMISSIVENESS[other]:
                 found.setdefault(f"{mine} instead of {other}", []).append(state)
@@ -320,6 +320,22 @@ def _trusts(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
             "trusts-guard", outcomes.rule(states[0]).name, "action",
             f"with trust_guard, a handover that nobody can tell ends in {what} if the guard is not in force", "",
             smallest(outcomes, states, keep=("guard",)),
+        )  # fmt: skip
+
+
+def _quiesces(outcomes: Outcomes) -> Iterator[Finding]:
+    """Yield the rules that stop devices whose owners are yet to claim them."""
+    bad: dict[int, list[State]] = {}
+    for state, index in outcomes.of.items():
+        rule = outcomes.rules[index]
+        if rule.quiesce and rule.action not in FINAL and state[0] == "accepted":
+            bad.setdefault(index, []).append(state)
+    for index, states in sorted(bad.items()):
+        yield _finding(
+            "quiesces-accepted", outcomes.rules[index].name, "quiesce",
+            "`quiesce` stops devices after an accepted handover too: one that was preserved has no driver until its owner"
+            " claims it",
+            "leave it to rules for a handover that is lost or unknown", smallest(outcomes, states),
         )  # fmt: skip
 
 

@@ -188,8 +188,10 @@ def _trusting(outcomes: Outcomes) -> bool:
     """Return whether some handover that cannot be told ends otherwise if it is taken for an accepted one."""
     place = outcomes.space.facts.index("handover")
     for state, index in outcomes.of.items():
-        trusted = outcomes.of.get((*state[:place], "accepted", *state[place + 1 :]))
-        if state[place] == UNKNOWN and trusted is not None and trusted != index:
+        if state[place] == UNKNOWN and any(
+            outcomes.of.get(trusted, index) != index
+            for trusted in outcomes.space.changed(state, "handover", "accepted")
+        ):
             return True
     return False
 

@@ -133,6 +133,16 @@ class Space:
             for pair in _region(policy, facts)
         )
 
+    def changed(self, state: State, name: str, value: Value) -> Iterator[State]:
+        """Yield `state` with another value of one fact; how sure that is follows from it, so that may be anything."""
+        free = [CONFIDENT.get(name, ""), CONFIDENT["safe_region"] if name == "handover" else ""]
+        yield from product(
+            *(
+                (value,) if fact == name else classes if fact in free else (mine,)
+                for fact, classes, mine in zip(self.facts, self.classes, state, strict=True)
+            )
+        )
+
     def locate(self, facts: dict[str, Fact]) -> State:
         """Return the state that stands for a machine with `facts`, derived ones included."""
         return tuple(self.stand_in(name, facts[name].value) for name in self.facts)

@@ -203,6 +203,7 @@ def _applied(done: Done | None, problems: tuple[Note, ...]) -> list[str]:
         lines += [f"applied   {onlined}, as Linux alone would have"] if done.bytes_wanted else []
         return lines + [f"problem   {text}" for text in problems]
     lines = [f"applied   {size_text(done.bytes_onlined)} of {size_text(done.bytes_wanted)} onlined"]
+    lines += [f"stopped   PCI {', '.join(done.quiesced)}: no bus mastering"] if done.quiesced else []
     return lines + [f"problem   {text}" for text in problems]
 
 
