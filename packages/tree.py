@@ -77,7 +77,8 @@ def programs(package: str, command: str) -> dict[str, str]:
     `command` is where the command looks first: for what others have written and only safemem sees.
     """
     realroot = {
-        f"usr/lib/safemem/{name}": REALROOT.format(modules=package, name=name) for name in ("hold", "maintenance")
+        f"usr/lib/safemem/{name}": REALROOT.format(modules=package, name=name)
+        for name in ("hold", "maintenance", "token")
     }
     return {"usr/bin/safemem": COMMAND.format(modules=command), **realroot}
 

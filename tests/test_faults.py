@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from safemem.boot import compiled, hold, paths, record
+from safemem.boot import compiled, hold, paths, record, token
 from safemem.boot import main as boot
+from safemem.boot.cmdline import sealed
 from safemem.boot.model import FINAL, Override, Policy, Term
 from safemem.boot.ranges import Range
 from safemem.policy import compiler
@@ -91,6 +92,13 @@ def _all(action: str, **more: Any) -> Policy:
     return policy(NEVER, otherwise=rule(action, accept_data_exposure=action == "online-all"), **more)
 
 
+def _token(root: Path) -> None:
+    """Leave what a look at the token has found, as a second run of the program finds it, and a device that does not answer."""
+    (root / token.TAKEN).parent.mkdir(parents=True)
+    (root / token.TAKEN).write_text(f"right {'0' * 64} the predecessor's token came through LUO\n")
+    (root / paths.LUO_DEVICE).touch()
+
+
 _KMEM = (Override(driver="kmem", hold=True),)
 _BOUND = policy(rule("reboot", name="twice", when=when("boot_attempts", Term("<", 2))), otherwise="panic", name="bound")
 SCENARIOS = [
@@ -120,6 +128,7 @@ SCENARIOS = [
     Scenario("a rules file of the image", shipped("maintenance"), {"offered": True}, {}, _own_rule),
     Scenario("counted boots", _BOUND, {"offered": True}, {}, _efi),
     Scenario("a trusted guard", _held()._replace(trust_guard=True), {"offered": True, "debugfs": False, "cmdline": GUARD["cmdline"]}),
+    Scenario("a token", shipped("maintenance")._replace(retrieve_token=True), {"offered": True, "kho_out": False, "luo": True, "config": "CONFIG_KEXEC_HANDOVER=y\n", "cmdline": f"safemem.token={sealed('0' * 64)}"}, {}, _token),
 ]  # fmt: skip
 
 

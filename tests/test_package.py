@@ -100,9 +100,14 @@ def test_units_name_no_modules(package: Path, tmp_path: Path) -> None:
     units = {name: data.decode() for name, data in files.items() if name.startswith("usr/lib/systemd/system/")}
     started = {line.split()[0].partition("=/")[2] for text in units.values() for line in text.splitlines() if line.startswith("ExecStart=")}  # fmt: skip
 
-    assert {"usr/lib/safemem/hold", "usr/lib/safemem/maintenance", "usr/bin/safemem"} == started
+    assert {
+        "usr/lib/safemem/hold",
+        "usr/lib/safemem/maintenance",
+        "usr/lib/safemem/token",
+        "usr/bin/safemem",
+    } == started
     assert started <= set(files) and not [name for name, text in units.items() if "python" in text]
-    for name in ("hold", "maintenance"):
+    for name in ("hold", "maintenance", "token"):
         text = files[f"usr/lib/safemem/{name}"].decode()
         assert text.startswith("#!/usr/bin/python3 -IS\n") and '"/usr/lib/python3/dist-packages"' in text
 
@@ -241,7 +246,7 @@ def test_rpm_comes_changes_and_goes(rpm: Path, tmp_path: Path) -> None:
     # What the units start looks for modules where this package has them.
     for unit in (root / "usr/lib/systemd/system").iterdir():
         assert "dist-packages" not in unit.read_text() and "python" not in unit.read_text()
-    for name in ("hold", "maintenance"):
+    for name in ("hold", "maintenance", "token"):
         assert '"/usr/lib/safemem/python"' in (root / "usr/lib/safemem" / name).read_text()
     run("-V", "safemem")
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 # `hashlib` would serve, but importing it loads libcrypto, which the initramfs then has to carry.
 try:
-    from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]  # Python 3.12 and later
+    from _sha2 import sha256 as sha256  # type: ignore[import-not-found,unused-ignore]  # Python 3.12 and later
 except ImportError:
     try:
-        from _sha256 import sha256  # type: ignore[import-not-found,no-redef,unused-ignore]  # Python 3.11
+        from _sha256 import sha256 as sha256  # type: ignore[import-not-found,no-redef,unused-ignore]  # Python 3.11
     except ImportError:
-        from hashlib import sha256
+        from hashlib import sha256 as sha256
 
 FORMAT = 1
 #: Bytes; a policy is a few thousand.

@@ -24,7 +24,7 @@ _READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK
 _WRITE = posix.O_WRONLY | posix.O_TRUNC | posix.O_CLOEXEC
 #: A draft that nobody else has made, and no link.
 _DRAFT = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
-_TYPE, _FOLDER = 0o170000, 0o040000
+_TYPE, _FOLDER, _PLAIN = 0o170000, 0o040000, 0o100000
 _EIO, _EEXIST = 5, 17
 #: Of a file that somebody else may hold immutable: FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IMMUTABLE_FL (include/uapi/linux/fs.h).
 _GETFLAGS, _SETFLAGS, _IMMUTABLE = 0x80086601, 0x40086602, 0x10
@@ -345,3 +345,41 @@ def make_mutable(root: str, name: str) -> None:
 def open_and_close(root: str, name: str) -> None:
     """Open a device for reading and writing, and close it at once."""
     posix.close(posix.open(path(root, name), posix.O_RDWR | posix.O_CLOEXEC))
+
+
+class Device:
+    """An open descriptor that answers to ioctl. Every method raises OSError."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over the descriptor `fd`."""
+        self._fd = fd
+
+    def __enter__(self) -> Device:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        posix.close(self._fd)
+
+    def ask(self, request: int, data: bytes) -> bytes:
+        """Call ioctl; return the argument as the kernel leaves it."""
+        import fcntl  # only where a policy has the token retrieved
+
+        return fcntl.ioctl(self._fd, request, data)
+
+    def made(self, request: int, data: bytes) -> Device:
+        """Call an ioctl that makes a descriptor, and leaves it behind the first four bytes of its argument."""
+        return Device(int.from_bytes(self.ask(request, data)[4:8], "little"))
+
+    def content(self, size: int) -> bytes | None:
+        """Return what a plain file of `size` bytes holds; None if it is another kind of file, or not of that size."""
+        state = posix.fstat(self._fd)
+        if state.st_mode & _TYPE != _PLAIN or state.st_size != size:
+            return None
+        return posix.pread(self._fd, size, 0)
+
+
+def device(root: str, name: str) -> Device:
+    """Open a device for reading and writing."""
+    return Device(posix.open(path(root, name), posix.O_RDWR | posix.O_CLOEXEC))

@@ -20,6 +20,8 @@ from safemem.boot.tuples import NamedTuple
 
 #: What x86 takes as a command line (COMMAND_LINE_SIZE less its end); what is longer the kernel cuts off.
 LONGEST = 2047
+#: Where no guard can be computed and the token can be named all the same: a kernel without debugfs files has LUO.
+TOKEN_ALONE = "the token alone, no guard and no safe region"
 #: Arguments that are written anew; the kernel reads `-` in a name as `_`.
 _REPLACED = ("crashkernel", "memhp_default_state", "BOOT_IMAGE")
 
@@ -284,14 +286,39 @@ def _quoted(word: str) -> str:
     return "'" + word.replace("'", "'\"'\"'") + "'"
 
 
+def token(root: str) -> str:
+    """Return the argument that names the token which this system holds for the next kernel.
+
+    Raises:
+        CannotSay: nobody holds one.
+    """
+    from safemem.boot.token import handed  # only where it is asked for
+
+    text, why = handed(root)
+    if not text:
+        raise CannotSay(f"no token to name: {why}")
+    return text
+
+
+def with_token(advice: Advice, text: str) -> Advice:
+    """Return the advice with the argument of a token in it."""
+    name = text.partition("=")[0]
+    old = [f"`{word}`" for word in split(advice.cmdline)[0] if word.partition("=")[0].replace("-", "_") == name]
+    by_hand = f"take {', '.join(old)} out of the next command line: two tokens prove nothing"
+    return advice._replace(
+        arguments=(*advice.arguments, text), by_hand=(*advice.by_hand, *([by_hand] if old else [])),
+    )  # fmt: skip
+
+
 _USAGE = """\
-usage: handover-args [--root DIR] [--kernel IMAGE [--initrd FILE] [--kexec-command]] [--systemctl-command] [--explain]"""
+usage: handover-args [--root DIR] [--kernel IMAGE [--initrd FILE] [--kexec-command]] [--systemctl-command] [--token]
+                     [--explain]"""
 
 
 def main(argv: list[str]) -> int:
     """Print the arguments on one line; return 0, 1 if there are none to give, or 2 for a call that is wrong."""
     options = {"--root": "/", "--kernel": "", "--initrd": ""}
-    flags = {"--kexec-command": False, "--systemctl-command": False, "--explain": False}
+    flags = {"--kexec-command": False, "--systemctl-command": False, "--explain": False, "--token": False}
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -303,13 +330,22 @@ def main(argv: list[str]) -> int:
             sys.stderr.write(f"{_USAGE}\n")
             return 2
     root, kernel, initrd = options.values()
-    whole, systemctl, explain = flags.values()
+    whole, systemctl, explain, with_it = flags.values()
     if whole and (systemctl or not kernel):
         why = "and --systemctl-command exclude each other" if systemctl else "needs --kernel"
         sys.stderr.write(f"safemem: --kexec-command {why}\n{_USAGE}\n")
         return 2
     try:
-        advice = advise(root, kernel, initrd)
+        named = token(root) if with_it else ""
+        try:
+            advice = advise(root, kernel, initrd)
+        except CannotSay as error:
+            if not named or whole or systemctl:
+                raise
+            sys.stderr.write(f"safemem: {TOKEN_ALONE}: {error}\n")
+            sys.stdout.write(f"{named}\n")
+            return 0
+        advice = with_token(advice, named) if named else advice
         text = " ".join(advice.arguments)
         if whole:
             text = kexec_command(advice, kernel, initrd)

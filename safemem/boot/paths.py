@@ -43,6 +43,8 @@ SYSRQ = "proc/sysrq-trigger"
 UPTIME = "proc/uptime"
 #: The name of the process that writes it, as an oops and a panic show it.
 COMM = "proc/self/comm"
+#: What a process has open; `{}` is its number.
+DESCRIPTORS = "proc/{}/fd"
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 
 # ---- memory

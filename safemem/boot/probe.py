@@ -22,10 +22,12 @@ _BUSY, _IO = 16, 5
 
 #: `safemem.safe=`; with a check sum it was written by handover-args.
 _SAFE = "safemem.safe"
+#: As `safemem.boot.token` reads it, a module that most boots do without.
+_TOKEN = "safemem.token"
 #: Codes of notes that say that nobody knows what there is to hold; the last is of a look afterwards (`apply`).
 _UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
 #: What nobody but handover-args writes, for the command line of a kexec that hands over.
-_FOR_A_KEXEC = (ARGUMENT, attempts.ARGUMENT)
+_FOR_A_KEXEC = (ARGUMENT, attempts.ARGUMENT, _TOKEN)
 # DMI system vendor -> what systemd-detect-virt calls it.
 _VENDORS = (
     ("QEMU", "qemu"), ("KVM", "kvm"), ("VMware", "vmware"), ("Xen", "xen"), ("Amazon EC2", "amazon"),
@@ -34,10 +36,11 @@ _VENDORS = (
 
 
 def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = False) -> Snapshot:
-    """Return what the machine under `root` shows now. Writes nothing, mounts nothing.
+    """Return what the machine under `root` shows now. Writes nothing but what `token` says, mounts nothing.
 
     `open_luo` opens and closes `/dev/liveupdate`, which makes the kernel deserialise every
-    session and has one owner at a time: only where the policy asks for it.
+    session and has one owner at a time: only where the policy asks for it. `token` opens it too, where the command line
+    names a token, takes safemem's own session out of LUO, and writes down what it found: the boot program's alone.
     """
     notes: list[Note] = []
     cmdline = command_line(root)
@@ -49,6 +52,10 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
     config = _Config(root)
     offered = _offered(root)
     handover = _handover(root, offered, asked, config)
+    if token and cmdline is not None and asked is not None and _TOKEN in asked:
+        from safemem.boot import token as through_luo  # only where the policy asks for it, and there may be one
+
+        handover = through_luo.weigh(root, cmdline, offered, handover, _kho_shows(root), notes)
     kho = _kho(root, asked, config)
     size, blocks, unread = memory.blocks(root)
     guard, crash, reserved, gigantic = guards.read(root, asked, size, blocks)
@@ -62,7 +69,8 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         # While an accepted handover is set up, no kernel can reserve a crash range (seen on 7.2 and 7.3, x86 and arm64).
         # Gigantic pages it may have: since 7.3 they come from every GiB that holds nothing preserved.
         state = "is" if reserved else "may be"
-        text = f"{handover.source} shows an incoming tree, and the guard that only a rejection leaves {state} in force"
+        what = "the token" if handover.source == paths.LUO_DEVICE else "an incoming tree"
+        text = f"{handover.source} shows {what}, and the guard that only a rejection leaves {state} in force"
         handover = Fact(UNKNOWN, handover.source, text)
     bus, masters = devices.read(root)
     facts = {
@@ -91,7 +99,10 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         guard=reserved,
         overrides=overrides(asked or {}),
         notes=(*notes, *unread),
-        witness=crashkernel.witness(root, asked or {}, kho, offered),
+        # Where token and debugfs contradict each other, a third opinion settles nothing.
+        witness=""
+        if (handover.value, handover.source) == (UNKNOWN, paths.LUO_DEVICE)
+        else crashkernel.witness(root, asked or {}, kho, offered),
         gigantic=gigantic,
         masters=masters,
     )
@@ -315,6 +326,14 @@ def _handover(root: str, offered: Fact, asked: dict[str, str] | None, config: _C
     )
 
 
+def _kho_shows(root: str) -> str | None:
+    """Return the incoming tree that KHO's own files show, "" if it has no such files, None for anything else."""
+    tree, out = _kho_path(root, "in/fdt"), _kho_path(root, "out")
+    if tree and out:
+        return tree
+    return "" if not (out or _kho_path(root, "in") or _hidden(root, "in") or _hidden(root, "out")) else None
+
+
 def _nothing_offered(root: str, offered: Fact, asked: dict[str, str] | None, tree: str | None) -> Fact:
     """Return `none`, or `lost` if this boot was to have a handover, or unknown if the evidence is not of one mind."""
     shown = tree or _kho_path(root, "in") or _hidden(root, "in")
@@ -433,6 +452,9 @@ def _incoming(root: str, handover: Fact) -> dict[str, Fact]:
     """Return what only an accepted handover tells: its producers and where it came from."""
     if handover.value != "accepted":
         absent = Fact(UNKNOWN, handover.source, f"handover is {handover.value}, so no incoming tree can be read")
+        return {"nodes": absent, "previous_kernel": absent, "kexec_count": absent}
+    if handover.source == paths.LUO_DEVICE:
+        absent = Fact(UNKNOWN, paths.DEBUGFS, "this kernel has no files that show the incoming tree")
         return {"nodes": absent, "previous_kernel": absent, "kexec_count": absent}
     from safemem.boot.fdt import FdtError, parse  # only where there is a tree
 

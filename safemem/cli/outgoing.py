@@ -9,7 +9,7 @@ import sys
 import click
 
 from safemem.boot import handover_args as handover
-from safemem.boot.ground import UNTOLD
+from safemem.boot.ground import UNTOLD, CannotSay
 from safemem.boot.model import Snapshot
 from safemem.boot.printable import printable
 from safemem.boot.ranges import size_text, total
@@ -32,10 +32,18 @@ from safemem.outgoing import layout, nextkernel
     help="Print the whole `systemctl kexec` command. systemd 261 boots with this line alone; 262 puts the boot entry's"
     " options before it, so the entry may ask for no huge pages of its own.",
 )
+@click.option(
+    "--token",
+    is_flag=True,
+    help="Name the token that safemem-token.service holds: a kernel with such a policy proves by it that it accepted. Where"
+    " no guard can be computed, that is all that is printed.",
+)
 @click.option("--explain", is_flag=True, help="Say what each guard covers, what stays open and why.")
 @FORMAT
 @codes.ends(done="done", failure="no guard would work here")
-def handover_args(root: str, kernel: str, initrd: str, whole: bool, systemctl: bool, explain: bool, form: str) -> None:
+def handover_args(
+    root: str, kernel: str, initrd: str, whole: bool, systemctl: bool, token: bool, explain: bool, form: str
+) -> None:
     """Print guards, safe region and hold for the next kernel, computed from this kernel's scratch areas.
 
     Run it right before the kexec: scratch areas move at each cold boot.
@@ -44,7 +52,16 @@ def handover_args(root: str, kernel: str, initrd: str, whole: bool, systemctl: b
         raise click.UsageError("--kexec-command needs --kernel IMAGE")
     if whole and systemctl:
         raise click.UsageError("--kexec-command and --systemctl-command exclude each other")
-    advice = handover.advise(root, kernel, initrd, nextkernel.build(kernel) if kernel else UNTOLD)
+    named = handover.token(root) if token else ""
+    try:
+        advice = handover.advise(root, kernel, initrd, nextkernel.build(kernel) if kernel else UNTOLD)
+    except CannotSay as error:
+        if not named or whole or systemctl or form == "json":
+            raise
+        click.echo(f"safemem: {printable(f'{handover.TOKEN_ALONE}: {error}')}", err=True)
+        click.echo(named)
+        return
+    advice = handover.with_token(advice, named) if named else advice
     command = handover.kexec_command(advice, kernel, initrd) if kernel and (whole or form == "json") else None
     if systemctl:
         command = handover.systemctl_command(advice)

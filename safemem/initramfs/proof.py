@@ -124,6 +124,8 @@ def machines() -> dict[str, dict[str, bytes]]:
         b"safemem.safe=%s" % sealed("0x10000000-0x17ffffff").encode(),
         b"safemem.guard=%s" % guard.encode(),
         b"safemem.attempts=1",
+        # On a fake root nothing answers to it.
+        b"safemem.token=%s" % sealed("0" * 64).encode(),
     )
     return {
         "no handover": {**common, "proc/cmdline": b"kho=on liveupdate=on\n"},
