@@ -21,16 +21,18 @@ LUO_CLASS = "sys/class/misc/liveupdate"
 CLASSES = ("sys/class/misc", "sys/class")
 
 # ---- what the predecessor left
+SYS = "sys"
 #: Is there whenever sysfs is.
 KERNEL = "sys/kernel"
 #: x86: the zero page and the list behind it (Documentation/arch/x86/zero-page.rst).
 BOOT_PARAMS_FOLDER = "sys/kernel/boot_params"
 BOOT_PARAMS = "sys/kernel/boot_params/data"
+BOOT_VERSION = "sys/kernel/boot_params/version"
 SETUP_DATA = "sys/kernel/boot_params/setup_data"
 #: Machines with a device tree.
 DEVICE_TREE = "proc/device-tree"
 CHOSEN = "proc/device-tree/chosen"
-CHOSEN_KHO = "linux,kho-fdt"
+CHOSEN_KHO = ("linux,kho-fdt", "linux,kho-scratch")
 
 # ---- the kernel itself
 CMDLINE = "proc/cmdline"
