@@ -64,6 +64,7 @@ WORDS: dict[str, st.SearchStrategy[Any]] = {
     "floor": st.sampled_from(["", *FLOORS]),
     "if_onlined": st.sampled_from(["report", "offline"]),
     "final": st.booleans(),
+    "quiesce": st.sampled_from(["", "pci"]),
     "accept_data_exposure": st.booleans(),
     "memory": st.lists(EXCEPTION, max_size=2).map(tuple),
 }
@@ -72,6 +73,7 @@ BESIDE: dict[str, st.SearchStrategy[Any]] = {
     "allow_cmdline_override": st.booleans(),
     "memory": st.lists(EXCEPTION, max_size=3).map(tuple),
     "open_luo": st.booleans(),
+    "retrieve_token": st.booleans(),
     "keep_crashkernel": st.sampled_from(["", "128MiB", "256MiB", "64TiB"]),
     "trust_guard": st.booleans(),
     "on_failure": st.tuples(st.sampled_from(FINAL), st.just(""), st.sampled_from([1, 10, 600])).map(lambda it: Failure(*it)),
@@ -128,6 +130,7 @@ class Machine(NamedTuple):
     exposed: int  #: bytes, in the end
     loose: bool  #: memory that should be held is online
     default: int  #: the floor of a rule that names none
+    token: str = ""  #: what retrieving one says of a handover that nothing else tells
 
 
 @st.composite
@@ -166,7 +169,12 @@ def machines(draw: st.DrawFn, handovers: tuple[str, ...] = FACTS["handover"][1])
     )  # fmt: skip
     whole = at * BLOCK
     exposed = draw(st.sampled_from([0, 1, whole // 50, whole // 9, whole // 2, whole]))
-    return Machine(seen, draw(st.booleans()), exposed, draw(st.booleans()), draw(st.sampled_from([BLOCK, 4 << 30])))
+    told = "" if facts["handover"] != UNKNOWN else draw(st.sampled_from(["", "accepted", "rejected"]))
+    if (told == "accepted" and force) or facts["kho"] != "on":
+        told = ""
+    return Machine(
+        seen, draw(st.booleans()), exposed, draw(st.booleans()), draw(st.sampled_from([BLOCK, 4 << 30])), told
+    )
 
 
 def decide(drawn: Policy, machine: Machine) -> Decision:
@@ -174,6 +182,8 @@ def decide(drawn: Policy, machine: Machine) -> Decision:
     seen = machine.snapshot
     if machine.device and not drawn.open_luo and seen.facts["luo"].value in ("failed", "busy", UNKNOWN):
         seen = seen._replace(facts={**seen.facts, "luo": Fact("ready", "test")})
+    if drawn.retrieve_token and machine.token:
+        seen = seen._replace(facts={**seen.facts, "handover": Fact(machine.token, "test")})
     return engine.decide(drawn, seen)
 
 
@@ -197,6 +207,7 @@ def came_of(decision: Decision, limits: tuple[str, ...], deadline: int, machine:
     found: dict[Any, int] = {"end": 0, "arrivals": ZONES[decision.arrivals], "enter": not rule.enter}
     if decision.holds:
         found |= {"final": not rule.final, "if_onlined": rule.if_onlined != "offline"}
+    found["quiesce"] = not rule.quiesce
     off = False
     for step in decision.steps:
         if step.first < 0:

@@ -294,7 +294,7 @@ def mutants(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             )
     for sources in (["none"], ["cmdline"], ["kho-scratch"], ["cmdline", "kho-scratch"]):
         add(f"sources {sources}", lambda doc, s=sources: doc.update(safe_region={"sources": s}))
-    for key in ("allow_cmdline_override", "open_luo", "trust_guard"):
+    for key in ("allow_cmdline_override", "open_luo", "retrieve_token", "trust_guard"):
         add(key, lambda doc, k=key: doc.update({k: True}))
     return found
 

@@ -49,7 +49,7 @@ def test_nothing_is_explained_that_is_not_there() -> None:
     document = tomllib.loads((ROOT / "safemem/policy/glossary.toml").read_text())
     assert {key: set(known) for key, known in document["values"].items()} == {
         "action": set(ACTIONS), "on_shortfall": {"continue", *FINAL}, "zone": set(ZONES), "driver": set(DRIVERS),
-        "enter": set(compiled.ENTER), "boot_memory": set(compiled.BOOT_MEMORY), "if_onlined": set(compiled.IF_ONLINED),
+        "enter": set(compiled.ENTER), "boot_memory": set(compiled.BOOT_MEMORY), "quiesce": set(compiled.QUIESCE), "if_onlined": set(compiled.IF_ONLINED),
         "sources": set(compiled.SOURCES), "step": set(VERBS),
     }  # fmt: skip
 

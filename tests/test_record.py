@@ -153,7 +153,7 @@ rules = st.fixed_dictionaries({
     "zone": st.sampled_from(["", "kernel"]), "enter": st.sampled_from(["", "maintenance"]), "on_shortfall": st.sampled_from(["continue", "panic"]),
     "exposed_max": st.sampled_from(["", "1%"]), "boot_memory": st.sampled_from(["leave", "offline"]),
     "floor": st.sampled_from(["", "256MiB"]), "accept_data_exposure": st.booleans(),
-    "if_onlined": st.sampled_from(["report", "offline"]), "final": st.booleans(),
+    "if_onlined": st.sampled_from(["report", "offline"]), "final": st.booleans(), "quiesce": st.sampled_from(["", "pci"]),
 }).map(_rule)  # fmt: skip
 
 
@@ -204,6 +204,7 @@ def test_records_of_version_0_1_0(path: Path) -> None:
         "accept_errors",
         "boot_memory",
         "memory",
+        "quiesce",
         "warning_codes",
     }
     if old["facts"]["guard"]["value"] == "held":  # as it was called

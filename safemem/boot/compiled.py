@@ -41,6 +41,7 @@ MAX_TEXT = 250
 ON_SHORTFALL = ("continue", *model.FINAL)
 ENTER = ("maintenance",)
 BOOT_MEMORY = ("leave", "offline")
+QUIESCE = ("pci",)
 IF_ONLINED = ("report", "offline")
 SOURCES = ("kho-scratch", "cmdline", "none")
 DEADLINE = (1, 600)
@@ -399,6 +400,7 @@ RULE: dict[str, Check] = {
     "accept_data_exposure": _bool,
     "if_onlined": _one_of(*IF_ONLINED),
     "final": _bool,
+    "quiesce": _one_of("", *QUIESCE),
     "memory": _memory,
 }
 OVERRIDE: dict[str, Check] = {
@@ -420,6 +422,7 @@ POLICY: dict[str, Check] = {
     "memory": _memory,
     "observe": _bool,
     "open_luo": _bool,
+    "retrieve_token": _bool,
     "keep_crashkernel": _size,
     "trust_guard": _bool,
     "accept_errors": _codes,

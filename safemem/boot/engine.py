@@ -7,6 +7,7 @@ later. It is pure and total: no file, clock or environment, an answer for every 
 
 from __future__ import annotations
 
+from safemem.boot import confidence
 from safemem.boot.conditions import fact_text, matches, wanted_text
 from safemem.boot.model import (
     UNKNOWN,
@@ -30,6 +31,9 @@ OBSERVES = "the policy only observes: nothing of this is done"
 #: Said wherever a policy's trust in the guard made a fact.
 TRUSTED = "the handover counts as accepted because the guard is not in force: that is evidence, not proof"
 
+#: Said wherever the predecessor's word that nothing was preserved chose the rule.
+WORD = "that nothing was preserved is the predecessor's word alone, and nothing here confirms it"
+
 
 def decide(policy: Policy, snapshot: Snapshot) -> Decision:
     """Return what `policy` says for `snapshot`, with its reasons and the plan. Never raises on values a reader made."""
@@ -39,6 +43,7 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
     trusted = policy.trust_guard and facts["handover"].value == UNKNOWN and bool(snapshot.witness)
     if trusted:
         facts["handover"] = Fact("accepted", "guard", f"{snapshot.witness}; the policy trusts that, it is no proof")
+    facts = {**confidence.of(facts, region_source), **facts}
     rule, misses = _first_match(policy, facts)
     if "off" in snapshot.overrides:
         if policy.allow_cmdline_override:
@@ -55,6 +60,8 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
     todo = steps(rule, snapshot, region or (), zone, memory, policy.keep_crashkernel)
     if trusted:
         said.append(Note("trusts-guard", TRUSTED))
+    if any(condition.fact == "preserved" for condition in rule.when) and facts["preserved"].value == "no":
+        said.append(Note("predecessors-word", WORD))
     return Decision(
         rule=rule,
         policy=PolicyId(*(getattr(policy, name) for name in PolicyId._fields))._replace(memory=memory),
@@ -69,6 +76,7 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
         # The kernel and udev cannot tell one block that arrives from another: an exception holds all of them.
         arrivals=zone if rule.action == "online-all" and not memory else "",
         gigantic=snapshot.gigantic,
+        masters=snapshot.masters,
     )
 
 

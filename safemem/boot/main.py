@@ -76,7 +76,11 @@ def _boot(root: str) -> int:
     cmdline = probe.command_line(root)
     named = _named(root, policy, cmdline)
     policies = (policy, *(named or ()))
-    snapshot = probe.read_snapshot(root, open_luo=any(item.open_luo for item in policies))
+    snapshot = probe.read_snapshot(
+        root,
+        open_luo=any(item.open_luo for item in policies),
+        token=any(item.retrieve_token for item in policies),
+    )
     snapshot = snapshot._replace(facts={**snapshot.facts, "auto_online": before}, room=memory.room(root))
     snapshot = snapshot._replace(notes=(*snapshot.notes, *memory.onlined_early(root, snapshot)))
     decision, limits = _decide(policy, named, snapshot, cmdline)

@@ -22,6 +22,12 @@ ZONES = ("auto", "movable", "kernel")
 #: How permissive an action is; the larger the number, the more memory comes into use.
 PERMISSIVENESS = {"halt": 0, "panic": 0, "reboot": 0, "online-safe": 1, "online-all": 2}
 
+#: How sure a fact is: `proven` by what this kernel shows of itself, `evidence` that fits nothing else known, or the
+#: `word` of whoever wrote the command line or the policy.
+CONFIDENCES = ("proven", "evidence", "word", UNKNOWN)
+#: The facts of which it is said, each under the name of a fact of its own.
+CONFIDENT = {name: f"{name}_confidence" for name in ("handover", "guard", "safe_region")}
+
 #: name -> (kind, the values of a closed set). Kinds: `set` one of the values, `text` a glob,
 #: `version` a glob or version comparison, `number` an integer or comparison, `names` membership.
 #: Facts a rule may ask for; each can also be `unknown`, which matches only a rule that names it.
@@ -44,13 +50,19 @@ FACTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "guard": ("set", ("none", "full", "part", "void", UNKNOWN)),
     "held_blocks": ("set", ("yes", "no", UNKNOWN)),
     "online_outside_safe": ("set", ("yes", "no", UNKNOWN)),
+    "preserved": ("set", ("yes", "no", UNKNOWN)),
+    "bus_masters": ("set", ("none", "some", UNKNOWN)),
+    "iommu": ("set", ("on", "off", UNKNOWN)),
+    "handover_confidence": ("set", CONFIDENCES),
+    "guard_confidence": ("set", CONFIDENCES),
+    "safe_region_confidence": ("set", CONFIDENCES),
 }
 
 #: What older policies, cases and records call a value of a fact.
 OLDER = {("guard", "held"): "full"}
 
-#: Facts that follow from the policy's safe region and the blocks; the engine works them out.
-DERIVED = ("safe_region", "held_blocks", "online_outside_safe")
+#: Facts that follow from the policy's safe region, the blocks and other facts; the engine works them out.
+DERIVED = ("safe_region", "held_blocks", "online_outside_safe", *CONFIDENT.values())
 
 
 class Refused(Exception):
@@ -135,6 +147,17 @@ class Pages(NamedTuple):
         return sum(area.size for area in self.ranges) == self.free * self.size
 
 
+class Device(NamedTuple):
+    """A PCI function."""
+
+    address: str  #: domain, bus, device and function as sysfs names it, such as `0000:00:04.0`
+    vendor: int
+    device: int
+
+    def __str__(self) -> str:
+        return f"{self.address} ({self.vendor:04x}:{self.device:04x})"
+
+
 class Snapshot(NamedTuple):
     """Everything a decision may depend on, read once."""
 
@@ -150,6 +173,7 @@ class Snapshot(NamedTuple):
     witness: str = ""  #: how a guard that is not in force shows that the handover was accepted; no proof
     room: Room = Room()
     gigantic: tuple[Pages, ...] = ()  #: the guard's other half, by node
+    masters: tuple[Device, ...] = ()  #: that may write to memory and have no driver, ascending by address
 
     @property
     def guarded(self) -> tuple[Range, ...]:
@@ -189,6 +213,7 @@ class Rule(NamedTuple):
     accept_data_exposure: bool = False
     if_onlined: str = "report"  #: or `offline`: what `watch` does with a held block that somebody onlined
     final: bool = False  #: `release` needs to be forced
+    quiesce: str = ""  #: "" or `pci`: stop bus masters that no driver owns before memory is touched
     memory: tuple[Override, ...] = ()  #: exceptions of this rule, before the policy's own
 
 
@@ -221,6 +246,7 @@ class Policy(NamedTuple):
     allow_cmdline_override: bool = False
     memory: tuple[Override, ...] = ()  #: a hold counts wherever it stands, of zones the first that is about a block
     open_luo: bool = False  #: open /dev/liveupdate to tell ready from failed
+    retrieve_token: bool = False  #: retrieve the session that safemem's outgoing side put into LUO
     keep_crashkernel: str = ""  #: size that is left of a guard for kdump when it is given back
     observe: bool = False  #: decide and record, and leave the machine as Linux without safemem has it
     trust_guard: bool = False  #: where the handover cannot be told, take a witness's word that it was accepted
@@ -280,6 +306,7 @@ class Plan(NamedTuple):
     floor: str = ""  #: size that taking memory offline leaves available; "" lets `quarantine` work it out
     keep: tuple[Pages, ...] = ()  #: gigantic pages that no program is to get
     give_back: tuple[Pages, ...] = ()  #: gigantic pages that go, but for the operator's own
+    quiesce: tuple[Device, ...] = ()  #: bus masters to stop before memory is touched
 
 
 class Decision(NamedTuple):
@@ -297,6 +324,7 @@ class Decision(NamedTuple):
     warnings: tuple[Note, ...]
     arrivals: str = ""  #: as in `Plan`
     gigantic: tuple[Pages, ...] = ()  #: as in `Snapshot`
+    masters: tuple[Device, ...] = ()  #: as in `Snapshot`
 
     @property
     def action(self) -> str:
@@ -312,4 +340,5 @@ class Decision(NamedTuple):
     def plan(self) -> Plan:
         """What `apply` carries out."""
         keep, back = ((self.gigantic if self.action == action else ()) for action in ("online-safe", "online-all"))
-        return Plan(self.steps, self.arrivals, self.rule.floor, keep, back)
+        quiesce = self.masters if self.rule.quiesce and self.action not in FINAL else ()
+        return Plan(self.steps, self.arrivals, self.rule.floor, keep, back, quiesce)

@@ -32,7 +32,7 @@ _VENDORS = (
 )  # fmt: skip
 
 
-def read_snapshot(root: str = "/", *, open_luo: bool = False) -> Snapshot:
+def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = False) -> Snapshot:
     """Return what the machine under `root` shows now. Writes nothing, mounts nothing.
 
     `open_luo` opens and closes `/dev/liveupdate`, which makes the kernel deserialise every

@@ -103,6 +103,7 @@ def _with(rule: Rule, own: Rule, other: Rule, snapshot: Snapshot) -> Rule:
         floor=_floor([each.floor for each in (own, other) if each.boot_memory == "offline"]),
         if_onlined=max(own.if_onlined, other.if_onlined, key=lambda word: word == "offline"),
         final=own.final or other.final,
+        quiesce=own.quiesce or other.quiesce,
         accept_data_exposure=own.accept_data_exposure and other.accept_data_exposure,
     )
 

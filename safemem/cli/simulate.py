@@ -11,7 +11,7 @@ from typing import NamedTuple
 import click
 
 from safemem.boot import engine, memory, probe
-from safemem.boot.model import DERIVED, FACTS, OLDER, UNKNOWN, Fact, Policy, Snapshot
+from safemem.boot.model import CONFIDENT, DERIVED, FACTS, OLDER, UNKNOWN, Fact, Policy, Snapshot
 from safemem.cli import codes
 from safemem.cli.common import FORMAT, InputError, reading, write_whole
 from safemem.cli.policies import load_policy
@@ -169,7 +169,7 @@ def _contradictions(policy: Policy, before: Snapshot, after: Snapshot) -> tuple[
     shown = engine.decide(policy, plain).facts | {"numa_nodes": before.facts.get("numa_nodes", Fact(UNKNOWN, ""))}
     return tuple(
         f"{name} is {shown[name].value} by the memory that it has"
-        for name in (*DERIVED, "numa_nodes")
+        for name in (*(name for name in DERIVED if name not in CONFIDENT.values()), "numa_nodes")
         if name in after.facts and UNKNOWN not in (shown[name].value, after.facts[name].value)
         if after.facts[name].value != shown[name].value
     )

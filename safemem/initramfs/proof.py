@@ -85,7 +85,7 @@ def cases(folder: Path, policy: Policy, prefix: str) -> list[Case]:
             (root / path).write_bytes(data)
         (root / PREFIX).parent.mkdir(parents=True, exist_ok=True)
         (root / PREFIX).symlink_to(prefix)
-        snapshot = probe.read_snapshot(str(root), open_luo=policy.open_luo)
+        snapshot = probe.read_snapshot(str(root), open_luo=policy.open_luo, token=policy.retrieve_token)
         found.append(Case(name, root, engine.decide(policy, snapshot), policy.observe))
     return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from safemem.boot.model import DERIVED, FINAL, UNKNOWN, Failure, Override, Policy, Rule
+from safemem.boot.model import CONFIDENT, DERIVED, FINAL, UNKNOWN, Failure, Override, Policy, Rule
 from safemem.boot.plan import FLOOR
 from safemem.boot.ranges import Range, parse_limit, parse_size
 from safemem.policy.exceptions import HELD, changes_of, text_of
@@ -118,6 +118,7 @@ STRICTNESS: dict[str, Callable[[Any, Any], int | None] | None] = {
     "floor": _less(_kept),
     "final": lambda mine, _: mine,
     "if_onlined": lambda mine, _: mine == "offline",
+    "quiesce": lambda mine, _: bool(mine),
     "zone": lambda mine, _: -_ZONES[mine],
     "name": None,
     "when": None,
@@ -259,6 +260,9 @@ FIELDS: dict[str, Comparison | None] = {
     ),
     "memory": Comparison(text_of, _exceptions),
     "open_luo": Comparison(lambda opened: f"/dev/liveupdate is {'' if opened else 'not '}opened", _neither),
+    "retrieve_token": Comparison(
+        lambda asked: f"the token of the predecessor is {'' if asked else 'not '}retrieved from LUO", _neither
+    ),
     "trust_guard": Comparison(
         lambda trust: f"a guard that is not in force is {'' if trust else 'not '}taken for an accepted handover",
         lambda _, new: "looser" if new.trust_guard else "stricter",
@@ -284,7 +288,7 @@ def _beside(old: Policy, new: Policy, before: Outcomes, after: Outcomes) -> Iter
         if not comparison or first == second:
             continue
         direction = comparison.direction(old, new)
-        if key in ("open_luo", "trust_guard"):
+        if key in ("open_luo", "retrieve_token", "trust_guard"):
             seen = seen if seen is not None else set(_sight(before, after))
             direction = _joined({*seen, direction})
         one, other = (
@@ -299,10 +303,10 @@ def _beside(old: Policy, new: Policy, before: Outcomes, after: Outcomes) -> Iter
 
 
 def _sight(before: Outcomes, after: Outcomes) -> Iterator[str]:
-    """Yield how outcomes change on machines that the two policies see in different states, in one of two ways.
+    """Yield how outcomes change on machines that the two policies see in different states, in one of three ways.
 
     Who does not open /dev/liveupdate takes any device for `ready`; who trusts the guard takes a handover that cannot be
-    told for an accepted one.
+    told for an accepted one; who retrieves a token can tell it.
     """
     space, old, new = before.space, before.policy, after.policy
     rules = {
@@ -310,17 +314,24 @@ def _sight(before: Outcomes, after: Outcomes) -> Iterator[str]:
         for state in before.of
         for device in (True, False)
         for witness in (True, False)
-        for first, second in [(_seen(space, old, state, device, witness), _seen(space, new, state, device, witness))]
+        for token in ("", "accepted", "rejected")
+        for first, second in [[_seen(space, policy, state, device, witness, token) for policy in (old, new)]]
         if first != second and first in before.of and second in after.of
     }
     for first, second in rules:
         yield _direction(old, before.rules[first], new, after.rules[second])
 
 
-def _seen(space: Space, policy: Policy, state: State, device: bool, witness: bool) -> State:
+def _seen(space: Space, policy: Policy, state: State, device: bool, witness: bool, token: str) -> State:
     facts = space.named(state)
     if device and not policy.open_luo and facts.get("luo") in ("failed", "busy", UNKNOWN):
         facts["luo"] = "ready"
-    if witness and policy.trust_guard and facts["handover"] == UNKNOWN and facts.get("guard", "void") == "void":
-        facts["handover"] = "accepted"
+    told, sure = "", ""
+    if facts["handover"] == UNKNOWN and policy.retrieve_token and token:
+        told, sure = token, "proven"
+    elif facts["handover"] == UNKNOWN and policy.trust_guard and witness and facts.get("guard", "void") == "void":
+        told, sure = "accepted", "evidence"
+    if told:
+        facts["handover"] = told
+        facts.update({CONFIDENT["handover"]: sure} if CONFIDENT["handover"] in facts else {})
     return tuple(facts.values())

@@ -9,7 +9,19 @@ from typing import NamedTuple
 
 from safemem.boot import engine
 from safemem.boot.conditions import fact_text, matches, wanted_text
-from safemem.boot.model import FACTS, FINAL, PERMISSIVENESS, UNKNOWN, Blocks, Fact, Policy, Rule, Snapshot
+from safemem.boot.model import (
+    CONFIDENT,
+    DERIVED,
+    FACTS,
+    FINAL,
+    PERMISSIVENESS,
+    UNKNOWN,
+    Blocks,
+    Fact,
+    Policy,
+    Rule,
+    Snapshot,
+)
 from safemem.boot.ranges import Range, size_text, total
 from safemem.policy import limits
 from safemem.policy.catalogue import CODES
@@ -203,13 +215,12 @@ def _loops(outcomes: Outcomes) -> Iterator[Finding]:
     for state, index in outcomes.of.items():
         if not _reboots(outcomes.rules[index]):
             continue
-        cleared = dict.fromkeys(FROM_THE_TREE, UNKNOWN) | {"handover": "none"}
+        cleared = dict.fromkeys((*FROM_THE_TREE, "preserved"), UNKNOWN) | {"handover": "none"}
         if space.named(state).get("guard") in ("full", "part", "void"):
             cleared["guard"] = "none"  # who asked for it was the predecessor
         after = tuple(cleared.get(name, value) for name, value in zip(space.facts, state, strict=True))
         again = _counted(space, after if state[0] in _CLEARED else state)
-        following = outcomes.of.get(again)
-        if following is not None and _reboots(outcomes.rules[following]):
+        if any(_reboots(outcomes.rules[following]) for following in _after(outcomes, again)):
             bad.setdefault(index, []).append(state)
     for index, states in sorted(bad.items()):
         yield _finding(
@@ -218,6 +229,18 @@ def _loops(outcomes: Outcomes) -> Iterator[Finding]:
             f"use panic or halt here, or ask for `boot_attempts`; a reboot ends by itself only where a reset clears the handover: {', '.join(_CLEARED)}",
             smallest(outcomes, states),
         )  # fmt: skip
+
+
+def _after(outcomes: Outcomes, state: State) -> set[int]:
+    """Return which rules can decide a state of which what follows from the handover and the guard is still the old one."""
+    space = outcomes.space
+    if state in outcomes.of:
+        return {outcomes.of[state]}
+    values = (
+        classes if name in ("safe_region", *CONFIDENT.values()) else (value,)
+        for name, classes, value in zip(space.facts, space.classes, state, strict=True)
+    )
+    return {outcomes.of[other] for other in product(*values) if other in outcomes.of}
 
 
 def _counted(space: Space, state: State) -> State:
@@ -239,11 +262,7 @@ def _blocks(policy: Policy) -> Iterator[Finding]:
     for size in (128 << 20, 2 << 30):
         edges = sorted({max(0, edge // size + step) for area in ranges for edge in area for step in (-1, 0, 1)})
         blocks = tuple(Blocks(number, number, "offline") for number in edges)
-        facts = {
-            name: Fact(UNKNOWN, "")
-            for name in FACTS
-            if name not in ("safe_region", "held_blocks", "online_outside_safe")
-        }
+        facts = {name: Fact(UNKNOWN, "") for name in FACTS if name not in DERIVED}
         decision = engine.decide(safe, Snapshot(facts, size, blocks, (), "", ()))
         for step in decision.steps:
             if step.op == "online" and not any(

@@ -100,6 +100,10 @@ class Outcome(Table):
         description="What `watch` does with held memory that somebody onlines: say so and count it, or also take it offline again.",
     )
     final: bool = Field(False, description="`release` ends this hold only with `--force`, which is recorded.")
+    quiesce: Annotated[str, OneOf(compiled.QUIESCE)] | None = Field(
+        None,
+        description="Before memory is touched, stop the PCI functions that may still write to memory and that no driver owns (`bus_masters`). It stops no bridge, no device behind a driver, no core that goes on running and nothing of firmware's.",
+    )
     memory: list[Memory] = Field(
         [], description="Exceptions of this outcome alone, such as `[{ node = 1, hold = true }]`: see `[[memory]]`."
     )
@@ -150,6 +154,10 @@ class PolicyFile(Table):
         description="Decide, record and report, and leave the host as Linux without safemem has it: nothing of this policy is in force. Not from the command line, but where `allow_cmdline_override` lets it.",
     )
     open_luo: bool = Field(False, description="Open /dev/liveupdate, for an instant, to tell `ready` from `failed`.")
+    retrieve_token: bool = Field(
+        False,
+        description="Where `safemem.token=` names one, retrieve from LUO the page that `safemem-token.service` preserved before the kexec: it proves that the handover was accepted, on a kernel without debugfs too. Opens /dev/liveupdate for an instant, and finishes no other session.",
+    )
     trust_guard: bool = Field(
         False,
         description="Where nothing else tells, take a handover as accepted if the guard that was asked for is not in force: only an accepted one keeps it from it, but a guard that was computed badly fails too.",
@@ -197,5 +205,6 @@ ONLY_WITH = (
     Only("enter", lambda _, o: o.action not in model.FINAL, ": after `{action}` the boot does not go on"),
     Only("if_onlined", _holds, ": `{action}` leaves no memory held"),
     Only("final", _holds, ": `{action}` leaves no memory held"),
+    Only("quiesce", lambda _, o: o.action not in model.FINAL, ": `{action}` ends the boot before memory is touched"),
     Only("memory", lambda _, o: o.action not in model.FINAL, ": `{action}` onlines nothing that could be excepted"),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from safemem.boot.model import FACTS, FINAL, UNKNOWN, Policy, Rule
+from safemem.boot.model import CONFIDENT, FACTS, FINAL, UNKNOWN, Policy, Rule
 from safemem.boot.plan import FLOOR
 from safemem.boot.ranges import Range, parse_limit, parse_size, size_text
 from safemem.policy import exceptions
@@ -167,9 +167,15 @@ def _idle(policy: Policy, outcomes: Outcomes) -> Iterator[Complaint]:
         )
     if policy.open_luo and "luo" not in outcomes.space.facts:
         yield _says_nothing("open_luo", "open_luo", "no rule asks for `luo`")
+    if policy.retrieve_token and not any(c.fact in _TOLD for rule in policy.rules for c in rule.when):
+        yield _says_nothing("retrieve_token", "retrieve_token", "no rule asks for `handover`")
     if policy.trust_guard and not _trusting(outcomes):
         text = "a handover that is accepted and one that cannot be told end alike"
         yield _says_nothing("trust_guard", "trust_guard", text)
+
+
+#: What a token can tell.
+_TOLD = ("handover", CONFIDENT["handover"], CONFIDENT["safe_region"])
 
 
 def _says_nothing(rule: str, key: str | int, why: str, name: str = "") -> Complaint:

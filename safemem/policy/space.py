@@ -15,7 +15,8 @@ from itertools import combinations, product
 from typing import NamedTuple
 
 from safemem.boot.conditions import matches, order_key
-from safemem.boot.model import FACTS, UNKNOWN, UNORDERED, Condition, Fact, Policy, Refused, Rule, Term
+from safemem.boot.confidence import HANDOVER
+from safemem.boot.model import CONFIDENT, FACTS, UNKNOWN, UNORDERED, Condition, Fact, Policy, Refused, Rule, Term
 from safemem.boot.ranges import Range
 
 Value = str | int | tuple[str, ...]
@@ -66,6 +67,16 @@ CONSTRAINTS = (
     ),
     Constraint("every machine has a NUMA node", lambda s: s.get("numa_nodes") == 0),
     Constraint(
+        "how sure a handover is follows from what it is",
+        lambda s: s.get(CONFIDENT["handover"], UNKNOWN) not in (UNKNOWN, *HANDOVER[str(s["handover"])])
+        or (s.get(CONFIDENT["handover"]) == UNKNOWN and s["handover"] != UNKNOWN),
+    ),
+    Constraint(
+        "the kernel shows what became of a guard, or it is unknown",
+        lambda s: s.get(CONFIDENT["guard"], UNKNOWN) not in ("proven", UNKNOWN)
+        or (CONFIDENT["guard"] in s and "guard" in s and (s[CONFIDENT["guard"]] == UNKNOWN) != (s["guard"] == UNKNOWN)),
+    ),
+    Constraint(
         "a guard is in force as a whole only if nothing was accepted",
         lambda s: s["handover"] == "accepted" and s.get("guard") == "full",
     ),
@@ -115,8 +126,12 @@ class Space:
         facts = self.named(state)
         if impossible(facts):
             return False
-        region = facts.get("safe_region")
-        return region is None or any(region in _region(policy, facts) for policy in self.policies)
+        asked = ("safe_region", CONFIDENT["safe_region"])
+        return any(
+            all(facts.get(name, value) == value for name, value in zip(asked, pair, strict=True))
+            for policy in self.policies
+            for pair in _region(policy, facts)
+        )
 
     def locate(self, facts: dict[str, Fact]) -> State:
         """Return the state that stands for a machine with `facts`, derived ones included."""
@@ -136,13 +151,18 @@ class Space:
         return [c for policy in self.policies for rule in policy.rules for c in rule.when if c.fact == name]
 
 
-def _region(policy: Policy, facts: dict[str, Value]) -> tuple[str, ...]:
-    """Return what `safe_region` can be: the sources and the handover decide."""
-    if any(isinstance(source, Range) or source == "none" for source in policy.sources):
-        return ("resolved",)
-    if "cmdline" in policy.sources or facts["handover"] == "accepted":
-        return ("resolved", "unresolved")
-    return ("unresolved",)
+def _region(policy: Policy, facts: dict[str, Value]) -> Iterator[tuple[str, Value]]:
+    """Yield what `safe_region` can be and how sure: the sources and the handover decide."""
+    always = [source for source in policy.sources if isinstance(source, Range) or source == "none"]
+    if always:
+        yield "resolved", "proven" if always[0] == "none" else "word"
+    else:
+        yield "unresolved", UNKNOWN
+    if "cmdline" in policy.sources:
+        yield "resolved", "word"
+    if "kho-scratch" in policy.sources and facts["handover"] == "accepted":
+        sure = facts.get(CONFIDENT["handover"])
+        yield from (("resolved", one) for one in ((sure,) if sure is not None else HANDOVER["accepted"]))
 
 
 class Outcomes:

@@ -15,7 +15,7 @@ from safemem.boot.model import FINAL, UNKNOWN, Decision, Fact, Policy, Rule, Sna
 from safemem.boot.ranges import Range, blocks_text, merge_ranges, size_text, spans, without
 from safemem.host.reader import Record
 from safemem.policy.forecast import Forecast, reached
-from safemem.render.text import clean, fit, rooted, width
+from safemem.render.text import clean, fit, rooted, sure, width
 
 COLOUR = {"online-all": "green", "online-safe": "yellow", "panic": "red", "reboot": "red", "halt": "red"}
 
@@ -170,7 +170,7 @@ def _why(decision: Decision) -> list[str]:
         fact = decision.facts.get(name)
         if fact is None:  # `safemem=off` is no fact
             continue
-        lines.append(f"  {name} = {conditions.fact_text(fact.value)}  {_read(fact)}")
+        lines.append(f"  {name} = {conditions.fact_text(fact.value)}{sure(decision.facts, name)}  {_read(fact)}")
     return lines
 
 

@@ -16,7 +16,7 @@ from safemem.host.reader import Release
 from safemem.host.standing import Standing
 from safemem.host.verdict import faults
 from safemem.render.decision import action_text
-from safemem.render.text import clean, fit, plural, rooted, utc
+from safemem.render.text import clean, fit, plural, rooted, sure, utc
 
 #: As on the command line; whether they count is in the warnings, and the decision shows it.
 _ARGUMENTS = {"off": "safemem=off", "dry-run": "safemem.dry_run"}
@@ -114,11 +114,14 @@ def _why(decision: Decision) -> list[str]:
         "",
         f"policy    {decision.policy.name}  {decision.policy.digest[:12]}",
         f"rule      {decision.rule.name}",
-        f"handover  {handover.value}: {handover.reason or handover.source or 'not recorded'}",
+        f"handover  {handover.value}{sure(decision.facts, 'handover')}: {handover.reason or handover.source or 'not recorded'}",
     ]
     guard = decision.facts.get("guard", Fact("none", ""))
     if guard.value != "none":  # a record of an older image may have none of it
-        lines.append(f"guard     {guard.value}: {guard.reason or guard.source}")
+        lines.append(f"guard     {guard.value}{sure(decision.facts, 'guard')}: {guard.reason or guard.source}")
+    region = decision.facts.get("safe_region", Fact(UNKNOWN, ""))
+    if decision.action == "online-safe" and region.value == "resolved":
+        lines.append(f"region    resolved{sure(decision.facts, 'safe_region')}: {region.reason or region.source}")
     if decision.policy.accept_errors:
         lines.append(f"accepted  the policy was built in with errors: {', '.join(decision.policy.accept_errors)}")
     return [*lines, f"enter     {decision.rule.enter}"] if decision.rule.enter else lines

@@ -8,9 +8,11 @@ import shutil
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from safemem.boot.model import Note
+from safemem.boot.confidence import OPERATORS
+from safemem.boot.model import CONFIDENT, UNKNOWN, Fact, Note
 from safemem.boot.printable import printable
 
 _Value = TypeVar("_Value")
@@ -34,6 +36,15 @@ def clean(value: _Value) -> _Value:
         items = tuple(clean(item) for item in found)
         found = type(found)(*items) if hasattr(found, "_fields") else items
     return found  # type: ignore[no-any-return]
+
+
+def sure(facts: Mapping[str, Fact], name: str) -> str:
+    """Return how sure a fact is, as the end of `name is value`; nothing where nobody knows, as in records of before."""
+    fact = facts.get(CONFIDENT.get(name, ""), Fact(UNKNOWN, ""))
+    word = {"proven": "proven", "evidence": "evidence", "word": "predecessor's word"}.get(str(fact.value), "")
+    if fact.reason == OPERATORS:
+        word = "operator's word"
+    return f", {word}" if word else ""
 
 
 def folded(line: str, width: int, indent: str) -> list[str]:

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""How sure handover, guard and safe region are, by where each was read; a pure function of the facts.
+
+`proven`: the running kernel shows it of itself. `evidence`: nothing else that is known fits. `word`: somebody has written
+it, the predecessor on the command line or the operator in the policy, and nothing here confirms it.
+"""
+
+from __future__ import annotations
+
+from safemem.boot.model import CONFIDENT, UNKNOWN, Fact
+
+_PROVEN, _EVIDENCE, _WORD = "proven", "evidence", "word"
+#: A value of `handover` -> how sure it can be, the usual first; the other one where what tells is in `_WEAK`.
+HANDOVER = {
+    "none": (_PROVEN,),
+    "lost": (_WORD,),
+    "accepted": (_PROVEN, _EVIDENCE),
+    "rejected": (_PROVEN, _EVIDENCE),
+    "orphaned": (_EVIDENCE,),
+    "unsupported": (_PROVEN,),
+    UNKNOWN: (UNKNOWN,),
+}
+#: Sources that tell of a handover only what follows: a guard that is not in force, and what this kernel was asked for.
+_WEAK = ("guard", "command line")
+#: Why a region is no more than a word, and not the predecessor's.
+OPERATORS = "the policy's own ranges"
+#: A source of the safe region -> how sure its ranges are; that of `kho-scratch` is the handover's.
+_REGION = {
+    "none": (_PROVEN, "it is empty"),
+    "cmdline": (_WORD, "the predecessor's, on the command line"),
+    "policy": (_WORD, OPERATORS),
+    "unresolved": (UNKNOWN, "no safe region is known"),
+}
+
+
+def of(facts: dict[str, Fact], region_source: str) -> dict[str, Fact]:
+    """Return the three facts that say how sure others are; `region_source` is what the engine took the region from."""
+    handover = _handover(facts["handover"])
+    guard = facts.get("guard", Fact(UNKNOWN, ""))
+    value, why = _REGION.get(region_source, (str(handover.value), "as sure as the handover"))
+    if facts["safe_region"].value == "unresolved":
+        value, why = _REGION["unresolved"]
+    return dict(
+        zip(
+            CONFIDENT.values(),
+            (
+                handover,
+                Fact(UNKNOWN if guard.value == UNKNOWN else _PROVEN, guard.source),
+                Fact(value, facts["safe_region"].source, why),
+            ),
+            strict=True,
+        )
+    )
+
+
+def _handover(fact: Fact) -> Fact:
+    usual, *other = HANDOVER.get(str(fact.value), (UNKNOWN,))
+    return Fact(other[0] if other and fact.source in _WEAK else usual, fact.source)
