@@ -172,6 +172,10 @@ class Folder:
         finally:
             posix.close(fd)
 
+    def target(self, name: str) -> str:
+        """Return what a symbolic link in it holds."""
+        return posix.readlink(name, dir_fd=self._fd)
+
     def word(self, name: str) -> str:
         """Return the text of a short file without blanks around it; "" if it cannot be read."""
         try:

@@ -8,7 +8,7 @@ no evidence (older kernels print `disabling KHO revival` after a harmless kexec)
 
 from __future__ import annotations
 
-from safemem.boot import attempts, crashkernel, files, guards, memory, paths, zeropage
+from safemem.boot import attempts, crashkernel, files, guards, memory, paths, stake, zeropage
 from safemem.boot.asked import ARGUMENT
 from safemem.boot.cmdline import arguments, boolean, unsealed
 from safemem.boot.files import reason
@@ -20,11 +20,11 @@ _CONFIG_END = b"# end of Kernel hacking"
 _BUSY, _IO = 16, 5
 
 #: `safemem.safe=`; with a check sum it was written by handover-args.
-_SAFE = "safemem.safe"
+_SAFE = stake.SAFE
 #: Codes of notes that say that nobody knows what there is to hold; the last is of a look afterwards (`apply`).
 _UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
 #: What nobody but handover-args writes, for the command line of a kexec that hands over.
-_FOR_A_KEXEC = (ARGUMENT, attempts.ARGUMENT)
+_FOR_A_KEXEC = (ARGUMENT, attempts.ARGUMENT, stake.ARGUMENT)
 # DMI system vendor -> what systemd-detect-virt calls it.
 _VENDORS = (
     ("QEMU", "qemu"), ("KVM", "kvm"), ("VMware", "vmware"), ("Xen", "xen"), ("Amazon EC2", "amazon"),
@@ -77,6 +77,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         **_incoming(root, handover),
         "boot_attempts": attempts.read(root, asked or {}),
         "guard": guard,
+        "preserved": stake.told(asked),
     }
     return Snapshot(
         facts=facts,
