@@ -5,7 +5,7 @@
 mount -t debugfs d /sys/kernel/debug
 if [ "$STAGE" = 1 ]; then
     [ -z "$HELD" ] || preserve 16
-    report links "$(readlink /proc/[0-9]*/fd/* | grep -F luo_session)"
+    report links "$(for link in /proc/[0-9]*/fd/*; do readlink "$link"; done | grep -F anon_inode:)"
     arguments
     report_file why /tmp/why
     handover "$CMDLINE $(printf '%s\n' "$ARGUMENTS" | sed "$FORGE")"
