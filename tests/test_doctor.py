@@ -25,7 +25,7 @@ from safemem.cli import main
 from safemem.host import catalogue, doctor, guardchecks, nextboot
 from safemem.initramfs.cpio import Archive
 from safemem.policy import compiler, load
-from tests.fakes import make_root, rejecting
+from tests.fakes import make_root, pass_on, rejecting
 from tests.kit import guarded, install, policy, proof, rule, when
 
 POLICIES = Path(__file__).parent.parent / "policies"
@@ -206,7 +206,7 @@ def test_a_kernel_without_kho(tmp_path: Path) -> None:
     """It is said, and so are the rules that ask for what it can never tell."""
     root = healthy(tmp_path)
     shutil.rmtree(root / "sys/kernel/debug")
-    put("sys/kernel/boot_params/setup_data/0/type", "0x1\n")(root)
+    pass_on(root, (1, bytes(20)))
     (root / "proc/config.gz").write_bytes(gzip.compress(b"CONFIG_X=y\n"))
     node = rule("halt", name="by name", when=when("nodes", Term("has", "x")))
     decides(node)(root)
@@ -245,6 +245,18 @@ def test_a_policy_that_check_condemns(tmp_path: Path) -> None:
 
     pack(root, compiler.dump(load.read(mine)))
     assert "policy-condemned" not in {item.code for item in doctor.examine(str(root))}
+
+
+def test_the_predecessors_word_is_missed_only_where_there_was_one(tmp_path: Path) -> None:
+    """A machine that was not started by a kexec has nobody's word, which is as it should be."""
+    asking = rule("online-all", name="idle", when=when("preserved", Term("is", "no")))
+    root = healthy(tmp_path)
+    decides(asking)(root)
+    assert "fact-unknown" not in [item.code for item in doctor.examine(str(root))]
+
+    pass_on(root, (10, bytes(32)))
+    (found,) = [item for item in doctor.examine(str(root)) if item.code == "fact-unknown"]
+    assert found.message.startswith("nothing on this machine tells `preserved`, so these rules do not decide here: `idle`")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's policies are compared")

@@ -80,7 +80,7 @@ def test_status_lists_both_guards(tmp_path: Path) -> None:
     assert found["totals"] == found["recorded_totals"] and found["totals"]["guarded"] == 4 * GIB + AREA.size
     lines = run(root, "status").stdout.splitlines()
     assert f"guarded   {AREA}  576 MiB  crash range: never used in this boot" in lines
-    assert f"guard     full: {AREA} is reserved; gigantic pages: 2 of 2 on node 0, 2 of 2 on node 1" in lines
+    assert f"guard     full, proven: {AREA} is reserved; gigantic pages: 2 of 2 on node 0, 2 of 2 on node 1" in lines
     text = "never used in this boot, but for the first 4 KiB of each"
     for node, area in enumerate((NODE0, NODE1)):
         assert f"guarded   {area}  2 GiB  node {node}, 2 gigantic pages: {text}" in lines

@@ -22,6 +22,7 @@ from safemem.policy.matrix import matrix as made_matrix
 from safemem.policy.space import FROM_THE_TREE, impossible
 from safemem.render import decision as render
 from safemem.render import matrix as tables
+from safemem.render.text import IMAGINED
 
 
 class State(NamedTuple):
@@ -151,7 +152,7 @@ def _with_fact(snapshot: Snapshot, change: str) -> Snapshot:
     facts = {**snapshot.facts, name: Fact(_value(name, text), "--set")}
     if name == "handover" and text != snapshot.facts["handover"].value:
         # What the machine's own handover showed, or did not show, is not this one's.
-        told = (fact for fact in FROM_THE_TREE if snapshot.facts[fact].source not in ("--set", imagined.SOURCE))
+        told = (fact for fact in FROM_THE_TREE if snapshot.facts[fact].source not in IMAGINED)
         facts |= {fact: Fact(UNKNOWN, "--set", f"handover was set to {text}, and this was not") for fact in told}
     snapshot = snapshot._replace(facts=facts)
     if name == "guard":

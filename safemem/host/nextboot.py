@@ -131,7 +131,7 @@ def _facts(machine: Machine) -> Iterator[Finding]:
     """Find facts that rules ask for and nothing on this machine tells, so that those rules never decide here.
 
     That a handover cannot be told is a finding of its own: every policy asks for it. What only an accepted one tells counts where one was, or
-    where the kernel can accept none.
+    where the kernel can accept none; what only a predecessor tells, where one handed over.
     """
     policy, facts = _policy(machine), machine.snapshot.facts
     if policy is None:
@@ -140,6 +140,8 @@ def _facts(machine: Machine) -> Iterator[Finding]:
     names = [name for name in facts if facts[name].value == UNKNOWN and name != "handover"]
     for name in names:
         if name in FROM_THE_TREE and accepts and machine.value("handover") != "accepted":
+            continue
+        if name == "preserved" and machine.value("handover") == "none":
             continue
         rules = [
             f"`{rule.name}`"

@@ -14,8 +14,11 @@ from typing import Any, TypeVar
 from safemem.boot.confidence import OPERATORS
 from safemem.boot.model import CONFIDENT, UNKNOWN, Fact, Note
 from safemem.boot.printable import printable
+from safemem.policy import imagined
 
 _Value = TypeVar("_Value")
+#: Sources of facts that nobody has read.
+IMAGINED = ("--set", imagined.SOURCE)
 
 
 def clean(value: _Value) -> _Value:
@@ -39,7 +42,12 @@ def clean(value: _Value) -> _Value:
 
 
 def sure(facts: Mapping[str, Fact], name: str) -> str:
-    """Return how sure a fact is, as the end of `name is value`; nothing where nobody knows, as in records of before."""
+    """Return how sure a fact is, as the end of `name is value`; nothing where nobody knows, as in records of before.
+
+    Of a fact that is imagined, nobody can be sure.
+    """
+    if name in facts and facts[name].source in IMAGINED:
+        return ""
     fact = facts.get(CONFIDENT.get(name, ""), Fact(UNKNOWN, ""))
     word = {"proven": "proven", "evidence": "evidence", "word": "predecessor's word"}.get(str(fact.value), "")
     if fact.reason == OPERATORS:

@@ -54,10 +54,18 @@ PLACES = [
 EACH = pytest.mark.parametrize("place", PLACES, ids=[place.name for place in PLACES])
 
 
+def asking(text: str, action: str, when: str) -> str:
+    """Return a policy with one more rule, `sure`, before the others."""
+    return text.replace("[[rule]]", f'[[rule]]\nname = "sure"\nwhen = {{ {when} }}\naction = "{action}"\n[[rule]]', 1)
+
+
 @EACH
 def test_it_holds_after_a_rejection(tmp_path: Path, place: Place) -> None:
     """The guards are in force, and every preserved page inside them survives a program that fills what is free."""
-    text = policy_text("online-safe")
+    text = asking(
+        policy_text("panic"), "online-safe",
+        'handover = "rejected", handover_confidence = "evidence", guard_confidence = "proven", safe_region_confidence = "word"',
+    )  # fmt: skip
     before: array[int] = array("I")
     nodes = len(place.nodes) or 1
 
@@ -73,7 +81,7 @@ def test_it_holds_after_a_rejection(tmp_path: Path, place: Place) -> None:
     assert result.fate == "poweroff" and (nodes > 1 or report["dimm"].split() == [HELD])
     decision = simulated(result, text)
     assert (decision["facts"]["handover"]["value"], decision["facts"]["guard"]["value"]) == ("rejected", "full")
-    assert decision["safe_region"]["source"] == "cmdline"
+    assert (decision["rule"], decision["safe_region"]["source"]) == ("sure", "cmdline")
     wanted = asked.parse(argument(report["arguments"], asked.ARGUMENT))
     assert report["guard"] == str(wanted.range.size)
     assert bool(wanted.pages) == (nodes > 1), report["arguments"]
@@ -90,6 +98,7 @@ def test_it_holds_after_a_rejection(tmp_path: Path, place: Place) -> None:
 def test_the_guard_as_a_witness(outgoing: str, trust: bool) -> None:
     """A kernel without debugfs files cannot say whether it accepted; a guard that it could not reserve can, if trusted."""
     text = policy_text("online-safe").replace("format = 1", f"format = 1\ntrust_guard = {str(trust).lower()}")
+    text = asking(text, "online-all", 'handover = "accepted", handover_confidence = "evidence"')
     script = shell("advice", MEMFD=256, FILL="")
     result = boot(
         guest(f"witness-{outgoing}-{trust}", script, text, kernel=outgoing, next_kernel="no-debugfs", files=gigantic())
@@ -106,6 +115,7 @@ def test_the_guard_as_a_witness(outgoing: str, trust: bool) -> None:
     if accepted:
         assert result.report["retrieved"] == str(256 * 256)
     if accepted and trust:
+        assert simulated(result, text)["rule"] == "sure"
         assert handover["source"] == "guard" and "it is no proof" in handover["reason"]
         assert f"safemem: {engine.TRUSTED}" in result.serial
     if not accepted:
