@@ -186,8 +186,11 @@ def test_cases(tmp_path: Path) -> None:
     path.write_text(good.replace('rule = "otherwise"', 'rule = "clean boot"'))
     result = run("test", path, "--coverage")
     assert result.exit_code == 1
-    assert f"{path}:50: FAIL a lost handover never boots: rule is `otherwise`, expected `clean boot`" in result.stdout
-    assert f"    try: safemem simulate {tmp_path}/live-update-host.toml --set handover=rejected --set preserved=yes\n" in result.stdout
+    assert f"{path}:51: FAIL a lost handover never boots: rule is `otherwise`, expected `clean boot`" in result.stdout
+    assert (
+        f"    try: safemem simulate {tmp_path}/live-update-host.toml --set handover=rejected --set preserved=yes\n"
+        in result.stdout
+    )
     assert "4 of 5 rules; no case that holds asks for: `otherwise`" in result.stdout
     suite = ElementTree.fromstring(run("test", path, "--format", "junit").stdout)[0]
     assert suite.get("failures") == "3"
