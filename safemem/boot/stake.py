@@ -145,9 +145,9 @@ def _produced(root: str) -> tuple[str, str]:
     return UNKNOWN, why
 
 
-def argument(value: str, safe: str) -> str:
+def argument(said: str, safe: str) -> str:
     """Return the argument for the next kernel, whose `safemem.safe=` is `safe`, or "" if it has none."""
-    return f"{ARGUMENT}={_sealed(value, safe)}"
+    return f"{ARGUMENT}={_sealed(said, safe)}"
 
 
 def _sealed(value: str, safe: str) -> str:
