@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def make_root(
         "sys/kernel/kexec_crash_size": "0\n"
         if not crash
         else f"{int(crash.split('-')[1], 16) - int(crash.split('-')[0], 16) + 1}\n",
-        "sys/kernel/boot_params/version": "0x20f\n",
+        "sys/kernel/boot_params/version": "0x020f\n",
+        "sys/kernel/boot_params/data": zero_page(pointer=0x100000 if offered else 0),
         "sys/devices/system/memory/block_size_bytes": f"{BLOCK:x}\n",
         "sys/devices/system/memory/auto_online_blocks": "offline\n",
         "dev/kmsg": "",
@@ -62,8 +64,9 @@ def make_root(
     if config is not None:
         text["proc/config.gz"] = gzip.compress(config.encode())
     if offered:
-        text["sys/kernel/boot_params/setup_data/0/type"] = "0x9\n"
-        text["sys/kernel/boot_params/setup_data/1/type"] = "0xa\n"
+        for number, (kind, size) in enumerate(((0x9, 32), (0xA, 32))):
+            text[f"sys/kernel/boot_params/setup_data/{number}/type"] = f"{kind:#x}\n"
+            text[f"sys/kernel/boot_params/setup_data/{number}/data"] = bytes(size)
     if debugfs:
         text["sys/kernel/debug/sleep_time"] = ""
         if kho_out:
@@ -93,19 +96,37 @@ def make_root(
 def machine(base: Path, cmdline: str = "kho=on liveupdate=on") -> Path:
     """Return a machine with 1 GiB from firmware, KHO on, and an e820 map."""
     root = make_root(base, cmdline=cmdline, scratch=((548 * MIB, 228 * MIB), (828 * MIB, 92 * MIB)))
-    page = bytearray(4096)
-    table = [(0, 0x9FC00, 1), (0x9FC00, 0x400, 2), (MIB, GIB - MIB, 1), (0xFFFC0000, 0x40000, 2)]
-    page[0x1E8] = len(table)
-    for index, entry in enumerate(table):
-        struct.pack_into("<QQI", page, 0x2D0 + 20 * index, *entry)
-    struct.pack_into("<I", page, 0x21C, 10 * MIB)
-    (root / "sys/kernel/boot_params/data").write_bytes(page)
+    table = ((0, 0x9FC00, 1), (0x9FC00, 0x400, 2), (MIB, GIB - MIB, 1), (0xFFFC0000, 0x40000, 2))
+    (root / "sys/kernel/boot_params/data").write_bytes(zero_page(table, initrd=10 * MIB))
     (root / "proc/iomem").write_text(
         "00001000-0009fbff : System RAM\n00100000-3ffdefff : System RAM\n"
         "  21000000-21ffffff : Kernel code\n  30000000-30ffffff : Crash kernel\n"
         "40000000-7fffffff : System RAM\n"  # a DIMM, which firmware's map does not know
     )
     return root
+
+
+def zero_page(table: tuple[tuple[int, int, int], ...] = (), *, pointer: int = 0, initrd: int = 0) -> bytes:
+    """Return an x86 zero page as a boot loader fills it in: firmware's map, and the pointer to what more it passes."""
+    page = bytearray(4096)
+    page[0x1E8] = len(table)
+    struct.pack_into("<4sH", page, 0x202, b"HdrS", 0x20F)
+    struct.pack_into("<I", page, 0x21C, initrd)
+    struct.pack_into("<Q", page, 0x250, pointer)
+    page[0x2D0 : 0x2D0 + 20 * len(table)] = b"".join(struct.pack("<QQI", *entry) for entry in table)
+    return bytes(page)
+
+
+def pass_on(root: Path, *entries: tuple[int, bytes]) -> None:
+    """Have what started this kernel pass a list of `entries`, each of them type and data, instead of what the root has."""
+    folder, page = root / "sys/kernel/boot_params/setup_data", root / "sys/kernel/boot_params/data"
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, (kind, data) in enumerate(entries):
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "type").write_text(f"{kind:#x}\n")
+        (folder / str(number) / "data").write_bytes(data)
+    content = page.read_bytes()
+    page.write_bytes(content[:0x250] + struct.pack("<Q", 0x100000 if entries else 0) + content[0x258:])
 
 
 def gigantic(

@@ -42,9 +42,10 @@ from safemem.boot import (
     plainjson,
     probe,
     ranges,
+    stake,
 )
 from safemem.boot import record as record_files
-from safemem.boot.model import UNKNOWN, Condition, Fact, Refused, Term
+from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Refused, Term
 from safemem.boot.printable import printable
 from safemem.host import history, incidents, previous, reader, standing
 from safemem.initramfs import check, packed, proven, unpack
@@ -112,7 +113,7 @@ KERNEL = (
     paths.CMDLINE, paths.IOMEM, paths.BLOCK_SIZE, paths.AUTO_ONLINE, paths.CRASH_SIZE, paths.RELEASE, paths.ARCH, paths.ATTEMPTS,
     paths.DMI_VENDOR, paths.CPUINFO, paths.HYPERVISOR, paths.CONFIG[0], paths.LOAD_LIMIT, f"{paths.MEMORY}/memory32/state",
     f"{paths.SETUP_DATA}/1/type", f"{paths.KHO[1]}/in/fdt", f"{paths.KHO[1]}/in/sub_fdts/kexec-metadata",
-    f"{paths.KHO[1]}/out/scratch_phys", f"{paths.KHO[1]}/out/scratch_len", paths.BOOT_PARAMS, paths.MEMINFO,
+    f"{paths.KHO[1]}/out/scratch_phys", f"{paths.KHO[1]}/out/scratch_len", paths.BOOT_PARAMS, paths.MEMINFO, paths.BOOT_VERSION,
     f"{paths.PCI_DEVICES}/0000:00:04.0/config", f"{paths.PCI_DEVICES}/0000:00:04.0/vendor",
 )  # fmt: skip
 
@@ -135,6 +136,7 @@ def _cmdline(data: bytes) -> None:
     cmdline.argument(text, "safemem.guard")
     attempts.read("/nowhere", dict(cmdline.arguments(text)))
     probe.overrides(dict(cmdline.arguments(text)))
+    assert stake.told(dict(cmdline.arguments(text))).value in FACTS["preserved"][1]
     _with(paths.CMDLINE, data, _machine)
 
 

@@ -397,6 +397,48 @@ def test_trust_in_the_guard_is_noted() -> None:
 
 
 @pytest.mark.parametrize(
+    ("condition", "codes"),
+    [
+        (Condition("preserved", ((Term("is", "no"),),)), {"predecessors-word"}),
+        (Condition("preserved", ((Term("is", "yes"),),)), {"exposes-handover"}),
+        (Condition("preserved", ((Term("is", UNKNOWN),),)), {"exposes-handover", "unknown-permissive"}),
+        (Condition("preserved", ((Term("is", "no"),), (Term("is", "yes"),))), {"exposes-handover", "predecessors-word"}),
+        (Condition("preserved", ((Term("is", "yes"),), (Term("is", UNKNOWN),)), negate=True), {"exposes-handover", "predecessors-word"}),
+        (Condition("kho", ((Term("is", "on"),),)), {"exposes-handover"}),
+    ],
+)  # fmt: skip
+def test_only_a_rule_that_names_it_takes_the_predecessors_word(condition: Condition, codes: set[str]) -> None:
+    """That nothing was preserved exposes no guest, if the rule asks for just that; and it is said whose word that is."""
+
+    def found(*rules: Rule) -> list[invariants.Finding]:
+        chosen = policy(*rules, otherwise="panic", sources=("none",))
+        return invariants.check(chosen, Outcomes(Space(chosen), chosen))
+
+    asked = (*when("handover", Term("is", "rejected")), condition)
+    codes_found = {item.code for item in found(Rule("idle", "online-all", asked))}
+    wanted = {"exposes-handover", "unknown-permissive", "predecessors-word"}
+    assert codes_found & wanted == codes
+    # Who accepts the exposure all the same is told that it changes nothing.
+    accepted = found(Rule("idle", "online-all", asked, accept_data_exposure=True))
+    assert ("idle-acceptance" in {item.code for item in accepted}) == (codes == {"predecessors-word"})
+
+
+def test_the_predecessors_word_is_noted_with_its_state() -> None:
+    """The note names the rule that the word decides, also where another one names the fact."""
+    cautious = Rule("cautious", "panic", when("preserved", Term("is", "yes"), Term("is", UNKNOWN)))
+    chosen = policy(cautious, otherwise=Rule("otherwise", "online-all", accept_data_exposure=True), sources=("none",))
+    (item,) = [
+        item for item in invariants.check(chosen, Outcomes(Space(chosen), chosen)) if item.code == "predecessors-word"
+    ]
+
+    assert (item.level, item.rule, item.example) == ("note", "otherwise", {"handover": "lost", "preserved": "no"})
+    assert item.message == (
+        "a handover that was lost ends in online-all where the predecessor says that nothing was preserved: that is its word"
+        " alone, on the command line, and nothing here confirms it"
+    )
+
+
+@pytest.mark.parametrize(
     ("condition", "loops"),
     [
         ((Term("<", 3),), False),

@@ -103,7 +103,12 @@ def test_matrix_covers_every_handover_state() -> None:
     assert {"none", "lost", "accepted", "rejected", "orphaned", "unsupported", "unknown"} == {
         state["facts"]["handover"] for state in states
     }
-    assert {"panic"} == {s["action"] for s in states if s["facts"]["handover"] not in ("none", "accepted")}
+    lost = [state for state in states if state["facts"]["handover"] not in ("none", "accepted")]
+    assert {"panic"} == {state["action"] for state in lost if state["facts"]["preserved"] != "no"}
+    # The predecessor's word is taken only where a handover was offered.
+    assert {state["facts"]["handover"] for state in lost if state["action"] == "online-all"} == {
+        "rejected", "orphaned", "unsupported"
+    }  # fmt: skip
     assert all(s in run("simulate", DEFAULT, "--matrix").output for s in ("rejected", "online-safe", "panic"))
 
 

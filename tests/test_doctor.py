@@ -25,7 +25,7 @@ from safemem.cli import main
 from safemem.host import catalogue, doctor, guardchecks, nextboot
 from safemem.initramfs.cpio import Archive
 from safemem.policy import compiler, load
-from tests.fakes import make_root, rejecting
+from tests.fakes import make_root, pass_on, rejecting
 from tests.kit import guarded, install, policy, proof, rule, when
 
 POLICIES = Path(__file__).parent.parent / "policies"
@@ -206,7 +206,7 @@ def test_a_kernel_without_kho(tmp_path: Path) -> None:
     """It is said, and so are the rules that ask for what it can never tell."""
     root = healthy(tmp_path)
     shutil.rmtree(root / "sys/kernel/debug")
-    put("sys/kernel/boot_params/setup_data/0/type", "0x1\n")(root)
+    pass_on(root, (1, bytes(20)))
     (root / "proc/config.gz").write_bytes(gzip.compress(b"CONFIG_X=y\n"))
     node = rule("halt", name="by name", when=when("nodes", Term("has", "x")))
     decides(node)(root)
@@ -245,6 +245,14 @@ def test_a_policy_that_check_condemns(tmp_path: Path) -> None:
 
     pack(root, compiler.dump(load.read(mine)))
     assert "policy-condemned" not in {item.code for item in doctor.examine(str(root))}
+
+
+def test_the_predecessors_word_is_no_property_of_a_machine(tmp_path: Path) -> None:
+    """Each kexec gives it or does not: that this one did not says nothing of the next."""
+    root = healthy(tmp_path)
+    for fact, missed in (("preserved", False), ("boot_attempts", True)):
+        decides(rule("online-all", name="idle", when=when(fact, Term("is", "no" if fact == "preserved" else 1))))(root)
+        assert ("fact-unknown" in [item.code for item in doctor.examine(str(root))]) == missed
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's policies are compared")

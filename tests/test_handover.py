@@ -180,7 +180,7 @@ def test_arguments(tmp_path: Path) -> None:
     assert code == 0
     assert words[0] == f"crashkernel={532 * MIB}@0x1000000"
     assert words[1] == "safemem.guard=0x1000000-0x223fffff"
-    assert words[3] == "memhp_default_state=offline"
+    assert words[4] == "memhp_default_state=offline"
     assert "should the next kernel have no KHO, append nokaslr too" in errors
     (tmp_path / "next").mkdir()
     after = probe.read_snapshot(str(make_root(tmp_path / "next", cmdline=output.strip())))
@@ -261,7 +261,7 @@ def test_boots_are_counted_for_the_next_kernel(tmp_path: Path, given: str, actio
         (root / "run/safemem").mkdir(parents=True)
         text = '{"decision"' if action == "damaged" else f'{{"decision":{{"action":"{action}"}}}}'
         (root / record.RECORD).write_text(text)
-    assert invoke(root)[1].split()[4] == f"safemem.attempts={expected}"
+    assert invoke(root)[1].split()[5] == f"safemem.attempts={expected}"
 
     (root / paths.EFIVARS).mkdir(parents=True)
     (root / paths.EFIVARS / "Timeout-8be4df61-93ca-11d2-aa0d-00e098032b8c").touch()
@@ -281,7 +281,14 @@ def test_kexec_command(tmp_path: Path, cmdline: str) -> None:
     assert len(words) == 5 and words[4].startswith("--command-line=")
     found = words[4].removeprefix("--command-line=")
     names = [key for key, _ in boot_cmdline.arguments(found)]
-    replaced = {"crashkernel", "safemem.guard", "safemem.safe", "memhp_default_state", "safemem.attempts"}
+    replaced = {
+        "crashkernel",
+        "safemem.guard",
+        "safemem.safe",
+        "safemem.preserved",
+        "memhp_default_state",
+        "safemem.attempts",
+    }
     assert all(names.count(name) == 1 for name in replaced)
     before = [
         pair for pair in boot_cmdline.arguments(cmdline) if pair[0].replace("-", "_") not in replaced | {"BOOT_IMAGE"}

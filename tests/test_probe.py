@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,65 +57,6 @@ def test_handover(tmp_path: Path, name: str, options: dict[str, Any], expected: 
 
     assert expected == fact.value
     assert fact.source and fact.reason
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"), [(("name", "linux,kho-fdt"), "rejected"), (("name", "bootargs"), "none"), ((), UNKNOWN)]
-)
-def test_handover_on_a_device_tree_machine(tmp_path: Path, files: tuple[str, ...], expected: str) -> None:
-    """Without boot_params, the chosen node says whether a handover was offered."""
-    root = make_root(tmp_path)
-    shutil.rmtree(root / "sys/kernel/boot_params")
-    (root / paths.CHOSEN).mkdir(parents=True)
-    for name in files:
-        (root / paths.CHOSEN / name).write_bytes(bytes(16))
-
-    assert expected == probe.read_snapshot(str(root)).facts["handover"].value
-
-
-def test_handover_without_boot_params_or_device_tree_is_unknown(tmp_path: Path) -> None:
-    """A machine that shows neither mark may have been offered anything."""
-    root = make_root(tmp_path)
-    shutil.rmtree(root / "sys/kernel/boot_params")
-
-    assert probe.read_snapshot(str(root)).facts["handover"].value == UNKNOWN
-
-
-def test_handover_with_an_odd_setup_data_type_is_unknown(tmp_path: Path) -> None:
-    """A type that is not a number is no proof that nothing was offered."""
-    root = make_root(tmp_path, offered=True)
-    for entry in ("0", "1"):
-        (root / paths.SETUP_DATA / entry / "type").write_text("huh\n")
-
-    assert probe.read_snapshot(str(root)).facts["handover"].value == UNKNOWN
-
-
-ENTRY = f"{paths.SETUP_DATA}/1"
-
-
-@pytest.mark.parametrize(
-    ("name", "damage", "options"),
-    [
-        ("an entry without a type", lambda root: (root / f"{ENTRY}/type").unlink(), {"offered": True}),
-        ("an entry that is empty", lambda root: (root / f"{ENTRY}/type").write_text(""), {"offered": True}),
-        ("a type that is cut off", lambda root: (root / f"{ENTRY}/type").write_text("0x"), {"offered": True}),
-        ("an entry that is missing", lambda root: shutil.rmtree(root / paths.SETUP_DATA / "0"), {"offered": True}),
-        ("no entries at all", lambda root: (root / paths.SETUP_DATA).mkdir(), {}),
-        ("an empty folder mounted over it", lambda root: (root / "sys/kernel/boot_params/version").unlink(), {}),
-        ("a link that leads nowhere", lambda root: (root / paths.SETUP_DATA).symlink_to("nowhere"), {}),
-        ("a device tree without the node", lambda root: (root / paths.DEVICE_TREE).mkdir(), {}),
-    ],
-)
-def test_only_what_was_listed_to_its_end_says_none(
-    tmp_path: Path, name: str, damage: Callable[[Path], object], options: dict[str, Any]
-) -> None:
-    """Whatever below the evidence cannot be read is no proof that nothing was offered."""
-    root = make_root(tmp_path, **options)
-    if name == "an entry that is missing":
-        (root / f"{ENTRY}/type").write_text("0x9\n")
-    damage(root)
-
-    assert probe.read_snapshot(str(root)).facts["handover"].value == UNKNOWN
 
 
 @pytest.mark.parametrize(

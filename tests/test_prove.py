@@ -144,12 +144,12 @@ def test_diff(tmp_path: Path) -> None:
     result = run("diff", GOOD, looser)
     assert result.exit_code == 5
     assert result.stdout.startswith(
-        "looser in 24 of 36 states: handover lost or rejected or orphaned or unsupported or unknown\n  - panic by `otherwise`"
+        "looser in 60 of 108 states: handover lost or rejected or orphaned or unsupported or unknown\n  - panic by `otherwise`"
     )
     assert run("diff", looser, GOOD).exit_code == 4
-    assert run("diff", looser, GOOD).stdout.startswith("stricter in 24 of 36 states")
+    assert run("diff", looser, GOOD).stdout.startswith("stricter in 60 of 108 states")
     result = run("diff", GOOD, reworded)
-    assert result.exit_code == 4 and result.stdout.startswith("reason in 6 of 36 states: handover none")
+    assert result.exit_code == 4 and result.stdout.startswith("reason in 18 of 108 states: handover none")
     document = json.loads(run("diff", GOOD, looser, "--format", "json").stdout)
     assert (document["verdict"], document["changes"][0]["new"]["action"]) == ("looser", "online-safe")
 
@@ -186,11 +186,14 @@ def test_cases(tmp_path: Path) -> None:
     path.write_text(good.replace('rule = "otherwise"', 'rule = "clean boot"'))
     result = run("test", path, "--coverage")
     assert result.exit_code == 1
-    assert f"{path}:41: FAIL a lost handover never boots: rule is `otherwise`, expected `clean boot`" in result.stdout
-    assert f"    try: safemem simulate {tmp_path}/live-update-host.toml --set handover=lost\n" in result.stdout
-    assert "3 of 4 rules; no case that holds asks for: `otherwise`" in result.stdout
+    assert f"{path}:51: FAIL a lost handover never boots: rule is `otherwise`, expected `clean boot`" in result.stdout
+    assert (
+        f"    try: safemem simulate {tmp_path}/live-update-host.toml --set handover=rejected --set preserved=yes\n"
+        in result.stdout
+    )
+    assert "4 of 5 rules; no case that holds asks for: `otherwise`" in result.stdout
     suite = ElementTree.fromstring(run("test", path, "--format", "junit").stdout)[0]
-    assert suite.get("failures") == "2"
+    assert suite.get("failures") == "3"
 
     path.write_text(
         'policy = "live-update-host.toml"\n[[case]]\nname = "one"\nstate = { handover = "none" }\naction = "online-all"\nrule = "clean boot"\n'

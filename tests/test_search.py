@@ -109,6 +109,9 @@ def test_check_never_misses_an_exposure(drawn: Policy, met: list[Machine]) -> No
             assert (
                 "trusts-guard" in codes or untold.accept_data_exposure or codes & {"exposes-handover", "named-region"}
             )
+        elif invariants._takes_word(decision.rule) and not decision.rule.accept_data_exposure:
+            assert decision.facts["preserved"].value == "no"
+            assert any(note.code == "predecessors-word" for note in decision.warnings)
         elif not decision.rule.accept_data_exposure:
             assert said & {("exposes-handover", decision.rule.name), ("named-region", decision.rule.name)}
 

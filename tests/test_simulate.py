@@ -196,7 +196,7 @@ def test_paths_begin_at_the_root(tmp_path: Path) -> None:
     """A reader takes `sys/kernel` for a path below the folder they are in."""
     output = run("simulate", DEFAULT, "--root", str(make_root(tmp_path)), columns=200).output
 
-    assert "handover = none, proven  (/sys/kernel/boot_params: no handover was offered)" in output
+    assert "handover = none, proven  (/sys/kernel/boot_params/data: no handover was offered)" in output
     assert not [line for line in output.splitlines() if " sys/" in line or "(sys/" in line]
 
 

@@ -96,6 +96,11 @@ def size(root: str, name: str) -> int:
     return posix.stat(path(root, name)).st_size
 
 
+def device(root: str, name: str) -> int:
+    """Return the number of the file system that a file or folder is on: another one than its folder's is mounted there."""
+    return posix.stat(path(root, name)).st_dev
+
+
 def names(root: str, name: str) -> list[str]:
     """Return what is in a folder, in no order."""
     return posix.listdir(path(root, name))
@@ -166,6 +171,10 @@ class Folder:
             return posix.read(fd, size)
         finally:
             posix.close(fd)
+
+    def target(self, name: str) -> str:
+        """Return what a symbolic link in it holds."""
+        return posix.readlink(name, dir_fd=self._fd)
 
     def word(self, name: str) -> str:
         """Return the text of a short file without blanks around it; "" if it cannot be read."""

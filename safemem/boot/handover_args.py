@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from safemem.boot import attempts, pagewords, probe
+from safemem.boot import attempts, pagewords, probe, stake
 from safemem.boot.cmdline import arguments, boolean, sealed, split
 from safemem.boot.ground import UNTOLD, Build, CannotSay, Ground, read_ground, room
 from safemem.boot.guard import Guards, Left, best_guards, left_open
@@ -70,7 +70,7 @@ def advise(root: str = "/", kernel: str = "", initrd: str = "", built: Build = U
     snapshot, ground = read_ground(root, scratch, kernel, initrd, built)
     count = snapshot.facts["boot_attempts"]
     handed = "" if attempts.in_firmware(count) else f"{attempts.ARGUMENT}={attempts.handed_on(root, count)}"
-    return advise_on(snapshot, ground, kernel, built, handed)
+    return with_stake(advise_on(snapshot, ground, kernel, built, handed), *stake.read(root))
 
 
 def advise_on(snapshot: Snapshot, ground: Ground, kernel: str = "", built: Build = UNTOLD, handed: str = "") -> Advice:
@@ -130,6 +130,19 @@ def advise_on(snapshot: Snapshot, ground: Ground, kernel: str = "", built: Build
         cmdline=snapshot.cmdline,
         gone=gone,
     )
+
+
+def with_stake(advice: Advice, value: str, why: str) -> Advice:
+    """Return the advice with the argument that says whether anything is preserved; after it nothing may be."""
+    words = list(advice.arguments)
+    place = next((index for index, word in enumerate(words) if word.startswith(f"{stake.SAFE}=")), -1)
+    safe = words[place].partition("=")[2] if place >= 0 else ""
+    words.insert(place + 1, stake.argument(value, safe))
+    note = {
+        "yes": f"preserved is `yes`: {why}",
+        "no": f"preserved is `no`: {why}; compute the arguments anew should anything be preserved before the kexec",
+    }.get(value, f"preserved is `unknown`, which the next kernel takes for `yes`: {why}")
+    return advice._replace(arguments=tuple(words), notes=(*advice.notes, note))
 
 
 def _notes(cmdline: str) -> list[str]:

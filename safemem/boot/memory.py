@@ -6,14 +6,14 @@ One reader of each, for the boot program, for the guard that the next kernel get
 
 from __future__ import annotations
 
-from safemem.boot import files, paths
+from safemem.boot import files, paths, zeropage
 from safemem.boot.files import reason
 from safemem.boot.model import UNKNOWN, Blocks, Fact, Note, Room, Snapshot
 from safemem.boot.ranges import Range, cut, merge_ranges, parse_range, size_text, whole_blocks
 from safemem.boot.tuples import NamedTuple
 
-#: Offsets in the x86 zero page (Documentation/arch/x86/zero-page.rst): entries, table; 20 bytes each.
-_E820_COUNT, _E820_TABLE, _E820_RAM, _RAMDISK_SIZE = 0x1E8, 0x2D0, 1, 0x21C
+#: A type of firmware's map, and an offset in the x86 zero page (Documentation/arch/x86/zero-page.rst).
+_E820_RAM, _RAMDISK_SIZE = 1, 0x21C
 #: Bytes of a gigantic page on x86, and of /proc/cpuinfo that hold the flags of the first processor.
 GIGANTIC, _ONE_PROCESSOR = 1 << 30, 16 << 10
 #: How names in /proc/iomem begin of what this kernel keeps inside System RAM and the next one does not.
@@ -84,15 +84,8 @@ def firmware_memory(root: str) -> tuple[Range, ...]:
         OSError: it cannot be read, as on everything that is not x86.
         ValueError: it holds no memory map.
     """
-    data = files.read(root, paths.BOOT_PARAMS)
-    found = []
-    for index in range(data[_E820_COUNT] if len(data) == 4096 else 0):
-        at = _E820_TABLE + 20 * index
-        start, size, kind = (
-            int.from_bytes(data[at + low : at + high], "little") for low, high in ((0, 8), (8, 16), (16, 20))
-        )
-        if kind == _E820_RAM and size:
-            found.append(Range(start, start + size))
+    entries = zeropage.firmware_map(root)
+    found = [Range(start, start + size) for start, size, kind in entries if kind == _E820_RAM and size]
     if not found:
         raise ValueError(f"{paths.BOOT_PARAMS} holds no memory map")
     return merge_ranges(tuple(found))

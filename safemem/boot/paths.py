@@ -13,6 +13,8 @@ KHO = ("sys/kernel/kho", "sys/kernel/debug/kho")
 #: Below `out` of KHO; "scratch" is announced to become "bootmem" in Linux 7.4.
 SCRATCH_PHYS = ("bootmem_phys", "scratch_phys")
 SCRATCH_LEN = ("bootmem_len", "scratch_len")
+#: Below KHO: a file for each producer that hands anything over.
+PRODUCERS = "out/sub_fdts"
 #: Arguments of the kernel for the size of the scratch areas: since Linux 7.4, and before.
 SCRATCH_ARGUMENT = ("kho_bootmem", "kho_scratch")
 DEBUGFS = "sys/kernel/debug"
@@ -21,16 +23,24 @@ LUO_CLASS = "sys/class/misc/liveupdate"
 CLASSES = ("sys/class/misc", "sys/class")
 
 # ---- what the predecessor left
+SYS = "sys"
 #: Is there whenever sysfs is.
 KERNEL = "sys/kernel"
 #: x86: the zero page and the list behind it (Documentation/arch/x86/zero-page.rst).
 BOOT_PARAMS_FOLDER = "sys/kernel/boot_params"
 BOOT_PARAMS = "sys/kernel/boot_params/data"
+BOOT_VERSION = "sys/kernel/boot_params/version"
 SETUP_DATA = "sys/kernel/boot_params/setup_data"
 #: Machines with a device tree.
 DEVICE_TREE = "proc/device-tree"
 CHOSEN = "proc/device-tree/chosen"
-CHOSEN_KHO = "linux,kho-fdt"
+CHOSEN_KHO = ("linux,kho-fdt", "linux,kho-scratch")
+
+# ---- processes, of which each has a folder with its number as its name
+PROC = "proc"
+#: What of them and of mounts whoever looks can see.
+NAMESPACES = "proc/self/ns"
+MOUNTS = "proc/self/mountinfo"
 
 # ---- the kernel itself
 CMDLINE = "proc/cmdline"

@@ -8,26 +8,25 @@ no evidence (older kernels print `disabling KHO revival` after a harmless kexec)
 
 from __future__ import annotations
 
-from safemem.boot import attempts, crashkernel, devices, files, guards, memory, paths
+from safemem.boot import attempts, crashkernel, devices, files, guards, memory, paths, stake, zeropage
 from safemem.boot.asked import ARGUMENT
 from safemem.boot.cmdline import arguments, boolean, unsealed
 from safemem.boot.files import reason
 from safemem.boot.model import FACTS, UNKNOWN, Fact, Note, Snapshot
 from safemem.boot.ranges import Range, parse_range
 
-SETUP_KEXEC_KHO = 10  # arch/x86/include/uapi/asm/setup_data.h
 #: The last menu of every configuration that Kconfig writes (Linux 5.2 and later).
 _CONFIG_END = b"# end of Kernel hacking"
 _BUSY, _IO = 16, 5
 
 #: `safemem.safe=`; with a check sum it was written by handover-args.
-_SAFE = "safemem.safe"
+_SAFE = stake.SAFE
 #: As `safemem.boot.token` reads it, a module that most boots do without.
 _TOKEN = "safemem.token"
 #: Codes of notes that say that nobody knows what there is to hold; the last is of a look afterwards (`apply`).
 _UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
 #: What nobody but handover-args writes, for the command line of a kexec that hands over.
-_FOR_A_KEXEC = (ARGUMENT, attempts.ARGUMENT, _TOKEN)
+_FOR_A_KEXEC = (ARGUMENT, attempts.ARGUMENT, stake.ARGUMENT, _TOKEN)
 # DMI system vendor -> what systemd-detect-virt calls it.
 _VENDORS = (
     ("QEMU", "qemu"), ("KVM", "kvm"), ("VMware", "vmware"), ("Xen", "xen"), ("Amazon EC2", "amazon"),
@@ -50,7 +49,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
     # Split once; of arguments with one name the last counts.
     asked = None if cmdline is None else dict(arguments(cmdline))
     config = _Config(root)
-    offered = _offered(root)
+    offered = zeropage.offered(root)
     handover = _handover(root, offered, asked, config)
     if token and cmdline is not None and asked is not None and _TOKEN in asked:
         from safemem.boot import token as through_luo  # only where the policy asks for it, and there may be one
@@ -88,6 +87,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         "boot_attempts": attempts.read(root, asked or {}),
         "guard": guard,
         **bus,
+        "preserved": stake.told(asked),
     }
     return Snapshot(
         facts=facts,
@@ -214,75 +214,6 @@ def _debugfs(root: str) -> str | None:
         return None if files.names(root, paths.DEBUGFS) else f"nothing is mounted at {paths.DEBUGFS}"
     except OSError as error:
         return f"{paths.DEBUGFS}: {reason(error)}"
-
-
-def _offered(root: str) -> Fact:
-    """Return whether the predecessor left a handover: `yes`, `no` or unknown.
-
-    INVARIANT: `no` takes a folder that was listed and in which one exact name is missing.
-    """
-    found = [fact for fact in (_by_setup_data(root), _by_device_tree(root)) if fact]
-    for value in ("yes", UNKNOWN):
-        for fact in found:
-            if fact.value == value:
-                return fact
-    if found:
-        return found[0]
-    return Fact(UNKNOWN, paths.SETUP_DATA, f"neither {paths.BOOT_PARAMS_FOLDER} nor {paths.CHOSEN} exists")
-
-
-def _by_setup_data(root: str) -> Fact | None:
-    """Return what x86's list of what a boot loader passes says; None on a machine without one."""
-    at = paths.BOOT_PARAMS_FOLDER
-    try:
-        shown = files.names(root, at)
-    except FileNotFoundError:
-        # An x86 may have a device tree as well, and that one says nothing of a handover.
-        return None if files.is_folder(root, paths.KERNEL) else Fact(UNKNOWN, paths.KERNEL, "it is not there")
-    except OSError as error:
-        return Fact(UNKNOWN, at, reason(error))
-    # The kernel shows the page itself always, and the list only if it has entries (arch/x86/kernel/ksysfs.c).
-    if not shown:
-        return Fact(UNKNOWN, at, "it is empty: something else is mounted there")
-    if "setup_data" not in shown:
-        return (
-            Fact("no", at)
-            if files.exists(root, paths.SETUP_DATA) is False
-            else Fact(UNKNOWN, paths.SETUP_DATA, "it is hidden")
-        )
-    try:
-        entries = files.names(root, paths.SETUP_DATA)
-    except OSError as error:
-        return Fact(UNKNOWN, paths.SETUP_DATA, reason(error))
-    # They are numbered from 0.
-    whole = bool(entries) and {str(number) for number in range(len(entries))} == set(entries)
-    answer = Fact("no", at) if whole else Fact(UNKNOWN, paths.SETUP_DATA, "entries are missing from it")
-    for entry in entries:
-        path = f"{paths.SETUP_DATA}/{entry}/type"
-        try:
-            if int(files.line(root, path), 16) == SETUP_KEXEC_KHO:
-                return Fact("yes", path)
-        except OSError as error:
-            answer = Fact(UNKNOWN, path, reason(error))
-        except ValueError:
-            answer = Fact(UNKNOWN, path, "the type is not a number")
-    return answer
-
-
-def _by_device_tree(root: str) -> Fact | None:
-    """Return what the device tree says; None on a machine without one."""
-    try:
-        shown = files.names(root, paths.CHOSEN)
-    except FileNotFoundError:
-        if files.exists(root, paths.DEVICE_TREE) is False:
-            return None
-        return Fact(UNKNOWN, paths.CHOSEN, "the device tree has no such node")
-    except OSError as error:
-        return Fact(UNKNOWN, paths.CHOSEN, reason(error))
-    if paths.CHOSEN_KHO in shown:
-        return Fact("yes", f"{paths.CHOSEN}/{paths.CHOSEN_KHO}")
-    # The kernel gives every node a `name` (fs/proc, drivers/of).
-    return Fact("no", paths.CHOSEN) if shown else Fact(UNKNOWN, paths.CHOSEN, "it is empty")
 
 
 def _handover(root: str, offered: Fact, asked: dict[str, str] | None, config: _Config) -> Fact:

@@ -130,14 +130,14 @@ def _kernel(machine: Machine) -> Iterator[Finding]:
 def _facts(machine: Machine) -> Iterator[Finding]:
     """Find facts that rules ask for and nothing on this machine tells, so that those rules never decide here.
 
-    That a handover cannot be told is a finding of its own: every policy asks for it. What only an accepted one tells counts where one was, or
-    where the kernel can accept none.
+    That a handover cannot be told is a finding of its own: every policy asks for it. What only an accepted one tells counts where one
+    was, or where the kernel can accept none. What was preserved each kexec tells anew, or does not.
     """
     policy, facts = _policy(machine), machine.snapshot.facts
     if policy is None:
         return
     accepts = probe.configured(machine.root, "CONFIG_KEXEC_HANDOVER")[0] is not False
-    names = [name for name in facts if facts[name].value == UNKNOWN and name != "handover"]
+    names = [name for name in facts if facts[name].value == UNKNOWN and name not in ("handover", "preserved")]
     for name in names:
         if name in FROM_THE_TREE and accepts and machine.value("handover") != "accepted":
             continue

@@ -105,7 +105,8 @@ def machines() -> dict[str, dict[str, bytes]]:
         "dev/liveupdate": b"",
         "sys/class/dmi/id/sys_vendor": b"QEMU\n",
         "sys/class/misc/liveupdate/dev": b"10:122\n",
-        "sys/kernel/boot_params/data": _zero_page(),
+        "sys/kernel/boot_params/data": _zero_page(0),
+        "sys/kernel/boot_params/version": b"0x020f\n",
         "sys/kernel/kexec_crash_size": b"%d\n" % (256 * _MIB),
         "sys/kernel/debug/kho/out/scratch_phys": b"0x10000000\n",
         "sys/kernel/debug/kho/out/scratch_len": b"0x8000000\n",
@@ -116,7 +117,11 @@ def machines() -> dict[str, dict[str, bytes]]:
         state = b"online\n" if number < 4 else b"offline\n"
         common[f"sys/devices/system/memory/memory{number}/state"] = state
         common[f"sys/devices/system/memory/memory{number}/valid_zones"] = b"Normal Movable\n"
-    offered = {**common, "sys/kernel/boot_params/setup_data/0/type": b"0xa\n"}
+    offered = {
+        **common,
+        "sys/kernel/boot_params/data": _zero_page(1 << 20),
+        "sys/kernel/boot_params/setup_data/0/type": b"0xa\n",
+    }
     guard = asked.write(asked.Asked(Range(1 << 30, 1280 * _MIB), _PAGE, ((0, 1),)))
     pool = f"sys/kernel/mm/hugepages/hugepages-{_PAGE >> 10}kB"
     args = (
@@ -149,9 +154,14 @@ def machines() -> dict[str, dict[str, bytes]]:
     }
 
 
-def _zero_page() -> bytes:
-    """Return what the kernel keeps of boot_params with one range of memory in it (Documentation/arch/x86/zero-page.rst)."""
+def _zero_page(pointer: int) -> bytes:
+    """Return what the kernel keeps of boot_params with one range of memory in it (Documentation/arch/x86/zero-page.rst).
+
+    `pointer` leads to what else the boot loader passes.
+    """
     page = bytearray(4096)
+    page[0x202:0x208] = struct.pack("<4sH", b"HdrS", 0x20F)
+    page[0x250:0x258] = struct.pack("<Q", pointer)
     page[0x1E8] = 1
     page[0x2D0:0x2E4] = struct.pack("<QQI", _MIB, 2047 * _MIB, 1)
     return bytes(page)

@@ -33,6 +33,10 @@ CODES = {
     "held-anyway": ("note", "A zone is given to memory that no exception holds."),
     "loosened-by-cmdline": ("note", "The command line loosens an outcome only where the policy lets it."),
     "trusts-guard": ("note", "Evidence that is no proof counts as an accepted handover only where the policy says so."),
+    "predecessors-word": (
+        "note",
+        "A lost handover ends milder by the predecessor's word, that nothing was preserved, only where a rule names it.",
+    ),
     "only-otherwise": ("note", "States that no rule asks for are decided by `otherwise`."),
 }
 #: The errors that `accept_errors` may name: not that a policy is none, nor one behind which any other could hide.

@@ -21,6 +21,7 @@ from safemem.boot.model import (
     Policy,
     Rule,
     Snapshot,
+    Term,
 )
 from safemem.boot.ranges import Range, size_text, total
 from safemem.policy import limits
@@ -30,6 +31,8 @@ from safemem.policy.space import CONSTRAINTS, FROM_THE_TREE, LOST, Outcomes, Spa
 
 #: Values of `handover` after which memory may hold a guest's pages.
 _LOST = (*LOST, UNKNOWN)
+#: What a condition on `preserved` accepts that takes the predecessor's word.
+_NOTHING = ((Term("is", "no"),),)
 
 
 class Finding(NamedTuple):
@@ -50,7 +53,7 @@ def check(policy: Policy, outcomes: Outcomes) -> list[Finding]:
         *_unreachable(policy, outcomes), *_exposes(policy, outcomes), *_idle(policy, outcomes), *_unknowns(outcomes),
         *_milder(policy, outcomes), *_loops(outcomes), *_blocks(policy), *_failure(policy), *_same(policy),
         *(_finding(*complaint) for complaint in limits.check(policy, outcomes)), *_overrides(policy),
-        *_observes(policy), *_trusts(policy, outcomes), *_quiesces(outcomes), *_otherwise(policy, outcomes),
+        *_observes(policy), *_trusts(policy, outcomes), *_quiesces(outcomes), *_words(outcomes), *_otherwise(policy, outcomes),
     ]  # fmt: skip
 
 
@@ -106,7 +109,7 @@ def _exposes(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
     for state, index in outcomes.of.items():
         rule = outcomes.rules[index]
         opens = rule.action == "online-all" or (rule.action == "online-safe" and named)
-        if state[0] in _LOST and opens and not rule.accept_data_exposure:
+        if state[0] in _LOST and opens and not rule.accept_data_exposure and not _takes_word(rule):
             bad.setdefault(index, []).append(state)
     for index, states in sorted(bad.items()):
         rule, wide = outcomes.rules[index], total(named) > limits.MOST
@@ -128,9 +131,37 @@ def _exposes(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _takes_word(rule: Rule) -> bool:
+    """Return whether a rule asks for nothing but the predecessor's word that nothing was preserved."""
+    return any(item.fact == "preserved" and item.groups == _NOTHING and not item.negate for item in rule.when)
+
+
+def _words(outcomes: Outcomes) -> Iterator[Finding]:
+    """Yield the rules by which a handover that was lost, or may have been, ends milder because of the predecessor's word."""
+    space = outcomes.space
+    if "preserved" not in space.facts:
+        return
+    place = space.facts.index("preserved")
+    found: dict[int, list[State]] = {}
+    for state, index in outcomes.of.items():
+        other = outcomes.of.get((*state[:place], UNKNOWN, *state[place + 1 :]), index)
+        mine, without = (PERMISSIVENESS[outcomes.rules[one].action] for one in (index, other))
+        if state[0] in _LOST and state[place] == "no" and mine > without:
+            found.setdefault(index, []).append(state)
+    for index, states in sorted(found.items()):
+        rule, what = outcomes.rules[index], "cannot be told" if states[0][0] == UNKNOWN else f"was {states[0][0]}"
+        yield _finding(
+            "predecessors-word", rule.name, "when",
+            f"a handover that {what} ends in {rule.action} where the predecessor says that nothing was preserved: that is its"
+            " word alone, on the command line, and nothing here confirms it", "",
+            smallest(outcomes, states, keep=("preserved",)),
+        )  # fmt: skip
+
+
 def _idle(policy: Policy, outcomes: Outcomes) -> Iterator[Finding]:
     named = any(isinstance(source, Range) for source in policy.sources)
-    needed = {index for state, index in outcomes.of.items() if state[0] in _LOST}
+    lost = {index for state, index in outcomes.of.items() if state[0] in _LOST}
+    needed = {index for index in lost if not _takes_word(outcomes.rules[index])}
     for index, rule in enumerate(outcomes.rules):
         opens = rule.action == "online-all" or (rule.action == "online-safe" and named)
         if rule.accept_data_exposure and not (opens and index in needed):

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: MIT
+"""What is at stake: what the outgoing system says of it, and what of that the next kernel's boot program believes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from safemem.boot import handover_args, paths, probe, stake
+from safemem.boot.cmdline import arguments
+from safemem.boot.model import UNKNOWN
+from tests.fakes import machine, make_root
+
+OUT = f"{paths.KHO[1]}/{paths.PRODUCERS}"
+GUEST, OWN = "anon_inode:[luo_session] guest", "anon_inode:[luo_session] safemem"
+MOUNTS = (
+    "22 27 0:21 / /proc rw,relatime shared:5 - proc proc {}\n30 22 0:30 / /proc/sys/fs/binfmt_misc rw - autofs x rw\n"
+)
+
+
+def idle(root: Path) -> Path:
+    """Give the root processes and an outgoing tree as an idle host has them."""
+    process(root, 1, "/dev/null", "socket:[4711]", "anon_inode:[eventpoll]", OWN)
+    process(root, 7)
+    process(root, 42, "/dev/liveupdate", "/tmp/anon_inode:[luo_session] x", threads=(42, 43))
+    (root / paths.NAMESPACES).mkdir(parents=True)
+    (root / paths.NAMESPACES / "pid").symlink_to("pid:[4026531836]")
+    (root / paths.MOUNTS).write_text(MOUNTS.format("rw"))
+    for name in ("LUO", "kexec-metadata"):
+        (root / OUT / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / OUT / name).write_bytes(b"")
+    return root
+
+
+def process(root: Path, number: int, *targets: str, threads: tuple[int, ...] = ()) -> None:
+    """Give the root a process whose descriptors lead there; the last of its threads has them, as others may have none."""
+    for thread in threads or (number,):
+        (root / f"proc/{number}/task/{thread}/fd").mkdir(parents=True)
+    for index, target in enumerate(targets):
+        (root / f"proc/{number}/task/{thread}/fd/{index}").symlink_to(target)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return an idle host."""
+    return idle(machine(tmp_path))
+
+
+def test_an_idle_host(root: Path) -> None:
+    """The token's session, LUO's own data and a path that is called like a session are nothing that could be lost."""
+    assert stake.read(str(root))[0] == "no"
+
+
+@pytest.mark.parametrize(
+    ("damage", "value", "why"),
+    [
+        (lambda root: process(root, 99, "/dev/null", GUEST), "yes", "process 99 holds session `guest`"),
+        (lambda root: process(root, 99, GUEST, threads=(99, 100)), "yes", "process 99 holds session `guest`"),
+        (lambda root: process(root, 99, f"{OWN}-2"), "yes", "session `safemem-2`"),
+        (lambda root: process(root, 99, "anon_inode:[luo_session]"), "yes", "session `?`"),
+        (lambda root: process(root, 99, "anon_inode:[luo_session] a\x1b[1m"), "yes", "session `a\\x1b[1m`"),
+        (lambda root: (root / OUT / "memblock").write_bytes(b""), "yes", f"{OUT}/memblock is there"),
+        (lambda root: shutil.rmtree(root / OUT), UNKNOWN, f"{OUT}: not there"),
+        (lambda root: [path.unlink() for path in (root / OUT).iterdir()], UNKNOWN, f"{OUT}: it is empty"),
+        (lambda root: shutil.rmtree(root / "proc/1"), UNKNOWN, "process 1 is not shown"),
+        (lambda root: shutil.rmtree(root / "proc"), UNKNOWN, "proc: no such file or directory"),
+        (lambda root: shutil.rmtree(root / paths.NAMESPACES), UNKNOWN, "proc/self: no such file or directory"),
+        (lambda root: (root / paths.MOUNTS).unlink(), UNKNOWN, "proc/self: no such file or directory"),
+        (lambda root: (root / paths.MOUNTS).write_text(MOUNTS.format("rw,hidepid=invisible")), UNKNOWN, "with hidepid"),
+        (lambda root: (root / paths.MOUNTS).write_text(MOUNTS.format("rw")[:-1]), UNKNOWN, "it is cut off"),
+        (lambda root: (root / paths.MOUNTS).write_text(MOUNTS.replace("proc proc {}", "tmpfs x rw")), UNKNOWN, "no proc file system"),
+        (lambda root: (root / paths.MOUNTS).write_text(MOUNTS.format("rw") + "31 22 0:9 / /proc/99 rw - tmpfs x rw\n"),
+         UNKNOWN, "something is mounted at /proc/99"),
+        (lambda root: [(root / paths.NAMESPACES / "pid").unlink(), (root / paths.NAMESPACES / "pid").symlink_to("pid:[4026532199]")],
+         UNKNOWN, "not the first pid namespace"),
+        (lambda root: (root / paths.NAMESPACES / "pid").unlink(), "no", ""),
+        (lambda root: shutil.rmtree(root / "proc/7/task"), "no", ""),
+        (lambda root: shutil.rmtree(root / "proc/42/task/43"), "no", ""),
+    ],
+)  # fmt: skip
+def test_what_the_outgoing_system_shows(root: Path, damage: Callable[[Path], object], value: str, why: str) -> None:
+    """A session or another producer's data is at stake; what cannot be looked at may be; a process that ended is gone."""
+    damage(root)
+    found = stake.read(str(root))
+
+    assert (found[0], why in found[1]) == (value, True), found
+
+
+def test_what_is_seen_counts_for_more_than_what_is_not(root: Path) -> None:
+    """A session is `yes`, whatever else cannot be looked at."""
+    shutil.rmtree(root / OUT)
+    process(root, 99, GUEST)
+
+    assert stake.read(str(root))[0] == "yes"
+
+
+def test_descriptors_that_nobody_may_look_at(root: Path) -> None:
+    """A folder that is refused may hold a session; a file in its place stands for one, as root is refused nothing."""
+    shutil.rmtree(root / "proc/42/task/43/fd")
+    (root / "proc/42/task/43/fd").write_text("")
+
+    assert stake.read(str(root)) == (UNKNOWN, "proc/42/task/43/fd: not a directory")
+
+
+# ---- what the next kernel reads
+
+
+def told(line: str) -> tuple[str, str]:
+    """Return the fact of a kernel with this command line, and its reason."""
+    fact = stake.told(dict(arguments(line)))
+    assert fact.source == "command line"
+    return str(fact.value), fact.reason
+
+
+@pytest.mark.parametrize("value", ["yes", "no", UNKNOWN])
+@pytest.mark.parametrize("safe", ["", "0x1000-0x1fff;crc32=12345678"])
+def test_a_word_that_is_whole(value: str, safe: str) -> None:
+    """What was sealed together is believed, wherever on the line it stands, and is called the predecessor's word."""
+    words = [stake.argument(value, safe), *([f"{stake.SAFE}={safe}"] if safe else [])]
+    for line in (" ".join(words), " ".join(["kho=on", *reversed(words), "-- init"])):
+        assert told(line) == (value, "the predecessor's word")
+
+
+def test_a_word_that_is_forged_or_cut() -> None:
+    """Nothing but the whole word beside its own region counts: neither any part of it, nor another value."""
+    safe = f"{stake.SAFE}=0x1000-0x1fff;crc32=12345678"
+    word = stake.argument("no", safe.partition("=")[2])
+    assert told(f"{safe} {word}")[0] == "no"
+
+    for length in range(len(stake.ARGUMENT) + 1, len(word)):
+        assert told(f"{safe} {word[:length]}")[0] == UNKNOWN, word[:length]
+    for line, why in (
+        (f"{safe} {stake.ARGUMENT}=no", "has no check sum"),
+        (f"{safe} {stake.argument('yes', safe.partition('=')[2]).replace('=yes', '=no')}", "does not match"),
+        (word, "does not match"),
+        (f"{safe[:-1]}9 {word}", "does not match"),
+        (f"{safe} {stake.argument('no', '')}", "does not match"),
+        (f"{safe} {word}0", "does not match"),
+        (f"{safe} {word} {stake.ARGUMENT}=no", "has no check sum"),
+        (f"{safe} {stake.ARGUMENT}=none;crc32=00000000", "is not yes, no or unknown"),
+        (f"{safe} {stake.ARGUMENT}", "is not yes, no or unknown"),
+        (safe, "no safemem.preserved= from handover-args"),
+    ):
+        value, reason = told(line)
+        assert (value, why in reason) == (UNKNOWN, True), (line, reason)
+
+
+def test_a_command_line_that_cannot_be_read(tmp_path: Path) -> None:
+    """Then nobody knows what the predecessor said."""
+    root = make_root(tmp_path)
+    (root / paths.CMDLINE).unlink()
+
+    assert probe.read_snapshot(str(root)).facts["preserved"].value == UNKNOWN
+
+
+# ---- from one to the other
+
+
+@pytest.mark.parametrize(("held", "expected"), [((), "no"), ((GUEST,), "yes")])
+def test_what_is_printed_is_read_back(root: Path, tmp_path: Path, held: tuple[str, ...], expected: str) -> None:
+    """The arguments of an idle host say that nothing is preserved, with a session they do not, and notes say why."""
+    process(root, 99, *held)
+    advice = handover_args.advise(str(root))
+    after = make_root(tmp_path / "next", offered=True, cmdline=" ".join(advice.arguments))
+    facts = probe.read_snapshot(str(after)).facts
+
+    assert (facts["preserved"].value, facts["handover"].value) == (expected, "rejected")
+    assert any(note.startswith(f"preserved is `{expected}`: ") for note in advice.notes)
+    # Whatever part of the line is lost, no word is left that nothing was preserved.
+    line = " ".join(advice.arguments)
+    end = line.index(stake.ARGUMENT) + len(stake.ARGUMENT) + len("=no;crc32=01234567")
+    for length in range(0, end, 7):
+        assert stake.told(dict(arguments(line[:length]))).value == UNKNOWN
+
+
+def test_the_next_command_line_has_no_old_word(root: Path) -> None:
+    """A whole command line takes the word that this kernel was told out, and puts the new one in."""
+    old = stake.argument("no", "")
+    (root / paths.CMDLINE).write_text(f"kho=on {old} liveupdate=on\n")
+    process(root, 99, GUEST)
+    line = handover_args.next_cmdline(handover_args.advise(str(root)))
+
+    assert old not in line and line.count(stake.ARGUMENT) == 1
+    assert told(line)[0] == "yes"
+
+
+def test_a_word_without_a_handover(tmp_path: Path) -> None:
+    """Only handover-args writes it, for a kexec that hands over: without an offer the handover was lost."""
+    root = make_root(tmp_path, cmdline=stake.argument("no", ""))
+
+    assert probe.read_snapshot(str(root)).facts["handover"].value == "lost"
