@@ -96,7 +96,7 @@ def size(root: str, name: str) -> int:
     return posix.stat(path(root, name)).st_size
 
 
-def device(root: str, name: str) -> int:
+def filesystem(root: str, name: str) -> int:
     """Return the number of the file system that a file or folder is on: another one than its folder's is mounted there."""
     return posix.stat(path(root, name)).st_dev
 

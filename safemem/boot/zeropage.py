@@ -164,8 +164,8 @@ def _entries(root: str) -> tuple[list[tuple[str, int]], Fact | None]:
 def _mounted(root: str, places: list[str]) -> str:
     """Return one of `places`, which are all sysfs's own, over which something else is mounted; "" if there is none."""
     try:
-        own = files.device(root, paths.SYS)
-        return next((place for place in places if files.device(root, place) != own), "")
+        own = files.filesystem(root, paths.SYS)
+        return next((place for place in places if files.filesystem(root, place) != own), "")
     except OSError:
         return places[0]
 
