@@ -51,9 +51,10 @@ class Scenario(NamedTuple):
 
 def _device_tree(root: Path) -> None:
     shutil.rmtree(root / "sys/kernel/boot_params")
-    for name in ("name", "linux,kho-fdt"):
-        (root / paths.CHOSEN).mkdir(parents=True, exist_ok=True)
-        (root / paths.CHOSEN / name).write_bytes(bytes(16))
+    (root / paths.ARCH).write_text("aarch64\n")
+    (root / paths.CHOSEN).mkdir(parents=True)
+    for name, data in (("name", b"chosen\0"), ("linux,kho-fdt", bytes(16))):
+        (root / paths.CHOSEN / name).write_bytes(data)
 
 
 def _efi(root: Path) -> None:
