@@ -96,7 +96,7 @@ UNSURE = lost_rule("panic", lost=(*LOST, "unknown"))
         # words that say nothing
         (['keep_crashkernel = "256MiB"\n', UNSURE, SAFE], [("idle-word", "keep_crashkernel")]),
         (["open_luo = true\n", GOOD, PANIC], [("idle-word", "open_luo")]),
-        (["retrieve_token = true\n", GOOD.replace('handover = ["none", "accepted"]', 'luo = "ready"') + "accept_data_exposure = true\n", SAFE], [("idle-word", "retrieve_token")]),
+        (["retrieve_token = true\n", GOOD.replace('handover = ["none", "accepted"]', 'luo = "ready"') + "accept_data_exposure = true\n", PANIC], [("idle-word", "retrieve_token")]),
         # not knowing a handover is rewarded, and nobody knows how sure that is
         ([GOOD, '[[rule]]\nname = "sure"\nwhen = { handover = "rejected", handover_confidence = "proven" }\naction = "panic"\n', SAFE], [("unknown-permissive", "otherwise")]),
         ([GOOD, 'quiesce = "pci"\n', PANIC], [("quiesces-accepted", "fine")]),

@@ -238,10 +238,33 @@ def codes(
     return [note.code for note in decided.warnings if note.code in engine.PLANNED[4:]]
 
 
+def test_an_iommu_that_lets_everything_through(tmp_path: Path) -> None:
+    """As with `iommu=pt`: off, once all groups say so."""
+    for name in ("0", "1"):
+        (tmp_path / paths.IOMMU_GROUPS / name).mkdir(parents=True)
+        (tmp_path / paths.IOMMU_GROUPS / name / "type").write_text("identity\n")
+    (tmp_path / paths.IOMMU_CLASS / "dmar0").mkdir(parents=True)
+    found = devices.read(str(tmp_path))[0]["iommu"]
+    assert found.value == "off" and "type identity" in found.reason
+
+    (tmp_path / paths.IOMMU_GROUPS / "1" / "type").write_text("DMA-FQ\n")
+    assert devices.read(str(tmp_path))[0]["iommu"].value == "on"
+
+
+def test_what_is_not_known_is_said() -> None:
+    """A bus that a rule wants stopped and nobody can see, functions without a name, an IOMMU that cannot be told."""
+    unseen = snapshot(handover="rejected", bus_masters="unknown")
+    asks = policy(otherwise=rule("online-safe", quiesce="pci"))
+    assert "devices-unknown" in [note.code for note in engine.decide(asks, unseen).warnings]
+    some = snapshot(handover="rejected", bus_masters="some")
+    assert "devices-write" in [note.code for note in engine.decide(policy(otherwise="online-safe"), some).warnings]
+    assert codes("rejected", "unknown") == ["devices-write", "no-iommu"]
+
+
 @pytest.mark.parametrize("handover", ["lost", "rejected", "orphaned", "unsupported", "unknown"])
 def test_what_nobody_claims_is_said(handover: str) -> None:
     assert codes(handover) == ["devices-write"] and codes(handover, "off") == ["devices-write", "no-iommu"]
-    assert codes(handover, "unknown") == ["devices-write"]
+    assert codes(handover, "unknown") == ["devices-write", "no-iommu"]
     assert codes(handover, "off", quiesce="pci") == ["devices-stopped", "no-iommu"]
     assert codes(handover, action="panic", quiesce="pci") == ["devices-write"]
     assert codes(handover, "off", ()) == [] and codes(handover, "off", (), quiesce="pci") == []
@@ -263,7 +286,7 @@ def test_the_sentences() -> None:
         "4 PCI functions may still write to memory: 0000:00:04.0 (1234:11e8), 0000:00:05.0 (0001:0005),"
         " 0000:00:06.0 (0001:0006), 0000:00:07.0 (0001:0007); no driver owns them"
     ) in left
-    assert "there is no IOMMU: a stray device reaches all memory" in left
+    assert "there is no IOMMU in the way: a stray device reaches all memory" in left
     assert (
         "1 PCI function is stopped before memory is touched: 0000:00:04.0 (1234:11e8);"
         " that stops no device behind a driver, no core that goes on running and nothing of firmware's"
@@ -352,6 +375,20 @@ def test_one_that_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         problems=(Note(devices.NOT_QUIESCED, f"PCI function {EDU} may write to memory again"),)
     )
     assert config.exists()
+
+
+def test_one_that_a_driver_takes_while_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not said to have no bus mastering: the driver may have set that again, or lacks it."""
+    root, real = machine(tmp_path), files.write_at
+
+    def bound(*words: Any) -> None:
+        real(*words)
+        (root / paths.PCI_DEVICES / EDU.address / "driver").mkdir()
+
+    monkeypatch.setattr(files, "write_at", bound)
+    stopped = devices.quiesce(str(root), (EDU,))
+    assert (stopped.addresses, stopped.problems) == ((), ())
+    assert [note.code for note in stopped.owned] == [devices.OWNED] and "may have been cleared" in stopped.owned[0]
 
 
 def test_one_that_came_since_the_decision(tmp_path: Path) -> None:

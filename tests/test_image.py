@@ -25,7 +25,7 @@ pytestmark = pytest.mark.needs("cpio", "zstd")
 ROOT = Path(__file__).resolve().parent.parent
 #: Bytes, with zstd -19, for each of Debian's interpreters. The aim is 3 MiB; Debian 12's interpreter, C library and
 #: loader alone are 3.4 MiB, so this only keeps the archive from growing. `make bench` prints where it stands.
-CEILINGS = {(3, 11): 3_710_000, (3, 13): 3_890_000, (3, 14): 4_540_000}
+CEILINGS = {(3, 11): 3_735_000, (3, 13): 3_915_000, (3, 14): 4_565_000}
 
 
 @pytest.fixture(scope="module")

@@ -280,7 +280,7 @@ def test_tree_and_units(tmp_path: Path) -> None:
     assert (tmp_path / "tree/usr/lib/safemem/boot").stat().st_mode & 0o777 == 0o755
     found = check.inside(archive({**files, "usr/lib/systemd/systemd": b""}))
     assert found is not None and (found.start, found.fault, found.digest) == ("systemd", "", load.read(mine).digest)
-    assert found.proven is not None and found.proven.policies == (proven.Proof(found.digest, 36, ("reboot-loop",)),)
+    assert found.proven is not None and found.proven.policies == (proven.Proof(found.digest, 96, ("reboot-loop",)),)
 
     mine.chmod(0o664)
     refused = runner.invoke(main, ["initramfs", "tree", str(tmp_path / "tree"), "--policy", str(mine)])

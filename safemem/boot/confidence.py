@@ -7,6 +7,7 @@ it, the predecessor on the command line or the operator in the policy, and nothi
 
 from __future__ import annotations
 
+from safemem.boot import paths
 from safemem.boot.model import CONFIDENT, UNKNOWN, Fact
 
 _PROVEN, _EVIDENCE, _WORD = "proven", "evidence", "word"
@@ -20,8 +21,9 @@ HANDOVER = {
     "unsupported": (_PROVEN,),
     UNKNOWN: (UNKNOWN,),
 }
-#: Sources that tell of a handover only what follows: a guard that is not in force, and what this kernel was asked for.
-_WEAK = ("guard", "command line")
+#: Sources by which something else may be so all the same: a guard that is not in force may have been computed badly, KHO
+#: may not start for another reason, and who held a token that did not come may have ended before the kexec.
+_WEAK = {"accepted": ("guard",), "rejected": ("command line", paths.LUO_DEVICE)}
 #: Why a region is no more than a word, and not the predecessor's.
 OPERATORS = "the policy's own ranges"
 #: A source of the safe region -> how sure its ranges are; that of `kho-scratch` is the handover's.
@@ -55,4 +57,4 @@ def of(facts: dict[str, Fact], region_source: str) -> dict[str, Fact]:
 
 def _handover(fact: Fact) -> Fact:
     usual, *other = HANDOVER.get(str(fact.value), (UNKNOWN,))
-    return Fact(other[0] if other and fact.source in _WEAK else usual, fact.source)
+    return Fact(other[0] if fact.source in _WEAK.get(str(fact.value), ()) else usual, fact.source)

@@ -154,11 +154,23 @@ def _iommu(root: str) -> Fact:
     if groups is None:
         return Fact(UNKNOWN, paths.IOMMU_GROUPS, group_reason)
     if units and groups:
+        if _passed(root):
+            text = "each group of functions is of type identity: what is in it reaches all memory"
+            return Fact("off", paths.IOMMU_GROUPS, text)
         return Fact("on", paths.IOMMU_GROUPS, f"{groups} groups of functions")
     if units or groups:
         lacks, has = (paths.IOMMU_GROUPS, paths.IOMMU_CLASS) if units else (paths.IOMMU_CLASS, paths.IOMMU_GROUPS)
         return Fact(UNKNOWN, lacks, f"it is empty, and {has} is not")
     return Fact("off", paths.IOMMU_CLASS)
+
+
+def _passed(root: str) -> bool:
+    """Return whether the IOMMU lets everything through, as with `iommu=pt`; older kernels do not say it."""
+    try:
+        names = files.names(root, paths.IOMMU_GROUPS)
+    except OSError:
+        return False
+    return all(files.word(root, f"{paths.IOMMU_GROUPS}/{name}/type") == "identity" for name in names)
 
 
 def _entries(root: str, path: str, above: str) -> tuple[int | None, str]:
@@ -192,6 +204,15 @@ def quiesce(root: str, wanted: tuple[Device, ...]) -> Stopped:
         except OSError as error:
             why = reason(error, "its configuration cannot be written")
             problems.append(Note(NOT_QUIESCED, f"PCI function {device} may still write to memory: {why}"))
+    for device in [device for device in wanted if device.address in stopped]:
+        try:
+            if not _owned(root, device.address):
+                continue
+            text = f"PCI function {device}: a driver owns it by now, and its bus mastering may have been cleared under that"
+            owned.append(Note(OWNED, text))
+        except OSError as error:
+            problems.append(Note(NOT_QUIESCED, f"PCI function {device} may write to memory again: {reason(error)}"))
+        stopped.remove(device.address)
     bus, known = look(root), {device.address for device in wanted}
     for device in bus.masters:
         if device.address in stopped:

@@ -27,7 +27,8 @@ from safemem.boot.ranges import Range, common, merge_ranges, size_text, total, w
 
 #: Codes of warnings that follow from the plan.
 PLANNED = (
-    "no-safe-region", "too-late", "block-cut", "state-unknown", "devices-write", "devices-stopped", "no-iommu",
+    "no-safe-region", "too-late", "block-cut", "state-unknown", "devices-write", "devices-stopped", "devices-unknown",
+    "no-iommu",
 )  # fmt: skip
 #: Handovers after which no PCI function writes to what it should not: nobody has left one, or its owner claims it.
 _CLAIMED = ("none", "accepted")
@@ -67,7 +68,8 @@ def decide(policy: Policy, snapshot: Snapshot) -> Decision:
     todo = steps(rule, snapshot, region or (), zone, memory, policy.keep_crashkernel)
     if trusted:
         said.append(Note("trusts-guard", TRUSTED))
-    if any(condition.fact == "preserved" for condition in rule.when) and facts["preserved"].value == "no":
+    asked = (*(miss.fact for miss in misses), *(condition.fact for condition in rule.when))
+    if "preserved" in asked and facts["preserved"].value == "no":
         said.append(Note("predecessors-word", WORD))
     return Decision(
         rule=rule,
@@ -195,10 +197,16 @@ def _cuts(snapshot: Snapshot, region: tuple[Range, ...]) -> list[Note]:
 
 def _devices(rule: Rule, snapshot: Snapshot) -> list[Note]:
     """Return what devices that nobody owns may do to memory, one sentence each."""
-    masters = snapshot.masters
+    masters, there = snapshot.masters, snapshot.facts.get("bus_masters", Fact("none", ""))
     stops = bool(rule.quiesce) and rule.action not in FINAL
     unclaimed = snapshot.facts["handover"].value not in _CLAIMED
-    if not masters or not (stops or unclaimed):
+    if not (stops or unclaimed):
+        return []
+    if not masters:
+        if there.value == "some":
+            return [Note("devices-write", "PCI functions may still write to memory; which, is not known here")]
+        if there.value == UNKNOWN and stops:
+            return [Note("devices-unknown", f"which PCI functions may write to memory cannot be told: {there.reason}")]
         return []
     more = f", and {len(masters) - _NAMED} more" if len(masters) > _NAMED else ""
     which = f"{', '.join(map(str, masters[:_NAMED]))}{more}"
@@ -209,6 +217,11 @@ def _devices(rule: Rule, snapshot: Snapshot) -> list[Note]:
         found = [Note("devices-stopped", f"{number} {verb} stopped before memory is touched: {which}; {limits}")]
     else:
         found = [Note("devices-write", f"{number} may still write to memory: {which}; no driver owns them")]
-    if unclaimed and snapshot.facts["iommu"].value == "off":
-        found.append(Note("no-iommu", "there is no IOMMU: a stray device reaches all memory"))
+    iommu = snapshot.facts.get("iommu", Fact(UNKNOWN, "", "not read"))
+    if unclaimed and iommu.value == "off":
+        found.append(Note("no-iommu", "there is no IOMMU in the way: a stray device reaches all memory"))
+    elif unclaimed and iommu.value == UNKNOWN:
+        found.append(
+            Note("no-iommu", f"whether an IOMMU is in the way of a stray device cannot be told: {iommu.reason}")
+        )
     return found

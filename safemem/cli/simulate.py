@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -181,9 +182,7 @@ def _value(name: str, text: str) -> str | int | tuple[str, ...]:
     if text == UNKNOWN and (kind != "set" or UNKNOWN in values):
         return UNKNOWN
     if kind == "set" and text not in values:
-        raise click.UsageError(
-            f"--set {name}: `{text}` is not one of {', '.join(values)}{_suggest(text, list(values))}"
-        )
+        raise click.UsageError(f"--set {name}: `{text}` is not one of {', '.join(values)}{_near(text, values)}")
     if kind == "number":
         if not (text.isascii() and text.isdecimal() and len(text) < 20):
             raise click.UsageError(f"--set {name}: `{text}` is not a whole number")
@@ -205,5 +204,9 @@ _EXAMPLE = {"version": "7.3.4", "text": "qemu"}
 
 
 def _suggest(word: str, known: list[str]) -> str:
+    return _near(word, known) or f"; known are {', '.join(known)}"
+
+
+def _near(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known)}"
+    return f"; did you mean `{near[0]}`?" if near else ""

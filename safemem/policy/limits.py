@@ -14,7 +14,7 @@ from safemem.boot.model import CONFIDENT, FACTS, FINAL, UNKNOWN, Policy, Rule
 from safemem.boot.plan import FLOOR
 from safemem.boot.ranges import Range, parse_limit, parse_size, size_text
 from safemem.policy import exceptions
-from safemem.policy.space import Outcomes
+from safemem.policy.space import FROM_THE_TREE, Outcomes
 
 #: Bytes that no kernel needs to run in: the default floor of 64 TiB, which four levels of page tables can map.
 MOST = 1 << 40
@@ -167,7 +167,9 @@ def _idle(policy: Policy, outcomes: Outcomes) -> Iterator[Complaint]:
         )
     if policy.open_luo and "luo" not in outcomes.space.facts:
         yield _says_nothing("open_luo", "open_luo", "no rule asks for `luo`")
-    if policy.retrieve_token and not any(c.fact in _TOLD for rule in policy.rules for c in rule.when):
+    told = any(c.fact in _TOLD for rule in policy.rules for c in rule.when)
+    told |= "kho-scratch" in policy.sources and any(rule.action == "online-safe" for rule in rules)
+    if policy.retrieve_token and not told:
         yield _says_nothing("retrieve_token", "retrieve_token", "no rule asks for `handover`")
     if policy.trust_guard and not _trusting(outcomes):
         text = "a handover that is accepted and one that cannot be told end alike"
@@ -175,7 +177,7 @@ def _idle(policy: Policy, outcomes: Outcomes) -> Iterator[Complaint]:
 
 
 #: What a token can tell.
-_TOLD = ("handover", CONFIDENT["handover"], CONFIDENT["safe_region"])
+_TOLD = ("handover", CONFIDENT["handover"], "safe_region", CONFIDENT["safe_region"], *FROM_THE_TREE)
 
 
 def _says_nothing(rule: str, key: str | int, why: str, name: str = "") -> Complaint:

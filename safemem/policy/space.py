@@ -65,6 +65,15 @@ CONSTRAINTS = (
         "who asks for a guard offers a handover: without one it is lost",
         lambda s: s["handover"] == "none" and s.get("guard") in ("full", "part", "void"),
     ),
+    Constraint(
+        "who says what was preserved offers a handover: without one it is lost",
+        lambda s: s["handover"] == "none" and s.get("preserved", UNKNOWN) != UNKNOWN,
+    ),
+    Constraint(
+        "how sure a safe region is can be said of one that is resolved",
+        lambda s: "safe_region" in s and CONFIDENT["safe_region"] in s
+        and (s["safe_region"] == "unresolved") != (s[CONFIDENT["safe_region"]] == UNKNOWN),
+    ),
     Constraint("every machine has a NUMA node", lambda s: s.get("numa_nodes") == 0),
     Constraint(
         "how sure a handover is follows from what it is",

@@ -231,6 +231,8 @@ def _later(decision: Decision) -> Iterator[str]:
     if holds:
         also = {"offline": ", taken offline again", "report": ""}[rule.if_onlined]
         yield f"if_onlined = {rule.if_onlined}: held memory that somebody onlines is reported and counted{also}"
+    if rule.quiesce:
+        yield f"quiesce = {rule.quiesce}: PCI functions without a driver stop writing to memory before any is touched"
     if rule.final:
         yield "final = true: `release` ends this hold only with --force"
 
