@@ -118,7 +118,7 @@ BLIND: dict[str, Any] = {"offered": True, "kho_out": False, "luo": True}
         ({"offered": True, "kho_in": True, "kho_out": False}, {"safemem": {1: PAGE}}, "unknown", CAME),
         # Nothing was offered.
         ({}, {}, "lost", "safemem.token= is for a kexec with a handover"),
-        ({}, {"safemem": {1: PAGE}}, "unknown", f"sys/kernel/boot_params has no handover, and {CAME}"),
+        ({}, {"safemem": {1: PAGE}}, "unknown", f"sys/kernel/boot_params/data has no handover, and {CAME}"),
         # Not to be told.
         ({**BLIND, "debugfs": False}, {"safemem": {1: PAGE}}, "accepted", CAME),
         ({**BLIND, "kho_out": False, "luo": False, "config": "CONFIG_KEXEC=y\n# end of Kernel hacking\n"}, {"safemem": {1: PAGE}}, "unknown", "says unsupported"),

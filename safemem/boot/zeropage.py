@@ -114,7 +114,9 @@ def _by_setup_data(root: str) -> Fact | None:
         return pointer if answer.value == "no" else answer
     if bool(pointer) != listed:
         says = (
-            "points to a list that is not shown" if pointer else f"points to no list, and {paths.SETUP_DATA} is there"
+            "it points to a list that is not shown"
+            if pointer
+            else f"it points to no list, and {paths.SETUP_DATA} is there"
         )
         return Fact(UNKNOWN, paths.BOOT_PARAMS, says)
     over = _mounted(root, places) if answer.value == "no" else ""
