@@ -16,7 +16,7 @@ import pytest
 
 from packages import tree
 from safemem.boot import cmdline as boot_cmdline
-from safemem.boot import handover_args, paths, probe, token
+from safemem.boot import handover_args, paths, probe, stake, token
 from safemem.boot.ground import CannotSay
 from safemem.boot.model import Fact, Snapshot
 from safemem.realroot import token as holder
@@ -401,7 +401,7 @@ def test_what_is_named(tmp_path: Path, content: str | None, link: str, expected:
         with pytest.raises(CannotSay):
             handover_args.token(str(root))
     else:
-        assert code == 0 and out.split()[-1] == WORD and out.split()[:-1] == invoke(root)[1].split()
+        assert code == 0 and tuple(out.split()) == stake.sealed_again((*invoke(root)[1].split(), WORD))
 
 
 def test_in_a_whole_command(tmp_path: Path) -> None:

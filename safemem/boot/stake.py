@@ -2,9 +2,12 @@
 """What is at stake: whether anything is preserved when the outgoing system computes the next command line.
 
 A kernel with KHO on hands over at every `kexec -s`, with nothing in it as well; only the outgoing system knows. It says so in
-`safemem.preserved=`, which the next kernel's boot program reads: the predecessor's word, which nothing there confirms. Its
-check sum covers `safemem.safe=` beside it too, so that a `no` that was kept from other arguments does not count. A whole line
-that is used again is not found out: each kexec has to have its own.
+`safemem.preserved=`, which the next kernel's boot program reads: the predecessor's word, which nothing there confirms.
+
+Its check sum covers `safemem.safe=` and `safemem.token=` beside it too. So what is cut off is found out, and a word that was
+kept beside other arguments than its own: two words that differ, another scratch, another token, of which each holder has its own.
+Not found out: a whole line that is used again with its token; and without a token, an old word beside the scratch it was
+written for, which a kernel that accepts takes over from its predecessor. Nor is a word that somebody forges with its sum.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from safemem.boot.printable import printable
 
 ARGUMENT = "safemem.preserved"
 SAFE = "safemem.safe"
+#: As `safemem.boot.token` reads it, a module that most boots do without.
+TOKEN = "safemem.token"
 #: How the link of a descriptor begins that is a session of LUO's; the session's name comes after it (seen on 7.3).
 _SESSION = "anon_inode:[luo_session]"
 #: The session with safemem's own token, of which the kernel has one at a time: nothing is lost with it.
@@ -145,27 +150,41 @@ def _produced(root: str) -> tuple[str, str]:
     return UNKNOWN, why
 
 
-def argument(said: str, safe: str) -> str:
-    """Return the argument for the next kernel, whose `safemem.safe=` is `safe`, or "" if it has none."""
-    return f"{ARGUMENT}={_sealed(said, safe)}"
+def argument(said: str, safe: str, token: str) -> str:
+    """Return the argument for the next kernel, whose `safemem.safe=` and `safemem.token=` have these values, or "" for none."""
+    return f"{ARGUMENT}={_sealed(said, safe, token)}"
 
 
-def _sealed(value: str, safe: str) -> str:
+def sealed_again(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the next kernel's arguments with that of what is preserved sealed anew, for what stands beside it now."""
+    values = {name: value for name, _, value in (word.partition("=") for word in words)}
+    if ARGUMENT not in values:
+        return words
+    word = argument(values[ARGUMENT].partition(";")[0], values.get(SAFE, ""), values.get(TOKEN, ""))
+    return tuple(word if old.startswith(f"{ARGUMENT}=") else old for old in words)
+
+
+def _sealed(value: str, safe: str, token: str) -> str:
     import binascii  # only where there is something to check
 
-    return f"{value};crc32={binascii.crc32(f'preserved={value},safe={safe}'.encode()):08x}"
+    return f"{value};crc32={binascii.crc32(f'preserved={value},safe={safe},token={token}'.encode()):08x}"
 
 
 # ---- the incoming side
 
 
-def told(arguments: dict[str, str] | None) -> Fact:
-    """Return what the predecessor says of it; `arguments` are those of the kernel by name, None if they cannot be read."""
+def told(arguments: list[tuple[str, str]] | None) -> Fact:
+    """Return what the predecessor says of it; `arguments` are those of the kernel in order, None if they cannot be read."""
     if arguments is None:
         return Fact(UNKNOWN, paths.CMDLINE, "it cannot be read")
-    text = arguments.get(ARGUMENT)
-    if text is None:
+    texts, safe, token = ({value for key, value in arguments if key == name} for name in (ARGUMENT, SAFE, TOKEN))
+    if not texts:
         return Fact(UNKNOWN, "command line", f"no {ARGUMENT}= from handover-args")
+    for name, values in ((ARGUMENT, texts), (SAFE, safe), (TOKEN, token)):
+        if len(values) > 1:
+            why = f"{name}= stands there more than once, with different values: leave that of an earlier kexec out"
+            return Fact(UNKNOWN, "command line", why)
+    text = texts.pop()
     value, seal, _ = text.partition(";")
     if value not in FACTS["preserved"][1]:
         return Fact(UNKNOWN, "command line", f"{ARGUMENT}=: `{text}` is not yes, no or unknown")
@@ -173,7 +192,14 @@ def told(arguments: dict[str, str] | None) -> Fact:
         return Fact(
             UNKNOWN, "command line", f"{ARGUMENT}= has no check sum: anybody may have written it, or it is cut off"
         )
-    if text != _sealed(value, arguments.get(SAFE, "")):
-        why = f"{ARGUMENT}=: the check sum of `{text}` does not match it and {SAFE}=: it is cut off, or from other arguments"
+    beside = [values.pop() if values else "" for values in (safe, token)]
+    if beside == ["", ""]:
+        why = f"{ARGUMENT}= stands alone, without {SAFE}= and {TOKEN}=: nothing shows that it is of this kexec"
+        return Fact(UNKNOWN, "command line", why)
+    if text != _sealed(value, *beside):
+        why = (
+            f"{ARGUMENT}=: the check sum of `{text}` does not match it, {SAFE}= and {TOKEN}=: it is cut off, or from other"
+            " arguments"
+        )
         return Fact(UNKNOWN, "command line", why)
     return Fact(value, "command line", "the predecessor's word")
