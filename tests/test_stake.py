@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from safemem.boot import handover_args, paths, probe, stake
+from safemem.boot import handover_args, paths, probe, stake, token
 from safemem.boot.cmdline import arguments
 from safemem.boot.model import UNKNOWN
 from tests.fakes import machine, make_root
@@ -24,8 +24,11 @@ MOUNTS = (
 
 def idle(root: Path) -> Path:
     """Give the root processes and an outgoing tree as an idle host has them."""
-    process(root, 1, "/dev/null", "socket:[4711]", "anon_inode:[eventpoll]", OWN)
+    process(root, 1, "/dev/null", "socket:[4711]", "anon_inode:[eventpoll]")
     process(root, 7)
+    process(root, 77, "/dev/null", OWN)
+    (root / token.HELD).parent.mkdir(parents=True, exist_ok=True)
+    (root / token.HELD).write_text(f"{'ab' * 32} 77\n")
     process(root, 42, "/dev/liveupdate", "/tmp/anon_inode:[luo_session] x", threads=(42, 43))
     (root / paths.NAMESPACES).mkdir(parents=True)
     (root / paths.NAMESPACES / "pid").symlink_to("pid:[4026531836]")
@@ -42,6 +45,11 @@ def process(root: Path, number: int, *targets: str, threads: tuple[int, ...] = (
         (root / f"proc/{number}/task/{thread}/fd").mkdir(parents=True)
     for index, target in enumerate(targets):
         (root / f"proc/{number}/task/{thread}/fd/{index}").symlink_to(target)
+
+
+def link(root: Path, target: str) -> None:
+    """Give the token's holder one more descriptor."""
+    (root / "proc/77/task/77/fd/2").symlink_to(target)
 
 
 @pytest.fixture
@@ -62,6 +70,14 @@ def test_an_idle_host(root: Path) -> None:
         (lambda root: process(root, 99, GUEST, threads=(99, 100)), "yes", "process 99 holds session `guest`"),
         (lambda root: process(root, 99, f"{OWN}-2"), "yes", "session `safemem-2`"),
         (lambda root: process(root, 99, "anon_inode:[luo_session]"), "yes", "session `?`"),
+        (lambda root: process(root, 99, OWN), "yes", "process 99 holds session `safemem`, and no token"),
+        (lambda root: link(root, f"{OWN} "), "yes", "process 77 holds session `safemem `"),
+        (lambda root: link(root, OWN.replace("] ", "]  ")), "yes", "process 77 holds session ` safemem`"),
+        (lambda root: link(root, GUEST), "yes", "process 77 holds session `guest`"),
+        (lambda root: (root / token.HELD).unlink(), "yes", "process 77 holds session `safemem`, and no token"),
+        (lambda root: (root / token.HELD).write_text(f"{'ab' * 32} 7\n"), "yes", "process 77 holds session `safemem`"),
+        (lambda root: (root / token.HELD).write_text(f"{'ab' * 32} 77"), "yes", "process 77 holds session `safemem`"),
+        (lambda root: (root / token.HELD).write_text("77\n"), "yes", "process 77 holds session `safemem`"),
         (lambda root: process(root, 99, "anon_inode:[luo_session] a\x1b[1m"), "yes", "session `a\\x1b[1m`"),
         (lambda root: (root / OUT / "memblock").write_bytes(b""), "yes", f"{OUT}/memblock is there"),
         (lambda root: shutil.rmtree(root / OUT), UNKNOWN, f"{OUT}: not there"),
@@ -117,11 +133,11 @@ def told(line: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("value", ["yes", "no", UNKNOWN])
-@pytest.mark.parametrize(("safe", "token"), [("", TOKEN), (AREAS, ""), (AREAS, TOKEN)])
-def test_a_word_that_is_whole(value: str, safe: str, token: str) -> None:
+@pytest.mark.parametrize(("safe", "page"), [("", TOKEN), (AREAS, ""), (AREAS, TOKEN)])
+def test_a_word_that_is_whole(value: str, safe: str, page: str) -> None:
     """What was sealed together is believed, wherever on the line it stands, and is called the predecessor's word."""
-    beside = {stake.SAFE: safe, stake.TOKEN: token}
-    words = [stake.argument(value, safe, token), *(f"{name}={text}" for name, text in beside.items() if text)]
+    beside = {stake.SAFE: safe, stake.TOKEN: page}
+    words = [stake.argument(value, safe, page), *(f"{name}={text}" for name, text in beside.items() if text)]
     for line in (" ".join(words), " ".join(["kho=on", *reversed(words), "-- init"]), " ".join(["--", *words, *words])):
         assert told(line) == (value, "the predecessor's word")
 
@@ -152,21 +168,21 @@ def test_a_word_that_is_forged_or_cut() -> None:
 
 def test_a_word_of_an_earlier_kexec() -> None:
     """An old word counts neither beside a new one, before or behind `--`, nor beside another region or token than its own."""
-    safe, token = f"{stake.SAFE}={AREAS}", f"{stake.TOKEN}={TOKEN}"
+    safe, page = f"{stake.SAFE}={AREAS}", f"{stake.TOKEN}={TOKEN}"
     old, new = stake.argument("no", AREAS, TOKEN), stake.argument("yes", AREAS, TOKEN)
     other = f"{stake.TOKEN}={TOKEN[:-1]}0"
-    assert [told(f"{safe} {token} {word}")[0] for word in (old, new)] == ["no", "yes"]
+    assert [told(f"{safe} {page} {word}")[0] for word in (old, new)] == ["no", "yes"]
 
     for line, why in (
-        (f"{safe} {token} {new} {old}", f"{stake.ARGUMENT}= stands there more than once"),
-        (f"{safe} {token} {new} -- init {old}", f"{stake.ARGUMENT}= stands there more than once"),
-        (f"{safe} {token} {old} {stake.ARGUMENT}=no", f"{stake.ARGUMENT}= stands there more than once"),
-        (f"{safe} {other} {token} {old}", f"{stake.TOKEN}= stands there more than once"),
-        (f"{safe[:-1]}9 {safe} {token} {old}", f"{stake.SAFE}= stands there more than once"),
+        (f"{safe} {page} {new} {old}", f"{stake.ARGUMENT}= stands there more than once"),
+        (f"{safe} {page} {new} -- init {old}", f"{stake.ARGUMENT}= stands there more than once"),
+        (f"{safe} {page} {old} {stake.ARGUMENT}=no", f"{stake.ARGUMENT}= stands there more than once"),
+        (f"{safe} {other} {page} {old}", f"{stake.TOKEN}= stands there more than once"),
+        (f"{safe[:-1]}9 {safe} {page} {old}", f"{stake.SAFE}= stands there more than once"),
         # A kernel that accepts has its predecessor's scratch, so the token alone tells one kexec from the next.
         (f"{safe} {other} {old}", "does not match"),
         (f"{safe} {old}", "does not match"),
-        (f"{safe} {token} {stake.argument('no', AREAS, '')}", "does not match"),
+        (f"{safe} {page} {stake.argument('no', AREAS, '')}", "does not match"),
     ):
         value, reason = told(line)
         assert (value, why in reason) == (UNKNOWN, True), (line, reason)

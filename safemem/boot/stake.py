@@ -23,7 +23,8 @@ SAFE = "safemem.safe"
 TOKEN = "safemem.token"
 #: How the link of a descriptor begins that is a session of LUO's; the session's name comes after it (seen on 7.3).
 _SESSION = "anon_inode:[luo_session]"
-#: The session with safemem's own token, of which the kernel has one at a time: nothing is lost with it.
+#: The session with safemem's own token, of which the kernel has one at a time: nothing is lost with it. Whoever else holds
+#: a session of that name may have anything in it.
 _OWN = "safemem"
 #: Producers whose data is there with nothing preserved (seen on 7.2 and 7.3): what LUO has in its own, its sessions tell.
 _ALWAYS = ("LUO", "kexec-metadata")
@@ -54,6 +55,7 @@ def _held(root: str) -> tuple[str, str]:
     """Return whether any process holds a session other than safemem's own."""
     seen: set[str] = set()
     trouble = ""
+    holder = _holder(root)
     for _ in range(_ROUNDS):
         try:
             new = [name for name in files.names(root, paths.PROC) if name.isdecimal() and name not in seen]
@@ -63,9 +65,10 @@ def _held(root: str) -> tuple[str, str]:
             break
         for number in new:
             seen.add(number)
-            session, why = _sessions(root, f"{paths.PROC}/{number}/task")
+            session, why = _sessions(root, f"{paths.PROC}/{number}/task", number == holder)
             if session:
-                return "yes", f"process {number} holds session `{printable(session)}`"
+                other = ", and no token of safemem's is known to be its" if session == _OWN else ""
+                return "yes", f"process {number} holds session `{printable(session)}`{other}"
             trouble = trouble or why
     else:
         trouble = trouble or f"{paths.PROC}: processes come faster than they can be looked at"
@@ -74,9 +77,21 @@ def _held(root: str) -> tuple[str, str]:
     return (UNKNOWN, trouble) if trouble else ("no", "")
 
 
-def _sessions(root: str, tasks: str) -> tuple[str, str]:
+def _holder(root: str) -> str:
+    """Return the number of the process that holds safemem's token; "" if nothing says so."""
+    from safemem.boot.token import HELD  # only in the outgoing system
+
+    try:
+        words = files.line(root, HELD).split()
+    except OSError:
+        return ""
+    return words[1] if len(words) == 2 else ""
+
+
+def _sessions(root: str, tasks: str, holder: bool) -> tuple[str, str]:
     """Return the name of a session that the threads in the folder `tasks` hold, "" if none, and what could not be looked at.
 
+    The session with the token does not count where they are its `holder`.
     Threads may have descriptors of their own, and the first one may have ended before the others.
     """
     trouble = ""
@@ -95,9 +110,8 @@ def _sessions(root: str, tasks: str) -> tuple[str, str]:
                         target = folder.target(name)
                     except FileNotFoundError:
                         continue  # closed since
-                    session = target[len(_SESSION) :].strip()
-                    if target.startswith(_SESSION) and session != _OWN:
-                        return session or "?", ""
+                    if target.startswith(_SESSION) and not (holder and target == f"{_SESSION} {_OWN}"):
+                        return target[len(_SESSION) + 1 :] or "?", ""
         except (FileNotFoundError, ProcessLookupError):
             continue
         except OSError as error:
