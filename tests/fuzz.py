@@ -137,6 +137,7 @@ def _cmdline(data: bytes) -> None:
     attempts.read("/nowhere", dict(cmdline.arguments(text)))
     probe.overrides(dict(cmdline.arguments(text)))
     assert stake.told(cmdline.arguments(text)).value in FACTS["preserved"][1]
+    stake.old_words(text)
     _with(paths.CMDLINE, data, _machine)
 
 

@@ -242,6 +242,17 @@ def test_a_token_is_sealed_with_the_word(root: Path) -> None:
         assert told(line[:length])[0] == UNKNOWN
 
 
+@pytest.mark.parametrize("between", ["", "-- init "])
+def test_an_old_word_that_has_to_be_taken_out_by_hand(root: Path, between: str) -> None:
+    """Whoever appends what is printed is told to take out what this kernel was told, wherever it stands."""
+    assert not any(stake.ARGUMENT in text for text in handover_args.advise(str(root)).by_hand)
+    old, safe = stake.argument("no", AREAS, ""), f"{stake.SAFE}={AREAS}"
+    (root / paths.CMDLINE).write_text(f"kho=on {between}{safe} {old} liveupdate=on\n")
+
+    (text,) = (text for text in handover_args.advise(str(root)).by_hand if stake.ARGUMENT in text)
+    assert text.startswith(f"take `{safe}`, `{old}` out of the next command line")
+
+
 def test_the_next_command_line_has_no_old_word(root: Path) -> None:
     """A whole command line takes the word that this kernel was told out, and puts the new one in."""
     old = stake.argument("no", "", "")

@@ -84,7 +84,7 @@ def advise_on(snapshot: Snapshot, ground: Ground, kernel: str = "", built: Build
     guards = best_guards(ground)
     words_now = pagewords.read(split(snapshot.cmdline)[0])
     notes = [*_notes(snapshot.cmdline), *ground.notes]
-    by_hand = _crash_words(snapshot.cmdline)
+    by_hand = [*_crash_words(snapshot.cmdline), *stake.old_words(snapshot.cmdline)]
     gone: tuple[str, ...] = ()
     words = [f"crashkernel={guards.range.size}@{guards.range.start:#x}"]
     own = tuple((item.node, item.own) for item in guards.pages if item.own)

@@ -13,6 +13,7 @@ written for, which a kernel that accepts takes over from its predecessor. Nor is
 from __future__ import annotations
 
 from safemem.boot import files, paths
+from safemem.boot.cmdline import arguments
 from safemem.boot.files import reason
 from safemem.boot.model import FACTS, UNKNOWN, Fact
 from safemem.boot.printable import printable
@@ -178,6 +179,16 @@ def sealed_again(words: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word if old.startswith(f"{ARGUMENT}=") else old for old in words)
 
 
+def old_words(cmdline: str) -> list[str]:
+    """Return what whoever appends to this command line has to take out of it: two words that differ leave it unknown."""
+    words = [f"`{name}={value}`" for name, value in arguments(cmdline) if name in (ARGUMENT, SAFE)]
+    if not words:
+        return []
+    return [
+        f"take {', '.join(words)} out of the next command line, behind a `--` as well: they are of an earlier kexec"
+    ]
+
+
 def _sealed(value: str, safe: str, token: str) -> str:
     import binascii  # only where there is something to check
 
@@ -187,11 +198,11 @@ def _sealed(value: str, safe: str, token: str) -> str:
 # ---- the incoming side
 
 
-def told(arguments: list[tuple[str, str]] | None) -> Fact:
-    """Return what the predecessor says of it; `arguments` are those of the kernel in order, None if they cannot be read."""
-    if arguments is None:
+def told(found: list[tuple[str, str]] | None) -> Fact:
+    """Return what the predecessor says of it; `found` are the kernel's arguments in order, None if they cannot be read."""
+    if found is None:
         return Fact(UNKNOWN, paths.CMDLINE, "it cannot be read")
-    texts, safe, token = ({value for key, value in arguments if key == name} for name in (ARGUMENT, SAFE, TOKEN))
+    texts, safe, token = ({value for key, value in found if key == name} for name in (ARGUMENT, SAFE, TOKEN))
     if not texts:
         return Fact(UNKNOWN, "command line", f"no {ARGUMENT}= from handover-args")
     for name, values in ((ARGUMENT, texts), (SAFE, safe), (TOKEN, token)):
