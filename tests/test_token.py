@@ -16,7 +16,7 @@ import pytest
 
 from packages import tree
 from safemem.boot import cmdline as boot_cmdline
-from safemem.boot import handover_args, paths, probe, token
+from safemem.boot import handover_args, paths, probe, stake, token
 from safemem.boot.ground import CannotSay
 from safemem.boot.model import Fact, Snapshot
 from safemem.realroot import token as holder
@@ -118,7 +118,7 @@ BLIND: dict[str, Any] = {"offered": True, "kho_out": False, "luo": True}
         ({"offered": True, "kho_in": True, "kho_out": False}, {"safemem": {1: PAGE}}, "unknown", CAME),
         # Nothing was offered.
         ({}, {}, "lost", "safemem.token= is for a kexec with a handover"),
-        ({}, {"safemem": {1: PAGE}}, "unknown", f"sys/kernel/boot_params has no handover, and {CAME}"),
+        ({}, {"safemem": {1: PAGE}}, "unknown", f"sys/kernel/boot_params/data has no handover, and {CAME}"),
         # Not to be told.
         ({**BLIND, "debugfs": False}, {"safemem": {1: PAGE}}, "accepted", CAME),
         ({**BLIND, "kho_out": False, "luo": False, "config": "CONFIG_KEXEC=y\n# end of Kernel hacking\n"}, {"safemem": {1: PAGE}}, "unknown", "says unsupported"),
@@ -401,7 +401,7 @@ def test_what_is_named(tmp_path: Path, content: str | None, link: str, expected:
         with pytest.raises(CannotSay):
             handover_args.token(str(root))
     else:
-        assert code == 0 and out.split()[-1] == WORD and out.split()[:-1] == invoke(root)[1].split()
+        assert code == 0 and tuple(out.split()) == stake.sealed_again((*invoke(root)[1].split(), WORD))
 
 
 def test_in_a_whole_command(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def advise_on(snapshot: Snapshot, ground: Ground, kernel: str = "", built: Build
     guards = best_guards(ground)
     words_now = pagewords.read(split(snapshot.cmdline)[0])
     notes = [*_notes(snapshot.cmdline), *ground.notes]
-    by_hand = _crash_words(snapshot.cmdline)
+    by_hand = [*_crash_words(snapshot.cmdline), *stake.old_words(snapshot.cmdline)]
     gone: tuple[str, ...] = ()
     words = [f"crashkernel={guards.range.size}@{guards.range.start:#x}"]
     own = tuple((item.node, item.own) for item in guards.pages if item.own)
@@ -137,7 +137,7 @@ def with_stake(advice: Advice, value: str, why: str) -> Advice:
     words = list(advice.arguments)
     place = next((index for index, word in enumerate(words) if word.startswith(f"{stake.SAFE}=")), -1)
     safe = words[place].partition("=")[2] if place >= 0 else ""
-    words.insert(place + 1, stake.argument(value, safe))
+    words.insert(place + 1, stake.argument(value, safe, ""))
     note = {
         "yes": f"preserved is `yes`: {why}",
         "no": f"preserved is `no`: {why}; compute the arguments anew should anything be preserved before the kexec",
@@ -319,7 +319,7 @@ def with_token(advice: Advice, text: str) -> Advice:
     old = [f"`{word}`" for word in split(advice.cmdline)[0] if word.partition("=")[0].replace("-", "_") == name]
     by_hand = f"take {', '.join(old)} out of the next command line: two tokens prove nothing"
     return advice._replace(
-        arguments=(*advice.arguments, text), by_hand=(*advice.by_hand, *([by_hand] if old else [])),
+        arguments=stake.sealed_again((*advice.arguments, text)), by_hand=(*advice.by_hand, *([by_hand] if old else [])),
     )  # fmt: skip
 
 
