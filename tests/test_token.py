@@ -16,7 +16,7 @@ import pytest
 
 from packages import tree
 from safemem.boot import cmdline as boot_cmdline
-from safemem.boot import handover_args, paths, probe, token
+from safemem.boot import files, handover_args, paths, probe, token
 from safemem.boot.ground import CannotSay
 from safemem.boot.model import Fact, Snapshot
 from safemem.realroot import token as holder
@@ -118,7 +118,7 @@ BLIND: dict[str, Any] = {"offered": True, "kho_out": False, "luo": True}
         ({"offered": True, "kho_in": True, "kho_out": False}, {"safemem": {1: PAGE}}, "unknown", CAME),
         # Nothing was offered.
         ({}, {}, "lost", "safemem.token= is for a kexec with a handover"),
-        ({}, {"safemem": {1: PAGE}}, "unknown", f"sys/kernel/boot_params has no handover, and {CAME}"),
+        ({}, {"safemem": {1: PAGE}}, "unknown", f" has no handover, and {CAME}"),
         # Not to be told.
         ({**BLIND, "debugfs": False}, {"safemem": {1: PAGE}}, "accepted", CAME),
         ({**BLIND, "kho_out": False, "luo": False, "config": "CONFIG_KEXEC=y\n# end of Kernel hacking\n"}, {"safemem": {1: PAGE}}, "unknown", "says unsupported"),
@@ -156,7 +156,7 @@ def test_an_offer_that_cannot_be_told(tmp_path: Path, luo: Luo) -> None:
     assert read(root).facts["handover"] == Fact("accepted", paths.LUO_DEVICE, CAME)
     (root / token.TAKEN).unlink()
     fact = read(root).facts["handover"]
-    assert (fact.value, fact.source) == ("unknown", "sys/kernel/boot_params") and fact.reason.endswith(NONE)
+    assert (fact.value, fact.source) == ("unknown", paths.LUO_DEVICE) and fact.reason.endswith(NONE)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +249,105 @@ def test_witnesses_that_contradict_each_other(tmp_path: Path, luo: Luo) -> None:
     line = f"kho=on crashkernel=576M@16M safemem.guard=0x1000000-0x24ffffff {WORD}"
     root = make_root(tmp_path, cmdline=line, offered=True, kho_in=True)
     assert read(root, asks=False).witness and not read(root).witness
+
+
+@pytest.mark.parametrize("sessions", [{}, {"safemem": {1: bytes(4096)}}], ids=["none", "another"])
+def test_a_wrong_token_beside_what_cannot_be_told(tmp_path: Path, luo: Luo, sessions: dict[str, Any]) -> None:
+    """It speaks against an acceptance, so that a guard which is not in force is no evidence of one, in later looks neither."""
+    line = f"kho=on crashkernel=576M@16M safemem.guard=0x1000000-0x24ffffff {WORD}"
+    root = make_root(tmp_path, cmdline=line, offered=True, kho_in=True, kho_out=False, luo=True)
+    luo.incoming = sessions
+    assert read(root, asks=False).witness
+    found = read(root)
+    assert (found.facts["handover"].value, found.facts["handover"].source) == ("unknown", paths.LUO_DEVICE)
+    assert not found.witness and not read(root, asks=False).witness
+
+
+@pytest.mark.parametrize(("error", "state"), [(errno.EIO, "failed"), (errno.EBUSY, "busy"), (0, "ready")])
+def test_what_the_device_answers(
+    tmp_path: Path, luo: Luo, monkeypatch: pytest.MonkeyPatch, error: int, state: str
+) -> None:
+    """Whoever opened it for the token knows what LUO is worth, whether or not the policy has it opened besides."""
+    real = os.open
+
+    def answers(path: Any, *words: Any, **options: Any) -> int:
+        if error and str(path) == str(luo.device):
+            raise OSError(error, os.strerror(error))
+        return real(path, *words, **options)
+
+    luo.incoming = {"safemem": {1: PAGE}}
+    root = make_root(tmp_path, cmdline=WORD, offered=True, kho_in=True, luo=True)
+    monkeypatch.setattr("posix.open", answers)
+    for _ in range(2):
+        fact = read(root).facts["luo"]
+        assert (fact.value, fact.source) == (state, paths.LUO_DEVICE), fact
+    assert read(root, asks=False).facts["luo"].reason == "the device is there; not opened"
+
+
+# ---- a second look
+
+
+def test_what_cannot_be_written_down(tmp_path: Path, luo: Luo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is not asked for: the next look would find none, and call an accepted handover rejected."""
+    luo.incoming = {"safemem": {1: PAGE}}
+    root = make_root(tmp_path, cmdline=WORD, **BLIND)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "replace", full)
+        fact = read(root).facts["handover"]
+    assert fact.value == "unknown" and luo.calls == [] and luo.incoming
+    assert fact.reason.endswith("/run/safemem/token-taken: no space left on device")
+    assert read(root).facts["handover"].value == "accepted"
+
+
+def test_a_look_that_was_killed(tmp_path: Path, luo: Luo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it ends, the next one says nothing rather than that none came over."""
+    luo.incoming = {"safemem": {1: PAGE}}
+    root = make_root(tmp_path, cmdline=WORD, **BLIND)
+
+    def killed(fd: int, request: int, data: bytes) -> bytes:
+        os.close(int.from_bytes(luo.ioctl(fd, request, data)[4:8], "little"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "ioctl", killed)
+        with pytest.raises(KeyboardInterrupt):
+            read(root)
+    assert luo.calls == [(token.RETRIEVE, "safemem")]
+    luo.incoming = {}
+    fact = read(root).facts["handover"]
+    assert fact.value == "unknown" and fact.reason.endswith("an earlier look in this boot may have taken it")
+
+
+@pytest.mark.parametrize("place", [token.TAKEN, "run/safemem"])
+def test_what_was_found_cannot_be_read(tmp_path: Path, luo: Luo, place: str) -> None:
+    """A file that is there, or may be, is none that is missing."""
+    luo.incoming = {"safemem": {1: PAGE}}
+    root = make_root(tmp_path, cmdline=WORD, **BLIND)
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    if place == token.TAKEN:
+        (root / place).mkdir()
+    else:
+        (root / place).write_text("")
+    fact = read(root).facts["handover"]
+    assert fact.value == "unknown" and "/run/safemem/token-taken cannot be read" in fact.reason and luo.calls == []
+
+
+@pytest.mark.parametrize(("sessions", "said"), [({"safemem": {1: PAGE}}, "accepted"), ({}, "rejected")])
+def test_what_the_boot_said_is_repeated(tmp_path: Path, luo: Luo, sessions: dict[str, Any], said: str) -> None:
+    """Who does not ask says what the boot said, opens nothing, and believes it of this command line alone."""
+    luo.incoming = sessions
+    root = make_root(tmp_path, cmdline=WORD, **BLIND)
+    first = read(root).facts["handover"]
+    assert first.value == said
+    luo.device.unlink()
+    calls = list(luo.calls)
+    assert read(root, asks=False).facts["handover"] == first and luo.calls == calls
+    (root / paths.CMDLINE).write_text(f"safemem.token={boot_cmdline.sealed('0' * 64)}\n")
+    assert read(root, asks=False).facts["handover"].value == "unknown"
 
 
 # ---- the outgoing side
