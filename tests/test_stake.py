@@ -119,7 +119,7 @@ def told(line: str) -> tuple[str, str]:
 @pytest.mark.parametrize("safe", ["", "0x1000-0x1fff;crc32=12345678"])
 def test_a_word_that_is_whole(value: str, safe: str) -> None:
     """What was sealed together is believed, wherever on the line it stands, and is called the predecessor's word."""
-    words = [stake.argument(value, safe), *([f"{stake.SAFE}={safe}"] if safe else [])]
+    words = [stake.argument(value, safe, ""), *([f"{stake.SAFE}={safe}"] if safe else [])]
     for line in (" ".join(words), " ".join(["kho=on", *reversed(words), "-- init"])):
         assert told(line) == (value, "the predecessor's word")
 
@@ -127,17 +127,17 @@ def test_a_word_that_is_whole(value: str, safe: str) -> None:
 def test_a_word_that_is_forged_or_cut() -> None:
     """Nothing but the whole word beside its own region counts: neither any part of it, nor another value."""
     safe = f"{stake.SAFE}=0x1000-0x1fff;crc32=12345678"
-    word = stake.argument("no", safe.partition("=")[2])
+    word = stake.argument("no", safe.partition("=")[2], "")
     assert told(f"{safe} {word}")[0] == "no"
 
     for length in range(len(stake.ARGUMENT) + 1, len(word)):
         assert told(f"{safe} {word[:length]}")[0] == UNKNOWN, word[:length]
     for line, why in (
         (f"{safe} {stake.ARGUMENT}=no", "has no check sum"),
-        (f"{safe} {stake.argument('yes', safe.partition('=')[2]).replace('=yes', '=no')}", "does not match"),
+        (f"{safe} {stake.argument('yes', safe.partition('=')[2], '').replace('=yes', '=no')}", "does not match"),
         (word, "does not match"),
         (f"{safe[:-1]}9 {word}", "does not match"),
-        (f"{safe} {stake.argument('no', '')}", "does not match"),
+        (f"{safe} {stake.argument('no', '', '')}", "does not match"),
         (f"{safe} {word}0", "does not match"),
         (f"{safe} {word} {stake.ARGUMENT}=no", "has no check sum"),
         (f"{safe} {stake.ARGUMENT}=none;crc32=00000000", "is not yes, no or unknown"),
@@ -178,7 +178,7 @@ def test_what_is_printed_is_read_back(root: Path, tmp_path: Path, held: tuple[st
 
 def test_the_next_command_line_has_no_old_word(root: Path) -> None:
     """A whole command line takes the word that this kernel was told out, and puts the new one in."""
-    old = stake.argument("no", "")
+    old = stake.argument("no", "", "")
     (root / paths.CMDLINE).write_text(f"kho=on {old} liveupdate=on\n")
     process(root, 99, GUEST)
     line = handover_args.next_cmdline(handover_args.advise(str(root)))
@@ -189,6 +189,6 @@ def test_the_next_command_line_has_no_old_word(root: Path) -> None:
 
 def test_a_word_without_a_handover(tmp_path: Path) -> None:
     """Only handover-args writes it, for a kexec that hands over: without an offer the handover was lost."""
-    root = make_root(tmp_path, cmdline=stake.argument("no", ""))
+    root = make_root(tmp_path, cmdline=stake.argument("no", "", ""))
 
     assert probe.read_snapshot(str(root)).facts["handover"].value == "lost"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from packages import tree
 from safemem.boot import cmdline as boot_cmdline
-from safemem.boot import files, handover_args, paths, probe, token
+from safemem.boot import files, handover_args, paths, probe, stake, token
 from safemem.boot.ground import CannotSay
 from safemem.boot.model import Fact, Snapshot
 from safemem.realroot import token as holder
@@ -405,11 +406,22 @@ def test_a_second_one(tmp_path: Path, luo: Luo) -> None:
         before = (root / token.HELD).read_text()
         with pytest.raises(holder.CannotHold) as error:
             holder.hold(str(root))
-        assert str(error.value) == f"a session `safemem` is held already, by process {os.getpid()}"
+        # Left over by a process that has ended, whose number another one may have by now.
+        anybody = str(error.value)
+        assert anybody.startswith("a session `safemem` is held already, by another program, whose /proc/PID/fd has")
+        assert "stop that program, or safemem-token.service" in anybody
+        session(root, os.getpid(), "anon_inode:[luo_session] guest")
+        with pytest.raises(holder.CannotHold) as error:
+            holder.hold(str(root))
+        assert str(error.value) == anybody
+        (root / f"proc/{os.getpid()}/fd/8").symlink_to("anon_inode:[luo_session] safemem")
+        with pytest.raises(holder.CannotHold, match=f"by process {os.getpid()}: stop safemem-token.service, or that"):
+            holder.hold(str(root))
         assert (root / token.HELD).read_text() == before
         (root / token.HELD).unlink()
-        with pytest.raises(holder.CannotHold, match=r"is held already, by another program$"):
+        with pytest.raises(holder.CannotHold) as error:
             holder.hold(str(root))
+        assert str(error.value) == anybody
 
 
 def test_the_device_is_busy(tmp_path: Path, luo: Luo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,6 +486,15 @@ def held(root: Path, content: str) -> None:
     (root / token.HELD).write_text(content)
 
 
+def sealed(line: str) -> None:
+    """Hold that the next kernel believes what this line says of preserved memory, and only with this very token on it."""
+    told = dict(boot_cmdline.arguments(line))
+    assert stake.told(told).reason == "the predecessor's word"
+    assert "does not match" in stake.told({**told, "safemem.token": boot_cmdline.sealed("0" * 64)}).reason
+    del told["safemem.token"]
+    assert "does not match" in stake.told(told).reason
+
+
 @pytest.mark.parametrize(
     ("content", "link", "expected"),
     [
@@ -500,7 +521,15 @@ def test_what_is_named(tmp_path: Path, content: str | None, link: str, expected:
         with pytest.raises(CannotSay):
             handover_args.token(str(root))
     else:
-        assert code == 0 and out.split()[-1] == WORD and out.split()[:-1] == invoke(root)[1].split()
+        assert code == 0 and WORD in out.split()
+        # Beside it the same as without it, but for the check sum that covers the token too.
+        seal = f"{stake.ARGUMENT}="
+        beside, without = (
+            [word for word in line.split() if word != WORD and not word.startswith(seal)]
+            for line in (out, invoke(root)[1])
+        )
+        assert beside == without
+        sealed(out)
 
 
 def test_in_a_whole_command(tmp_path: Path) -> None:
@@ -510,6 +539,7 @@ def test_in_a_whole_command(tmp_path: Path) -> None:
     held(root, f"{RIGHT} 42\n")
     code, out, err = invoke(root, "--token", "--systemctl-command")
     assert code == 0 and out.count("safemem.token=") == 1 and WORD in out and "two tokens" not in err
+    sealed(out.partition("--kernel-cmdline=")[2].rstrip("'\n"))
     code, out, err = invoke(root, "--token")
     assert (
         code == 0
@@ -518,18 +548,66 @@ def test_in_a_whole_command(tmp_path: Path) -> None:
     )
 
 
-def test_without_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A kernel without debugfs files can name a token, and nothing else; a whole command it cannot."""
+@pytest.fixture
+def blind(tmp_path: Path) -> Path:
+    """Return a machine without debugfs files, on which a token is held."""
     root = make_root(tmp_path, kho_out=False, luo=True)
     session(root, 42, "anon_inode:[luo_session] safemem")
     held(root, f"{RIGHT} 42\n")
-    for code, out, err in (
-        invoke(root, "--token"),
-        (handover_args.main(["--root", str(root), "--token"]), *capsys.readouterr()),
-    ):
-        assert (code, out) == (0, f"{WORD}\n")
+    return root
+
+
+def both(root: Path, capsys: pytest.CaptureFixture[str], *words: str) -> list[tuple[int, str, str]]:
+    """Return what the command says, and what the boot archive's program does."""
+    code = handover_args.main(["--root", str(root), *words])
+    return [invoke(root, *words), (code, *capsys.readouterr())]
+
+
+def test_without_scratch(blind: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A kernel without debugfs files can name a token and hold what is hot-added, and has no guard."""
+    for code, out, err in both(blind, capsys, "--token"):
+        words = out.split()
+        assert code == 0 and len(words) == 3 and {WORD, "memhp_default_state=offline"} < set(words)
+        sealed(out)
         assert err.startswith("safemem: the token alone, no guard and no safe region: no scratch areas can be read")
-    for words in (["--token", "--systemctl-command"], []):
-        code, out, err = invoke(root, *words)
+        assert "safemem: preserved is `" in err and "explain" not in err
+    for code, out, err in both(blind, capsys, "--token", "--explain"):
+        assert (code, out.split()) == (0, words) and "safemem: there is nothing to explain" in err
+    for code, out, err in both(blind, capsys):
         assert (code, out) == (1, "") and "no scratch areas can be read" in err
-        assert handover_args.main(["--root", str(root), *words]) == 1
+
+
+def test_no_whole_command_without_scratch(blind: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would look like one with guards; what is left of it is named."""
+    kernel = tmp_path / "vmlinuz"
+    kernel.write_bytes(bytes(4096))
+    for words in (["--systemctl-command"], ["--kexec-command", "--kernel", str(kernel)]):
+        for code, out, err in both(blind, capsys, "--token", *words):
+            assert (code, out) == (1, "") and "no scratch areas can be read" in err
+            assert "`--token` without --kexec-command and --systemctl-command prints the token alone" in err
+
+
+def test_the_token_alone_as_a_document(blind: Path, tmp_path: Path) -> None:
+    """It has the keys of one with guards, and none of what is not there."""
+    code, out, err = invoke(blind, "--token", "--format", "json")
+    document = json.loads(out)
+    assert code == 0 == document["exit_code"] and document["arguments"] == invoke(blind, "--token")[1].split()
+    assert document["guard"] is None and document["pages"] == [] == document["open"]
+    assert [f"safemem: {note}" for note in document["notes"]] == err.splitlines()
+    whole = json.loads(invoke(machine(tmp_path / "other"), "--format", "json")[1])
+    assert list(document) == list(whole) and list(document["bytes"]) == list(whole["bytes"])
+
+
+@pytest.mark.parametrize("option", ["--kernel", "--initrd"])
+@pytest.mark.parametrize("scratch", [True, False])
+def test_any_other_error_is_one(
+    blind: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, scratch: bool
+) -> None:
+    """A name that is mistyped is no reason to leave the guards out."""
+    root = blind
+    if scratch:
+        root = machine(tmp_path / "other")
+        session(root, 42, "anon_inode:[luo_session] safemem")
+        held(root, f"{RIGHT} 42\n")
+    for code, out, err in both(root, capsys, "--token", option, "/nowhere/linux"):
+        assert (code, out) == (1, "") and "/nowhere/linux: no such file or directory" in err

@@ -3,7 +3,7 @@
 
 A kernel with KHO on hands over at every `kexec -s`, with nothing in it as well; only the outgoing system knows. It says so in
 `safemem.preserved=`, which the next kernel's boot program reads: the predecessor's word, which nothing there confirms. Its
-check sum covers `safemem.safe=` beside it too, so that a `no` that was kept from other arguments does not count. A whole line
+check sum covers `safemem.safe=` and `safemem.token=` beside it too, so that a `no` that was kept from other arguments does not count. A whole line
 that is used again is not found out: each kexec has to have its own.
 """
 
@@ -16,6 +16,7 @@ from safemem.boot.printable import printable
 
 ARGUMENT = "safemem.preserved"
 SAFE = "safemem.safe"
+TOKEN = "safemem.token"
 #: How the link of a descriptor begins that is a session of LUO's; the session's name comes after it (seen on 7.3).
 _SESSION = "anon_inode:[luo_session]"
 #: The session with safemem's own token, of which the kernel has one at a time: nothing is lost with it.
@@ -145,15 +146,15 @@ def _produced(root: str) -> tuple[str, str]:
     return UNKNOWN, why
 
 
-def argument(said: str, safe: str) -> str:
-    """Return the argument for the next kernel, whose `safemem.safe=` is `safe`, or "" if it has none."""
-    return f"{ARGUMENT}={_sealed(said, safe)}"
+def argument(said: str, safe: str, token: str) -> str:
+    """Return the argument for the next kernel, whose `safemem.safe=` and `safemem.token=` are these, "" for one that it lacks."""
+    return f"{ARGUMENT}={_sealed(said, safe, token)}"
 
 
-def _sealed(value: str, safe: str) -> str:
+def _sealed(value: str, safe: str, token: str) -> str:
     import binascii  # only where there is something to check
 
-    return f"{value};crc32={binascii.crc32(f'preserved={value},safe={safe}'.encode()):08x}"
+    return f"{value};crc32={binascii.crc32(f'preserved={value},safe={safe},token={token}'.encode()):08x}"
 
 
 # ---- the incoming side
@@ -173,7 +174,10 @@ def told(arguments: dict[str, str] | None) -> Fact:
         return Fact(
             UNKNOWN, "command line", f"{ARGUMENT}= has no check sum: anybody may have written it, or it is cut off"
         )
-    if text != _sealed(value, arguments.get(SAFE, "")):
-        why = f"{ARGUMENT}=: the check sum of `{text}` does not match it and {SAFE}=: it is cut off, or from other arguments"
+    if text != _sealed(value, arguments.get(SAFE, ""), arguments.get(TOKEN, "")):
+        why = (
+            f"{ARGUMENT}=: the check sum of `{text}` does not match it, {SAFE}= and {TOKEN}=: it is cut off, or from other"
+            " arguments"
+        )
         return Fact(UNKNOWN, "command line", why)
     return Fact(value, "command line", "the predecessor's word")
