@@ -163,6 +163,17 @@ def test_healthy(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_token_is_a_way_to_tell(tmp_path: Path) -> None:
+    """Where no files show what was accepted, the remedy names the policy's word and the service, as they are called."""
+    root = healthy(tmp_path)
+    shutil.rmtree(root / "sys/kernel/debug")
+    (remedy,) = [item.remedy for item in doctor.examine(str(root)) if item.code == "cannot-tell"]
+    words = remedy.replace("`", " ").replace(",", " ").split()
+    assert {"CONFIG_KEXEC_HANDOVER_DEBUGFS", "handover-args"} < set(words)
+    assert set(words) & set(load.read(POLICIES / "live-update-host.toml")._fields) == {"retrieve_token"}
+    assert set(words) & set(os.listdir(POLICIES.parent / "systemd")) == {"safemem-token.service"}
+
+
 @pytest.mark.parametrize(
     ("code", "severity", "change"), FAULTS, ids=[f"{code}-{number}" for number, (code, _, _) in enumerate(FAULTS)]
 )

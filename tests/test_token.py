@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from packages import tree
 from safemem.boot import cmdline as boot_cmdline
-from safemem.boot import handover_args, paths, probe, stake, token
+from safemem.boot import files, handover_args, paths, probe, stake, token
 from safemem.boot.ground import CannotSay
 from safemem.boot.model import Fact, Snapshot
 from safemem.realroot import token as holder
@@ -118,7 +119,7 @@ BLIND: dict[str, Any] = {"offered": True, "kho_out": False, "luo": True}
         ({"offered": True, "kho_in": True, "kho_out": False}, {"safemem": {1: PAGE}}, "unknown", CAME),
         # Nothing was offered.
         ({}, {}, "lost", "safemem.token= is for a kexec with a handover"),
-        ({}, {"safemem": {1: PAGE}}, "unknown", f"sys/kernel/boot_params/data has no handover, and {CAME}"),
+        ({}, {"safemem": {1: PAGE}}, "unknown", f" has no handover, and {CAME}"),
         # Not to be told.
         ({**BLIND, "debugfs": False}, {"safemem": {1: PAGE}}, "accepted", CAME),
         ({**BLIND, "kho_out": False, "luo": False, "config": "CONFIG_KEXEC=y\n# end of Kernel hacking\n"}, {"safemem": {1: PAGE}}, "unknown", "says unsupported"),
@@ -156,7 +157,7 @@ def test_an_offer_that_cannot_be_told(tmp_path: Path, luo: Luo) -> None:
     assert read(root).facts["handover"] == Fact("accepted", paths.LUO_DEVICE, CAME)
     (root / token.TAKEN).unlink()
     fact = read(root).facts["handover"]
-    assert (fact.value, fact.source) == ("unknown", "sys/kernel/boot_params") and fact.reason.endswith(NONE)
+    assert (fact.value, fact.source) == ("unknown", paths.LUO_DEVICE) and fact.reason.endswith(NONE)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +252,105 @@ def test_witnesses_that_contradict_each_other(tmp_path: Path, luo: Luo) -> None:
     assert read(root, asks=False).witness and not read(root).witness
 
 
+@pytest.mark.parametrize("sessions", [{}, {"safemem": {1: bytes(4096)}}], ids=["none", "another"])
+def test_a_wrong_token_beside_what_cannot_be_told(tmp_path: Path, luo: Luo, sessions: dict[str, Any]) -> None:
+    """It speaks against an acceptance, so that a guard which is not in force is no evidence of one, in later looks neither."""
+    line = f"kho=on crashkernel=576M@16M safemem.guard=0x1000000-0x24ffffff {WORD}"
+    root = make_root(tmp_path, cmdline=line, offered=True, kho_in=True, kho_out=False, luo=True)
+    luo.incoming = sessions
+    assert read(root, asks=False).witness
+    found = read(root)
+    assert (found.facts["handover"].value, found.facts["handover"].source) == ("unknown", paths.LUO_DEVICE)
+    assert not found.witness and not read(root, asks=False).witness
+
+
+@pytest.mark.parametrize(("error", "state"), [(errno.EIO, "failed"), (errno.EBUSY, "busy"), (0, "ready")])
+def test_what_the_device_answers(
+    tmp_path: Path, luo: Luo, monkeypatch: pytest.MonkeyPatch, error: int, state: str
+) -> None:
+    """Whoever opened it for the token knows what LUO is worth, whether or not the policy has it opened besides."""
+    real = os.open
+
+    def answers(path: Any, *words: Any, **options: Any) -> int:
+        if error and str(path) == str(luo.device):
+            raise OSError(error, os.strerror(error))
+        return real(path, *words, **options)
+
+    luo.incoming = {"safemem": {1: PAGE}}
+    root = make_root(tmp_path, cmdline=WORD, offered=True, kho_in=True, luo=True)
+    monkeypatch.setattr("posix.open", answers)
+    for _ in range(2):
+        fact = read(root).facts["luo"]
+        assert (fact.value, fact.source) == (state, paths.LUO_DEVICE), fact
+    assert read(root, asks=False).facts["luo"].reason == "the device is there; not opened"
+
+
+# ---- a second look
+
+
+def test_what_cannot_be_written_down(tmp_path: Path, luo: Luo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is not asked for: the next look would find none, and call an accepted handover rejected."""
+    luo.incoming = {"safemem": {1: PAGE}}
+    root = make_root(tmp_path, cmdline=WORD, **BLIND)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "replace", full)
+        fact = read(root).facts["handover"]
+    assert fact.value == "unknown" and luo.calls == [] and luo.incoming
+    assert fact.reason.endswith("/run/safemem/token-taken: no space left on device")
+    assert read(root).facts["handover"].value == "accepted"
+
+
+def test_a_look_that_was_killed(tmp_path: Path, luo: Luo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it ends, the next one says nothing rather than that none came over."""
+    luo.incoming = {"safemem": {1: PAGE}}
+    root = make_root(tmp_path, cmdline=WORD, **BLIND)
+
+    def killed(fd: int, request: int, data: bytes) -> bytes:
+        os.close(int.from_bytes(luo.ioctl(fd, request, data)[4:8], "little"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "ioctl", killed)
+        with pytest.raises(KeyboardInterrupt):
+            read(root)
+    assert luo.calls == [(token.RETRIEVE, "safemem")]
+    luo.incoming = {}
+    fact = read(root).facts["handover"]
+    assert fact.value == "unknown" and fact.reason.endswith("an earlier look in this boot may have taken it")
+
+
+@pytest.mark.parametrize("place", [token.TAKEN, "run/safemem"])
+def test_what_was_found_cannot_be_read(tmp_path: Path, luo: Luo, place: str) -> None:
+    """A file that is there, or may be, is none that is missing."""
+    luo.incoming = {"safemem": {1: PAGE}}
+    root = make_root(tmp_path, cmdline=WORD, **BLIND)
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    if place == token.TAKEN:
+        (root / place).mkdir()
+    else:
+        (root / place).write_text("")
+    fact = read(root).facts["handover"]
+    assert fact.value == "unknown" and "/run/safemem/token-taken cannot be read" in fact.reason and luo.calls == []
+
+
+@pytest.mark.parametrize(("sessions", "said"), [({"safemem": {1: PAGE}}, "accepted"), ({}, "rejected")])
+def test_what_the_boot_said_is_repeated(tmp_path: Path, luo: Luo, sessions: dict[str, Any], said: str) -> None:
+    """Who does not ask says what the boot said, opens nothing, and believes it of this command line alone."""
+    luo.incoming = sessions
+    root = make_root(tmp_path, cmdline=WORD, **BLIND)
+    first = read(root).facts["handover"]
+    assert first.value == said
+    luo.device.unlink()
+    calls = list(luo.calls)
+    assert read(root, asks=False).facts["handover"] == first and luo.calls == calls
+    (root / paths.CMDLINE).write_text(f"safemem.token={boot_cmdline.sealed('0' * 64)}\n")
+    assert read(root, asks=False).facts["handover"].value == "unknown"
+
+
 # ---- the outgoing side
 
 
@@ -306,11 +406,22 @@ def test_a_second_one(tmp_path: Path, luo: Luo) -> None:
         before = (root / token.HELD).read_text()
         with pytest.raises(holder.CannotHold) as error:
             holder.hold(str(root))
-        assert str(error.value) == f"a session `safemem` is held already, by process {os.getpid()}"
+        # Left over by a process that has ended, whose number another one may have by now.
+        anybody = str(error.value)
+        assert anybody.startswith("a session `safemem` is held already, by another program, whose /proc/PID/fd has")
+        assert "stop that program, or safemem-token.service" in anybody
+        session(root, os.getpid(), "anon_inode:[luo_session] guest")
+        with pytest.raises(holder.CannotHold) as error:
+            holder.hold(str(root))
+        assert str(error.value) == anybody
+        (root / f"proc/{os.getpid()}/fd/8").symlink_to("anon_inode:[luo_session] safemem")
+        with pytest.raises(holder.CannotHold, match=f"by process {os.getpid()}: stop safemem-token.service, or that"):
+            holder.hold(str(root))
         assert (root / token.HELD).read_text() == before
         (root / token.HELD).unlink()
-        with pytest.raises(holder.CannotHold, match=r"is held already, by another program$"):
+        with pytest.raises(holder.CannotHold) as error:
             holder.hold(str(root))
+        assert str(error.value) == anybody
 
 
 def test_the_device_is_busy(tmp_path: Path, luo: Luo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +486,15 @@ def held(root: Path, content: str) -> None:
     (root / token.HELD).write_text(content)
 
 
+def sealed(line: str) -> None:
+    """Hold that the next kernel believes what this line says of preserved memory, and only with this very token on it."""
+    words = boot_cmdline.arguments(line)
+    assert stake.told(words).reason == "the predecessor's word"
+    others = [(name, value) for name, value in words if name != stake.TOKEN]
+    assert "does not match" in stake.told([*others, (stake.TOKEN, boot_cmdline.sealed("0" * 64))]).reason
+    assert stake.told(others).value == "unknown"
+
+
 @pytest.mark.parametrize(
     ("content", "link", "expected"),
     [
@@ -401,7 +521,15 @@ def test_what_is_named(tmp_path: Path, content: str | None, link: str, expected:
         with pytest.raises(CannotSay):
             handover_args.token(str(root))
     else:
-        assert code == 0 and tuple(out.split()) == stake.sealed_again((*invoke(root)[1].split(), WORD))
+        assert code == 0 and WORD in out.split()
+        # Beside it the same as without it, but for the check sum that covers the token too.
+        seal = f"{stake.ARGUMENT}="
+        beside, without = (
+            [word for word in line.split() if word != WORD and not word.startswith(seal)]
+            for line in (out, invoke(root)[1])
+        )
+        assert beside == without
+        sealed(out)
 
 
 def test_in_a_whole_command(tmp_path: Path) -> None:
@@ -411,6 +539,7 @@ def test_in_a_whole_command(tmp_path: Path) -> None:
     held(root, f"{RIGHT} 42\n")
     code, out, err = invoke(root, "--token", "--systemctl-command")
     assert code == 0 and out.count("safemem.token=") == 1 and WORD in out and "two tokens" not in err
+    sealed(out.partition("--kernel-cmdline=")[2].rstrip("'\n"))
     code, out, err = invoke(root, "--token")
     assert (
         code == 0
@@ -419,18 +548,66 @@ def test_in_a_whole_command(tmp_path: Path) -> None:
     )
 
 
-def test_without_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A kernel without debugfs files can name a token, and nothing else; a whole command it cannot."""
+@pytest.fixture
+def blind(tmp_path: Path) -> Path:
+    """Return a machine without debugfs files, on which a token is held."""
     root = make_root(tmp_path, kho_out=False, luo=True)
     session(root, 42, "anon_inode:[luo_session] safemem")
     held(root, f"{RIGHT} 42\n")
-    for code, out, err in (
-        invoke(root, "--token"),
-        (handover_args.main(["--root", str(root), "--token"]), *capsys.readouterr()),
-    ):
-        assert (code, out) == (0, f"{WORD}\n")
+    return root
+
+
+def both(root: Path, capsys: pytest.CaptureFixture[str], *words: str) -> list[tuple[int, str, str]]:
+    """Return what the command says, and what the boot archive's program does."""
+    code = handover_args.main(["--root", str(root), *words])
+    return [invoke(root, *words), (code, *capsys.readouterr())]
+
+
+def test_without_scratch(blind: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A kernel without debugfs files can name a token and hold what is hot-added, and has no guard."""
+    for code, out, err in both(blind, capsys, "--token"):
+        words = out.split()
+        assert code == 0 and len(words) == 3 and {WORD, "memhp_default_state=offline"} < set(words)
+        sealed(out)
         assert err.startswith("safemem: the token alone, no guard and no safe region: no scratch areas can be read")
-    for words in (["--token", "--systemctl-command"], []):
-        code, out, err = invoke(root, *words)
+        assert "safemem: preserved is `" in err and "explain" not in err
+    for code, out, err in both(blind, capsys, "--token", "--explain"):
+        assert (code, out.split()) == (0, words) and "safemem: there is nothing to explain" in err
+    for code, out, err in both(blind, capsys):
         assert (code, out) == (1, "") and "no scratch areas can be read" in err
-        assert handover_args.main(["--root", str(root), *words]) == 1
+
+
+def test_no_whole_command_without_scratch(blind: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would look like one with guards; what is left of it is named."""
+    kernel = tmp_path / "vmlinuz"
+    kernel.write_bytes(bytes(4096))
+    for words in (["--systemctl-command"], ["--kexec-command", "--kernel", str(kernel)]):
+        for code, out, err in both(blind, capsys, "--token", *words):
+            assert (code, out) == (1, "") and "no scratch areas can be read" in err
+            assert "`--token` without --kexec-command and --systemctl-command prints the token alone" in err
+
+
+def test_the_token_alone_as_a_document(blind: Path, tmp_path: Path) -> None:
+    """It has the keys of one with guards, and none of what is not there."""
+    code, out, err = invoke(blind, "--token", "--format", "json")
+    document = json.loads(out)
+    assert code == 0 == document["exit_code"] and document["arguments"] == invoke(blind, "--token")[1].split()
+    assert document["guard"] is None and document["pages"] == [] == document["open"]
+    assert [f"safemem: {note}" for note in document["notes"]] == err.splitlines()
+    whole = json.loads(invoke(machine(tmp_path / "other"), "--format", "json")[1])
+    assert list(document) == list(whole) and list(document["bytes"]) == list(whole["bytes"])
+
+
+@pytest.mark.parametrize("option", ["--kernel", "--initrd"])
+@pytest.mark.parametrize("scratch", [True, False])
+def test_any_other_error_is_one(
+    blind: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, scratch: bool
+) -> None:
+    """A name that is mistyped is no reason to leave the guards out."""
+    root = blind
+    if scratch:
+        root = machine(tmp_path / "other")
+        session(root, 42, "anon_inode:[luo_session] safemem")
+        held(root, f"{RIGHT} 42\n")
+    for code, out, err in both(root, capsys, "--token", option, "/nowhere/linux"):
+        assert (code, out) == (1, "") and "/nowhere/linux: no such file or directory" in err

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 
-from safemem.boot import attempts, pagewords, probe, stake
+from safemem.boot import attempts, files, pagewords, probe, stake
 from safemem.boot.cmdline import arguments, boolean, sealed, split
+from safemem.boot.files import reason
 from safemem.boot.ground import UNTOLD, Build, CannotSay, Ground, read_ground, room
 from safemem.boot.guard import Guards, Left, best_guards, left_open
 from safemem.boot.model import Snapshot
@@ -21,9 +22,13 @@ from safemem.boot.tuples import NamedTuple
 #: What x86 takes as a command line (COMMAND_LINE_SIZE less its end); what is longer the kernel cuts off.
 LONGEST = 2047
 #: Where no guard can be computed and the token can be named all the same: a kernel without debugfs files has LUO.
-TOKEN_ALONE = "the token alone, no guard and no safe region"
+_TOKEN_ALONE = "the token alone, no guard and no safe region"
 #: Arguments that are written anew; the kernel reads `-` in a name as `_`.
 _REPLACED = ("crashkernel", "memhp_default_state", "BOOT_IMAGE")
+
+
+class NoScratch(CannotSay):
+    """No scratch areas can be read, so that nothing can be computed; the message says why."""
 
 
 class Advice(NamedTuple):
@@ -47,14 +52,17 @@ class Advice(NamedTuple):
         return self.guards.size
 
 
-def advise(root: str = "/", kernel: str = "", initrd: str = "", built: Build = UNTOLD) -> Advice:
+def advise(
+    root: str = "/", kernel: str = "", initrd: str = "", built: Build = UNTOLD, named: str = ""
+) -> Advice:  # fmt: skip
     """Return the arguments for the next kernel, whose image is the file `kernel` and whose initrd is `initrd`.
 
     Without them, both are taken to be as large as this boot's. `built` says what is known of that kernel: the boot
-    archive cannot unpack an image.
+    archive cannot unpack an image. `named` is the argument of a token that is to be among them, as `token` returns it.
 
     Raises:
-        CannotSay: KHO is off, or its scratch areas, the machine's memory or a file cannot be read.
+        NoScratch: its scratch areas cannot be read.
+        CannotSay: KHO is off, or the machine's memory or a file cannot be read.
     """
     scratch = probe.scratch_now(root)
     if not scratch:
@@ -64,13 +72,19 @@ def advise(root: str = "/", kernel: str = "", initrd: str = "", built: Build = U
             raise CannotSay(
                 f"KHO is off ({why}): without it nothing is handed over; boot a kernel that has KHO with kho=on"
             )
-        raise CannotSay(
+        for file in filter(None, (kernel, initrd)):
+            try:
+                files.size("", file)
+            except OSError as error:
+                raise CannotSay(f"{file}: {reason(error)}") from None
+        raise NoScratch(
             f"no scratch areas can be read (KHO is {kho.value}: {why}): run it as root, with debugfs on /sys/kernel/debug"
         )
     snapshot, ground = read_ground(root, scratch, kernel, initrd, built)
     count = snapshot.facts["boot_attempts"]
     handed = "" if attempts.in_firmware(count) else f"{attempts.ARGUMENT}={attempts.handed_on(root, count)}"
-    return with_stake(advise_on(snapshot, ground, kernel, built, handed), *stake.read(root))
+    advice = advise_on(snapshot, ground, kernel, built, handed)
+    return with_stake(_with_token(advice, named) if named else advice, *stake.read(root))
 
 
 def advise_on(snapshot: Snapshot, ground: Ground, kernel: str = "", built: Build = UNTOLD, handed: str = "") -> Advice:
@@ -137,12 +151,16 @@ def with_stake(advice: Advice, value: str, why: str) -> Advice:
     words = list(advice.arguments)
     place = next((index for index, word in enumerate(words) if word.startswith(f"{stake.SAFE}=")), -1)
     safe = words[place].partition("=")[2] if place >= 0 else ""
-    words.insert(place + 1, stake.argument(value, safe, ""))
-    note = {
+    named = next((word.partition("=")[2] for word in words if word.startswith(f"{stake.TOKEN}=")), "")
+    words.insert(place + 1, stake.argument(value, safe, named))
+    return advice._replace(arguments=tuple(words), notes=(*advice.notes, _stake_note(value, why)))
+
+
+def _stake_note(value: str, why: str) -> str:
+    return {
         "yes": f"preserved is `yes`: {why}",
         "no": f"preserved is `no`: {why}; compute the arguments anew should anything be preserved before the kexec",
     }.get(value, f"preserved is `unknown`, which the next kernel takes for `yes`: {why}")
-    return advice._replace(arguments=tuple(words), notes=(*advice.notes, note))
 
 
 def _notes(cmdline: str) -> list[str]:
@@ -313,14 +331,43 @@ def token(root: str) -> str:
     return text
 
 
-def with_token(advice: Advice, text: str) -> Advice:
+def _with_token(advice: Advice, text: str) -> Advice:
     """Return the advice with the argument of a token in it."""
-    name = text.partition("=")[0]
-    old = [f"`{word}`" for word in split(advice.cmdline)[0] if word.partition("=")[0].replace("-", "_") == name]
-    by_hand = f"take {', '.join(old)} out of the next command line: two tokens prove nothing"
     return advice._replace(
-        arguments=stake.sealed_again((*advice.arguments, text)), by_hand=(*advice.by_hand, *([by_hand] if old else [])),
+        arguments=(*advice.arguments, text), by_hand=(*advice.by_hand, *_other_tokens(advice.cmdline)),
     )  # fmt: skip
+
+
+def _other_tokens(cmdline: str) -> list[str]:
+    words = split(cmdline)[0]
+    old = [f"`{word}`" for word in words if word.partition("=")[0].replace("-", "_") == stake.TOKEN]
+    return [f"take {', '.join(old)} out of the next command line: two tokens prove nothing"] if old else []
+
+
+class Alone(NamedTuple):
+    """What can be appended where nothing can be computed and a token is named all the same."""
+
+    arguments: tuple[str, ...]
+    notes: tuple[str, ...]
+    by_hand: tuple[str, ...]
+
+
+def token_alone(root: str, named: str, why: NoScratch, *, command: bool = False, explain: bool = False) -> Alone:
+    """Return the token with the hold and the word on what is preserved: a kernel without debugfs files has LUO.
+
+    Raises:
+        NoScratch: a whole `command` is asked for.
+    """
+    if command:
+        raise NoScratch(
+            f"{why}; `--token` without --kexec-command and --systemctl-command prints the token alone, with no guard"
+        )
+    value, known = stake.read(root)
+    notes = [f"{_TOKEN_ALONE}: {why}", _stake_note(value, known)]
+    if explain:
+        notes.append("there is nothing to explain: without scratch areas no guard is computed")
+    arguments = (stake.argument(value, "", named.partition("=")[2]), "memhp_default_state=offline", named)
+    return Alone(arguments, tuple(notes), tuple(_other_tokens(probe.command_line(root) or "")))
 
 
 _USAGE = """\
@@ -351,14 +398,15 @@ def main(argv: list[str]) -> int:
     try:
         named = token(root) if with_it else ""
         try:
-            advice = advise(root, kernel, initrd)
-        except CannotSay as error:
-            if not named or whole or systemctl:
+            advice = advise(root, kernel, initrd, named=named)
+        except NoScratch as error:
+            if not named:
                 raise
-            sys.stderr.write(f"safemem: {TOKEN_ALONE}: {error}\n")
-            sys.stdout.write(f"{named}\n")
+            alone = token_alone(root, named, error, command=whole or systemctl, explain=explain)
+            for note in (*alone.notes, *alone.by_hand):
+                sys.stderr.write(f"safemem: {note}\n")
+            sys.stdout.write(f"{' '.join(alone.arguments)}\n")
             return 0
-        advice = with_token(advice, named) if named else advice
         text = " ".join(advice.arguments)
         if whole:
             text = kexec_command(advice, kernel, initrd)

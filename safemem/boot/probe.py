@@ -22,6 +22,7 @@ _BUSY, _IO = 16, 5
 #: `safemem.safe=`; with a check sum it was written by handover-args.
 _SAFE = stake.SAFE
 _TOKEN = stake.TOKEN
+_TAKEN = "run/safemem/token-taken"
 #: Codes of notes that say that nobody knows what there is to hold; the last is of a look afterwards (`apply`).
 _UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
 #: What nobody but handover-args writes, for the command line of a kexec that hands over.
@@ -38,7 +39,8 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
 
     `open_luo` opens and closes `/dev/liveupdate`, which makes the kernel deserialise every
     session and has one owner at a time: only where the policy asks for it. `token` opens it too, where the command line
-    names a token, takes safemem's own session out of LUO, and writes down what it found: the boot program's alone.
+    names a token, takes safemem's own session out of LUO, and writes down what it found: the boot program's alone. Without
+    it, what the boot program wrote down is repeated.
     """
     notes: list[Note] = []
     cmdline = command_line(root)
@@ -51,10 +53,15 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
     config = _Config(root)
     offered = zeropage.offered(root)
     handover = _handover(root, offered, asked, config)
-    if token and cmdline is not None and asked is not None and _TOKEN in asked:
+    if cmdline is not None and _TOKEN in (asked or {}) and (token or files.exists(root, _TAKEN) is not False):
         from safemem.boot import token as through_luo  # only where the policy asks for it, and there may be one
 
-        handover = through_luo.weigh(root, cmdline, offered, handover, _kho_shows(root), notes)
+        wanted = through_luo.told(cmdline, notes)
+        if wanted:
+            answer = through_luo.look(root, wanted) if token else through_luo.recall(root, wanted)
+            handover = through_luo.weigh(answer, offered, handover, _kho_shows(root))
+            # What LUO answered to whoever opened it is a fact as well. It deserialises once, and repeats an error.
+            open_luo = open_luo or token
     kho = _kho(root, asked, config)
     size, blocks, unread = memory.blocks(root)
     guard, crash, reserved, gigantic = guards.read(root, asked, size, blocks)

@@ -6,7 +6,8 @@ kernel's command line (`safemem.realroot.token`, `safemem handover-args --token`
 handover has the session, and only that predecessor's has the page. Retrieved where the policy asks for it, and only then.
 
 Numbers and layouts of ioctl: Linux 6.19, include/uapi/linux/liveupdate.h. A session is gone from LUO once it is finished,
-and closing one that was retrieved finishes it: of each boot the first look counts, which is kept in `TAKEN`.
+and closing one that was retrieved finishes it: of each boot the first look counts, which is kept in `TAKEN`. That it began stands
+there before the kernel is asked: a second look that found nothing would call an accepted handover rejected.
 """
 
 from __future__ import annotations
@@ -43,20 +44,21 @@ class Answer(NamedTuple):
 # ---- the incoming side
 
 
-def weigh(
-    root: str, cmdline: str, offered: Fact, handover: Fact, shown: str | None, notes: list[Note]
-) -> Fact:  # fmt: skip
-    """Return the handover after the token was asked, which is taken out of LUO.
+def weigh(answer: Answer, offered: Fact, handover: Fact, shown: str | None) -> Fact:
+    """Return the handover with what the token says of it.
 
     `shown` is what KHO's own files say: the path of an incoming tree, "" if there are no such files, None for anything
-    else. Two witnesses that contradict each other are no evidence.
+    else. Two witnesses that contradict each other are no evidence, and no third one settles it: such a fact has LUO's
+    device for its source, also one that was unknown before and that a wrong token speaks against.
     """
-    told = _told(cmdline, notes)
-    if not told:
-        return handover
-    answer = look(root, told)
     if not answer.said:
         return _with(handover, f"the token says nothing: {answer.why}")
+    fact = _weighed(answer, offered, handover, shown)
+    against = answer.said == "wrong" and fact.value == UNKNOWN
+    return fact._replace(source=paths.LUO_DEVICE) if against else fact
+
+
+def _weighed(answer: Answer, offered: Fact, handover: Fact, shown: str | None) -> Fact:
     right = answer.said == "right"
     if right and offered.value == "no":
         return Fact(UNKNOWN, paths.LUO_DEVICE, f"{offered.source} has no handover, and {answer.why}")
@@ -74,7 +76,7 @@ def _with(fact: Fact, more: str) -> Fact:
     return fact._replace(reason=f"{fact.reason}; {more}" if fact.reason else more)
 
 
-def _told(cmdline: str, notes: list[Note]) -> str:
+def told(cmdline: str, notes: list[Note]) -> str:
     """Return the digest that the command line names; "" if it names none that is whole, or two."""
     values = {value for name, value in arguments(cmdline) if name == ARGUMENT}
     if not values:
@@ -82,9 +84,9 @@ def _told(cmdline: str, notes: list[Note]) -> str:
     why = "two of them say different things: leave that of an earlier kexec out"
     if len(values) == 1:
         try:
-            told, whole = unsealed(values.pop())
-            if whole and len(told) == 64 and not told.strip("0123456789abcdef"):
-                return told
+            digest, whole = unsealed(values.pop())
+            if whole and len(digest) == 64 and not digest.strip("0123456789abcdef"):
+                return digest
             why = "it is not 64 hexadecimal digits with a check sum"
         except ValueError as error:
             why = str(error)
@@ -92,33 +94,48 @@ def _told(cmdline: str, notes: list[Note]) -> str:
     return ""
 
 
-def look(root: str, told: str) -> Answer:
-    """Take the token out of LUO, and say whether it is the page whose SHA-256 is `told`; a second look repeats the first."""
-    before = files.text(root, TAKEN)
-    said, _, rest = (before or "").partition(" ")
+def recall(root: str, wanted: str) -> Answer:
+    """Repeat what the first look of this boot at the token with the SHA-256 `wanted` found; opens no device."""
+    there = files.exists(root, TAKEN)
+    if there is False:
+        return Answer("", "nobody has looked at it in this boot")
+    text = files.text(root, TAKEN)
+    if text is None:
+        return Answer("", f"/{TAKEN} cannot be read: an earlier look in this boot may have taken it")
+    said, _, rest = text.partition(" ")
     digest, _, why = rest.partition(" ")
-    if said in ("right", "wrong") and digest == told:
+    if said in ("right", "wrong") and digest == wanted:
         return Answer(said, why)
-    if before is not None:
-        return Answer("", "an earlier look in this boot may have taken it")
+    return Answer("", "an earlier look in this boot may have taken it")
+
+
+def look(root: str, wanted: str) -> Answer:
+    """Take the token out of LUO, and say whether its SHA-256 is `wanted`; a second look repeats the first."""
+    if files.exists(root, TAKEN) is not False:
+        return recall(root, wanted)
     try:
         with files.device(root, paths.LUO_DEVICE) as device:
-            return _retrieve(root, device, told)
+            return _retrieve(root, device, wanted)
     except OSError as error:
         return Answer("", f"{paths.LUO_DEVICE}: {reason(error)}")
 
 
-def _retrieve(root: str, device: files.Device, told: str) -> Answer:
+def _retrieve(root: str, device: files.Device, wanted: str) -> Answer:
     """Return what the session holds. Raises OSError: the kernel says neither that it is there nor that it is not."""
+    # Whatever comes of it, the next look may find none.
+    trouble = _keep(root, wanted, Answer("none", "a look at it was not finished"))
+    if trouble:
+        return Answer("", f"it is not asked for, because a later look could not know: /{TAKEN}: {trouble}")
     try:
         session = retrieve(device)
     except OSError as error:
         if error.errno != _ENOENT:
+            _forget(root)  # it was not taken, so the next look may
             raise
-        return _keep(root, told, Answer("wrong", "LUO has no session of safemem's: none came over"))
+        answer = Answer("wrong", "LUO has no session of safemem's: none came over")
+        _keep(root, wanted, answer)
+        return answer
     with session:
-        # Whatever comes of it, the next look finds none.
-        _keep(root, told, Answer("none", "a look at it was not finished"))
         try:
             with session.made(RETRIEVE_FD, fd_argument()) as page:
                 data = page.content(SIZE)
@@ -128,11 +145,11 @@ def _retrieve(root: str, device: files.Device, told: str) -> Answer:
             data = None
         if data is None:
             answer = Answer("wrong", "LUO has a session of safemem's name that holds no token")
-        elif sha256_of(data) != told:
+        elif sha256_of(data) != wanted:
             answer = Answer("wrong", "the token in LUO is another than the command line names")
         else:
             answer = Answer("right", "the predecessor's token came through LUO")
-        _keep(root, told, answer)
+        _keep(root, wanted, answer)  # where it cannot be written, a second look says nothing
         try:
             session.ask(FINISH, argument(8))
         except OSError:
@@ -140,12 +157,20 @@ def _retrieve(root: str, device: files.Device, told: str) -> Answer:
     return answer
 
 
-def _keep(root: str, told: str, answer: Answer) -> Answer:
+def _keep(root: str, wanted: str, answer: Answer) -> str:
+    """Write down what a look found; return why that failed, or ""."""
     try:
-        files.replace(root, TAKEN, f"{answer.said} {told} {answer.why}\n")
+        files.replace(root, TAKEN, f"{answer.said} {wanted} {answer.why}\n")
+    except OSError as error:
+        return reason(error, "cannot be written")
+    return ""
+
+
+def _forget(root: str) -> None:
+    try:
+        files.remove(root, TAKEN)
     except OSError:
-        pass  # a second look would not know
-    return answer
+        pass  # then no later look asks
 
 
 def retrieve(device: files.Device) -> files.Device:
@@ -192,14 +217,21 @@ def handed(root: str) -> tuple[str, str]:
     if len(words) != 2 or len(words[0]) != 64 or words[0].strip("0123456789abcdef") or not words[1].isdecimal():
         return "", f"/{HELD} is damaged: stop safemem-token.service, and {start}"
     digest, pid = words
+    try:
+        found = holds(root, pid)
+    except OSError as error:
+        return "", f"/{paths.DESCRIPTORS.format(pid)}: {reason(error)}: run it as root"
+    if not found:
+        return "", f"process {pid}, which /{HELD} names, holds no LUO session of safemem's: {start}"
+    return f"{ARGUMENT}={sealed(digest)}", ""
+
+
+def holds(root: str, pid: str) -> bool:
+    """Return whether the process `pid` holds a LUO session of safemem's. Raises OSError: nobody may look."""
     folder = paths.DESCRIPTORS.format(pid)
     try:
         links = [files.link_target(root, f"{folder}/{name}") for name in files.names(root, folder)]
     except FileNotFoundError:
-        links = []
-    except OSError as error:
-        return "", f"/{folder}: {reason(error)}: run it as root"
+        return False
     # Kernels show the session's name, or none at all.
-    if not {_LINK, f"{_LINK} {SESSION}"} & set(links):
-        return "", f"process {pid}, which /{HELD} names, holds no LUO session of safemem's: {start}"
-    return f"{ARGUMENT}={sealed(digest)}", ""
+    return bool({_LINK, f"{_LINK} {SESSION}"} & set(links))

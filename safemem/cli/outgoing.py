@@ -9,7 +9,7 @@ import sys
 import click
 
 from safemem.boot import handover_args as handover
-from safemem.boot.ground import UNTOLD, CannotSay
+from safemem.boot.ground import UNTOLD
 from safemem.boot.model import Snapshot
 from safemem.boot.printable import printable
 from safemem.boot.ranges import size_text, total
@@ -54,14 +54,12 @@ def handover_args(
         raise click.UsageError("--kexec-command and --systemctl-command exclude each other")
     named = handover.token(root) if token else ""
     try:
-        advice = handover.advise(root, kernel, initrd, nextkernel.build(kernel) if kernel else UNTOLD)
-    except CannotSay as error:
-        if not named or whole or systemctl or form == "json":
+        advice = handover.advise(root, kernel, initrd, nextkernel.build(kernel) if kernel else UNTOLD, named)
+    except handover.NoScratch as error:
+        if not named:
             raise
-        click.echo(f"safemem: {printable(f'{handover.TOKEN_ALONE}: {error}')}", err=True)
-        click.echo(named)
+        _alone(handover.token_alone(root, named, error, command=whole or systemctl, explain=explain), form)
         return
-    advice = handover.with_token(advice, named) if named else advice
     command = handover.kexec_command(advice, kernel, initrd) if kernel and (whole or form == "json") else None
     if systemctl:
         command = handover.systemctl_command(advice)
@@ -94,6 +92,22 @@ def handover_args(
     click.echo(printable(text) if sys.stdout.isatty() else text)
     for line in handover.explained(advice) if explain else ():
         click.echo(f"  {printable(line)}", err=True)
+
+
+def _alone(found: handover.Alone, form: str) -> None:
+    """Print a token alone, as what has guards beside it is printed."""
+    for note in (*found.notes, *found.by_hand):
+        click.echo(f"safemem: {printable(note)}", err=True)
+    if form == "json":
+        document = {
+            "schema": 1, "kind": "handover-args", "exit_code": Code.DONE, "arguments": list(found.arguments),
+            "guard": None, "guard_node": None, "page": None, "pages": [], "kexec_command": None,
+            "systemctl_command": None, "notes": [*found.notes, *found.by_hand],
+            "bytes": {"memory": None, "guarded": None, "scratch": None, "open": None}, "room": None, "open": [],
+        }  # fmt: skip
+        click.echo(json.dumps(document, indent=1))
+        return
+    click.echo(" ".join(found.arguments))
 
 
 @click.command("layout", short_help="Print what to append to the boot loader's command line.")

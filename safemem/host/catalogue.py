@@ -95,7 +95,9 @@ CODES: dict[str, Entry] = {
     "cannot-tell": Entry(
         "warning",
         "whether a handover was accepted cannot be told on this machine",
-        "use a kernel with CONFIG_KEXEC_HANDOVER_DEBUGFS and /proc/config.gz, and let debugfs be mounted",
+        "use a kernel with CONFIG_KEXEC_HANDOVER_DEBUGFS and /proc/config.gz, and let debugfs be mounted; or have a token"
+        " tell: `retrieve_token = true` in the policy, safemem-token.service before the kexec, and `safemem handover-args"
+        " --token`",
     ),
     "luo-missing": Entry(
         "warning",

@@ -117,8 +117,18 @@ def _device(root: str, patience: float) -> files.Device:
 
 
 def _holder(root: str) -> str:
-    digest, _, pid = (files.text(root, token.HELD) or "").partition(" ")
-    return f", by process {pid.strip()}" if digest and pid.strip().isdecimal() else ", by another program"
+    """Return who holds the session, and what to do; a file that was left over names a process that does not."""
+    pid = (files.text(root, token.HELD) or "").partition(" ")[2].strip()
+    try:
+        known = pid.isdecimal() and token.holds(root, pid)
+    except OSError:
+        known = False
+    if known:
+        return f", by process {pid}: stop safemem-token.service, or that process if the service is not running"
+    return (
+        f", by another program, whose /proc/PID/fd has a link to `anon_inode:[luo_session] {token.SESSION}`: stop that"
+        " program, or safemem-token.service"
+    )
 
 
 def _rename() -> None:
