@@ -136,7 +136,8 @@ def _cmdline(data: bytes) -> None:
     cmdline.argument(text, "safemem.guard")
     attempts.read("/nowhere", dict(cmdline.arguments(text)))
     probe.overrides(dict(cmdline.arguments(text)))
-    assert stake.told(dict(cmdline.arguments(text))).value in FACTS["preserved"][1]
+    assert stake.told(cmdline.arguments(text)).value in FACTS["preserved"][1]
+    stake.old_words(text)
     _with(paths.CMDLINE, data, _machine)
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from safemem.boot import handover_args, paths, probe, stake
+from safemem.boot import handover_args, paths, probe, stake, token
 from safemem.boot.cmdline import arguments
 from safemem.boot.model import UNKNOWN
 from tests.fakes import machine, make_root
 
 OUT = f"{paths.KHO[1]}/{paths.PRODUCERS}"
 GUEST, OWN = "anon_inode:[luo_session] guest", "anon_inode:[luo_session] safemem"
+AREAS, TOKEN = "0x1000-0x1fff;crc32=12345678", f"{'ab' * 32};crc32=12345678"
 MOUNTS = (
     "22 27 0:21 / /proc rw,relatime shared:5 - proc proc {}\n30 22 0:30 / /proc/sys/fs/binfmt_misc rw - autofs x rw\n"
 )
@@ -23,8 +24,11 @@ MOUNTS = (
 
 def idle(root: Path) -> Path:
     """Give the root processes and an outgoing tree as an idle host has them."""
-    process(root, 1, "/dev/null", "socket:[4711]", "anon_inode:[eventpoll]", OWN)
+    process(root, 1, "/dev/null", "socket:[4711]", "anon_inode:[eventpoll]")
     process(root, 7)
+    process(root, 77, "/dev/null", OWN)
+    (root / token.HELD).parent.mkdir(parents=True, exist_ok=True)
+    (root / token.HELD).write_text(f"{'ab' * 32} 77\n")
     process(root, 42, "/dev/liveupdate", "/tmp/anon_inode:[luo_session] x", threads=(42, 43))
     (root / paths.NAMESPACES).mkdir(parents=True)
     (root / paths.NAMESPACES / "pid").symlink_to("pid:[4026531836]")
@@ -41,6 +45,11 @@ def process(root: Path, number: int, *targets: str, threads: tuple[int, ...] = (
         (root / f"proc/{number}/task/{thread}/fd").mkdir(parents=True)
     for index, target in enumerate(targets):
         (root / f"proc/{number}/task/{thread}/fd/{index}").symlink_to(target)
+
+
+def link(root: Path, target: str) -> None:
+    """Give the token's holder one more descriptor."""
+    (root / "proc/77/task/77/fd/2").symlink_to(target)
 
 
 @pytest.fixture
@@ -61,6 +70,14 @@ def test_an_idle_host(root: Path) -> None:
         (lambda root: process(root, 99, GUEST, threads=(99, 100)), "yes", "process 99 holds session `guest`"),
         (lambda root: process(root, 99, f"{OWN}-2"), "yes", "session `safemem-2`"),
         (lambda root: process(root, 99, "anon_inode:[luo_session]"), "yes", "session `?`"),
+        (lambda root: process(root, 99, OWN), "yes", "process 99 holds session `safemem`, and no token"),
+        (lambda root: link(root, f"{OWN} "), "yes", "process 77 holds session `safemem `"),
+        (lambda root: link(root, OWN.replace("] ", "]  ")), "yes", "process 77 holds session ` safemem`"),
+        (lambda root: link(root, GUEST), "yes", "process 77 holds session `guest`"),
+        (lambda root: (root / token.HELD).unlink(), "yes", "process 77 holds session `safemem`, and no token"),
+        (lambda root: (root / token.HELD).write_text(f"{'ab' * 32} 7\n"), "yes", "process 77 holds session `safemem`"),
+        (lambda root: (root / token.HELD).write_text(f"{'ab' * 32} 77"), "yes", "process 77 holds session `safemem`"),
+        (lambda root: (root / token.HELD).write_text("77\n"), "yes", "process 77 holds session `safemem`"),
         (lambda root: process(root, 99, "anon_inode:[luo_session] a\x1b[1m"), "yes", "session `a\\x1b[1m`"),
         (lambda root: (root / OUT / "memblock").write_bytes(b""), "yes", f"{OUT}/memblock is there"),
         (lambda root: shutil.rmtree(root / OUT), UNKNOWN, f"{OUT}: not there"),
@@ -110,42 +127,74 @@ def test_descriptors_that_nobody_may_look_at(root: Path) -> None:
 
 def told(line: str) -> tuple[str, str]:
     """Return the fact of a kernel with this command line, and its reason."""
-    fact = stake.told(dict(arguments(line)))
+    fact = stake.told(arguments(line))
     assert fact.source == "command line"
     return str(fact.value), fact.reason
 
 
 @pytest.mark.parametrize("value", ["yes", "no", UNKNOWN])
-@pytest.mark.parametrize("safe", ["", "0x1000-0x1fff;crc32=12345678"])
-def test_a_word_that_is_whole(value: str, safe: str) -> None:
+@pytest.mark.parametrize(("safe", "page"), [("", TOKEN), (AREAS, ""), (AREAS, TOKEN)])
+def test_a_word_that_is_whole(value: str, safe: str, page: str) -> None:
     """What was sealed together is believed, wherever on the line it stands, and is called the predecessor's word."""
-    words = [stake.argument(value, safe, ""), *([f"{stake.SAFE}={safe}"] if safe else [])]
-    for line in (" ".join(words), " ".join(["kho=on", *reversed(words), "-- init"])):
+    beside = {stake.SAFE: safe, stake.TOKEN: page}
+    words = [stake.argument(value, safe, page), *(f"{name}={text}" for name, text in beside.items() if text)]
+    for line in (" ".join(words), " ".join(["kho=on", *reversed(words), "-- init"]), " ".join(["--", *words, *words])):
         assert told(line) == (value, "the predecessor's word")
 
 
 def test_a_word_that_is_forged_or_cut() -> None:
     """Nothing but the whole word beside its own region counts: neither any part of it, nor another value."""
-    safe = f"{stake.SAFE}=0x1000-0x1fff;crc32=12345678"
-    word = stake.argument("no", safe.partition("=")[2], "")
+    safe = f"{stake.SAFE}={AREAS}"
+    word = stake.argument("no", AREAS, "")
     assert told(f"{safe} {word}")[0] == "no"
 
     for length in range(len(stake.ARGUMENT) + 1, len(word)):
         assert told(f"{safe} {word[:length]}")[0] == UNKNOWN, word[:length]
     for line, why in (
         (f"{safe} {stake.ARGUMENT}=no", "has no check sum"),
-        (f"{safe} {stake.argument('yes', safe.partition('=')[2], '').replace('=yes', '=no')}", "does not match"),
-        (word, "does not match"),
+        (f"{safe} {stake.argument('yes', AREAS, '').replace('=yes', '=no')}", "does not match"),
+        (word, "stands alone"),
+        (stake.argument("no", "", ""), "stands alone"),
         (f"{safe[:-1]}9 {word}", "does not match"),
         (f"{safe} {stake.argument('no', '', '')}", "does not match"),
         (f"{safe} {word}0", "does not match"),
-        (f"{safe} {word} {stake.ARGUMENT}=no", "has no check sum"),
         (f"{safe} {stake.ARGUMENT}=none;crc32=00000000", "is not yes, no or unknown"),
         (f"{safe} {stake.ARGUMENT}", "is not yes, no or unknown"),
         (safe, "no safemem.preserved= from handover-args"),
     ):
         value, reason = told(line)
         assert (value, why in reason) == (UNKNOWN, True), (line, reason)
+
+
+def test_a_word_of_an_earlier_kexec() -> None:
+    """An old word counts neither beside a new one, before or behind `--`, nor beside another region or token than its own."""
+    safe, page = f"{stake.SAFE}={AREAS}", f"{stake.TOKEN}={TOKEN}"
+    old, new = stake.argument("no", AREAS, TOKEN), stake.argument("yes", AREAS, TOKEN)
+    other = f"{stake.TOKEN}={TOKEN[:-1]}0"
+    assert [told(f"{safe} {page} {word}")[0] for word in (old, new)] == ["no", "yes"]
+
+    for line, why in (
+        (f"{safe} {page} {new} {old}", f"{stake.ARGUMENT}= stands there more than once"),
+        (f"{safe} {page} {new} -- init {old}", f"{stake.ARGUMENT}= stands there more than once"),
+        (f"{safe} {page} {old} {stake.ARGUMENT}=no", f"{stake.ARGUMENT}= stands there more than once"),
+        (f"{safe} {other} {page} {old}", f"{stake.TOKEN}= stands there more than once"),
+        (f"{safe[:-1]}9 {safe} {page} {old}", f"{stake.SAFE}= stands there more than once"),
+        # A kernel that accepts has its predecessor's scratch, so the token alone tells one kexec from the next.
+        (f"{safe} {other} {old}", "does not match"),
+        (f"{safe} {old}", "does not match"),
+        (f"{safe} {page} {stake.argument('no', AREAS, '')}", "does not match"),
+    ):
+        value, reason = told(line)
+        assert (value, why in reason) == (UNKNOWN, True), (line, reason)
+
+
+def test_a_word_of_an_earlier_kexec_on_a_machine(tmp_path: Path) -> None:
+    """The boot program sees every word of the line, not the last one alone."""
+    safe = f"{stake.SAFE}={AREAS}"
+    words = {value: stake.argument(value, AREAS, "") for value in ("yes", "no")}
+    for line, value in ((f"{safe} {words['no']}", "no"), (f"{safe} {words['yes']} -- {words['no']}", UNKNOWN)):
+        root = make_root(tmp_path / value, offered=True, cmdline=line)
+        assert probe.read_snapshot(str(root)).facts["preserved"].value == value
 
 
 def test_a_command_line_that_cannot_be_read(tmp_path: Path) -> None:
@@ -173,7 +222,35 @@ def test_what_is_printed_is_read_back(root: Path, tmp_path: Path, held: tuple[st
     line = " ".join(advice.arguments)
     end = line.index(stake.ARGUMENT) + len(stake.ARGUMENT) + len("=no;crc32=01234567")
     for length in range(0, end, 7):
-        assert stake.told(dict(arguments(line[:length]))).value == UNKNOWN
+        assert stake.told(arguments(line[:length])).value == UNKNOWN
+
+
+def test_a_token_is_sealed_with_the_word(root: Path) -> None:
+    """What two live updates from one scratch print differs by the token, and the word of one is none for the other."""
+    advice = handover_args.advise(str(root))
+    lines = [
+        handover_args.with_token(advice, f"{stake.TOKEN}={text * 64};crc32=12345678").arguments for text in ("a", "b")
+    ]
+    first, second = ({word.partition("=")[0]: word for word in line} for line in lines)
+    assert [told(" ".join(line)) for line in lines] == [("no", "the predecessor's word")] * 2
+    assert first[stake.SAFE] == second[stake.SAFE]
+
+    assert told(" ".join({**second, stake.ARGUMENT: first[stake.ARGUMENT]}.values()))[0] == UNKNOWN
+    # A part that is lost takes the word with it.
+    line = " ".join(lines[0])
+    for length in range(0, len(line), 7):
+        assert told(line[:length])[0] == UNKNOWN
+
+
+@pytest.mark.parametrize("between", ["", "-- init "])
+def test_an_old_word_that_has_to_be_taken_out_by_hand(root: Path, between: str) -> None:
+    """Whoever appends what is printed is told to take out what this kernel was told, wherever it stands."""
+    assert not any(stake.ARGUMENT in text for text in handover_args.advise(str(root)).by_hand)
+    old, safe = stake.argument("no", AREAS, ""), f"{stake.SAFE}={AREAS}"
+    (root / paths.CMDLINE).write_text(f"kho=on {between}{safe} {old} liveupdate=on\n")
+
+    (text,) = (text for text in handover_args.advise(str(root)).by_hand if stake.ARGUMENT in text)
+    assert text.startswith(f"take `{safe}`, `{old}` out of the next command line")
 
 
 def test_the_next_command_line_has_no_old_word(root: Path) -> None:

@@ -189,6 +189,34 @@ def test_a_device_tree_says_nothing_for_an_x86(tmp_path: Path) -> None:
     assert offered(root) == (UNKNOWN, f"{FOLDER}: it is not there, and every x86 kernel shows it")
 
 
+@pytest.mark.parametrize("place", [paths.CHOSEN, f"{paths.CHOSEN}/name"])
+def test_a_device_tree_on_another_file_system_is_no_evidence(tmp_path: Path, elsewhere: Path, place: str) -> None:
+    """The tree is sysfs's own; a node that only looks like one may be mounted over it."""
+    root = make_root(tmp_path)
+    tree(root, name=b"chosen\0")
+    assert offered(root)[0] == "no"
+    shutil.move(root / place, elsewhere / "copy")
+    (root / place).symlink_to(elsewhere / "copy")
+
+    assert offered(root) == (UNKNOWN, f"{place}: something else is mounted there")
+
+
+@pytest.mark.parametrize(
+    ("arch", "why"), [(None, "no such file or directory"), ("x86", "it is cut off"), ("", "it is empty")]
+)
+def test_a_device_tree_of_nobody_knows_what(tmp_path: Path, arch: str | None, why: str) -> None:
+    """What may be an x86 says nothing by a tree; a handover that the tree shows is one all the same."""
+    root = make_root(tmp_path)
+    node = tree(root, name=b"chosen\0")
+    (root / paths.ARCH).unlink()
+    if arch is not None:
+        (root / paths.ARCH).write_text(arch)
+    assert offered(root) == (UNKNOWN, f"{paths.ARCH}: {why}: an x86 would show {FOLDER}, which is not there")
+
+    (node / paths.CHOSEN_KHO[0]).write_bytes(bytes(16))
+    assert offered(root)[0] == "yes"
+
+
 def test_a_machine_that_shows_neither(tmp_path: Path) -> None:
     """Without a zero page and a device tree, anything may have been offered."""
     root = make_root(tmp_path)

@@ -21,8 +21,8 @@ _BUSY, _IO = 16, 5
 
 #: `safemem.safe=`; with a check sum it was written by handover-args.
 _SAFE = stake.SAFE
-#: As `safemem.boot.token` reads it, a module that most boots do without.
-_TOKEN = "safemem.token"
+_TOKEN = stake.TOKEN
+#: What `safemem.boot.token` has found, a module that most boots do without.
 _TAKEN = "run/safemem/token-taken"
 #: Codes of notes that say that nobody knows what there is to hold; the last is of a look afterwards (`apply`).
 _UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
@@ -49,7 +49,8 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         text = f"{paths.CMDLINE} cannot be read: kernel arguments are unknown"
         notes.append(Note("cmdline-unreadable", text))
     # Split once; of arguments with one name the last counts.
-    asked = None if cmdline is None else dict(arguments(cmdline))
+    pairs = None if cmdline is None else arguments(cmdline)
+    asked = None if pairs is None else dict(pairs)
     config = _Config(root)
     offered = zeropage.offered(root)
     handover = _handover(root, offered, asked, config)
@@ -94,7 +95,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         "boot_attempts": attempts.read(root, asked or {}),
         "guard": guard,
         **bus,
-        "preserved": stake.told(asked),
+        "preserved": stake.told(pairs),
     }
     return Snapshot(
         facts=facts,

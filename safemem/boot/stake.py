@@ -2,24 +2,30 @@
 """What is at stake: whether anything is preserved when the outgoing system computes the next command line.
 
 A kernel with KHO on hands over at every `kexec -s`, with nothing in it as well; only the outgoing system knows. It says so in
-`safemem.preserved=`, which the next kernel's boot program reads: the predecessor's word, which nothing there confirms. Its
-check sum covers `safemem.safe=` and `safemem.token=` beside it too, so that a `no` that was kept from other arguments does not count. A whole line
-that is used again is not found out: each kexec has to have its own.
+`safemem.preserved=`, which the next kernel's boot program reads: the predecessor's word, which nothing there confirms.
+
+Its check sum covers `safemem.safe=` and `safemem.token=` beside it too. So what is cut off is found out, and a word that was
+kept beside other arguments than its own: two words that differ, another scratch, another token, of which each holder has its own.
+Not found out: a whole line that is used again with its token; and without a token, an old word beside the scratch it was
+written for, which a kernel that accepts takes over from its predecessor. Nor is a word that somebody forges with its sum.
 """
 
 from __future__ import annotations
 
 from safemem.boot import files, paths
+from safemem.boot.cmdline import arguments
 from safemem.boot.files import reason
 from safemem.boot.model import FACTS, UNKNOWN, Fact
 from safemem.boot.printable import printable
 
 ARGUMENT = "safemem.preserved"
 SAFE = "safemem.safe"
+#: As `safemem.boot.token` reads it, a module that most boots do without.
 TOKEN = "safemem.token"
 #: How the link of a descriptor begins that is a session of LUO's; the session's name comes after it (seen on 7.3).
 _SESSION = "anon_inode:[luo_session]"
-#: The session with safemem's own token, of which the kernel has one at a time: nothing is lost with it.
+#: The session with safemem's own token, of which the kernel has one at a time: nothing is lost with it. Whoever else holds
+#: a session of that name may have anything in it.
 _OWN = "safemem"
 #: Producers whose data is there with nothing preserved (seen on 7.2 and 7.3): what LUO has in its own, its sessions tell.
 _ALWAYS = ("LUO", "kexec-metadata")
@@ -50,6 +56,7 @@ def _held(root: str) -> tuple[str, str]:
     """Return whether any process holds a session other than safemem's own."""
     seen: set[str] = set()
     trouble = ""
+    holder = _holder(root)
     for _ in range(_ROUNDS):
         try:
             new = [name for name in files.names(root, paths.PROC) if name.isdecimal() and name not in seen]
@@ -59,9 +66,10 @@ def _held(root: str) -> tuple[str, str]:
             break
         for number in new:
             seen.add(number)
-            session, why = _sessions(root, f"{paths.PROC}/{number}/task")
+            session, why = _sessions(root, f"{paths.PROC}/{number}/task", number == holder)
             if session:
-                return "yes", f"process {number} holds session `{printable(session)}`"
+                other = ", and no token of safemem's is known to be its" if session == _OWN else ""
+                return "yes", f"process {number} holds session `{printable(session)}`{other}"
             trouble = trouble or why
     else:
         trouble = trouble or f"{paths.PROC}: processes come faster than they can be looked at"
@@ -70,9 +78,21 @@ def _held(root: str) -> tuple[str, str]:
     return (UNKNOWN, trouble) if trouble else ("no", "")
 
 
-def _sessions(root: str, tasks: str) -> tuple[str, str]:
+def _holder(root: str) -> str:
+    """Return the number of the process that holds safemem's token; "" if nothing says so."""
+    from safemem.boot.token import HELD  # only in the outgoing system
+
+    try:
+        words = files.line(root, HELD).split()
+    except OSError:
+        return ""
+    return words[1] if len(words) == 2 else ""
+
+
+def _sessions(root: str, tasks: str, holder: bool) -> tuple[str, str]:
     """Return the name of a session that the threads in the folder `tasks` hold, "" if none, and what could not be looked at.
 
+    The session with the token does not count where they are its `holder`.
     Threads may have descriptors of their own, and the first one may have ended before the others.
     """
     trouble = ""
@@ -91,9 +111,8 @@ def _sessions(root: str, tasks: str) -> tuple[str, str]:
                         target = folder.target(name)
                     except FileNotFoundError:
                         continue  # closed since
-                    session = target[len(_SESSION) :].strip()
-                    if target.startswith(_SESSION) and session != _OWN:
-                        return session or "?", ""
+                    if target.startswith(_SESSION) and not (holder and target == f"{_SESSION} {_OWN}"):
+                        return target[len(_SESSION) + 1 :] or "?", ""
         except (FileNotFoundError, ProcessLookupError):
             continue
         except OSError as error:
@@ -147,8 +166,27 @@ def _produced(root: str) -> tuple[str, str]:
 
 
 def argument(said: str, safe: str, token: str) -> str:
-    """Return the argument for the next kernel, whose `safemem.safe=` and `safemem.token=` are these, "" for one that it lacks."""
+    """Return the argument for the next kernel, whose `safemem.safe=` and `safemem.token=` have these values, or "" for none."""
     return f"{ARGUMENT}={_sealed(said, safe, token)}"
+
+
+def sealed_again(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the next kernel's arguments with that of what is preserved sealed anew, for what stands beside it now."""
+    values = {name: value for name, _, value in (word.partition("=") for word in words)}
+    if ARGUMENT not in values:
+        return words
+    word = argument(values[ARGUMENT].partition(";")[0], values.get(SAFE, ""), values.get(TOKEN, ""))
+    return tuple(word if old.startswith(f"{ARGUMENT}=") else old for old in words)
+
+
+def old_words(cmdline: str) -> list[str]:
+    """Return what whoever appends to this command line has to take out of it: two words that differ leave it unknown."""
+    words = [f"`{name}={value}`" for name, value in arguments(cmdline) if name in (ARGUMENT, SAFE)]
+    if not words:
+        return []
+    return [
+        f"take {', '.join(words)} out of the next command line, behind a `--` as well: they are of an earlier kexec"
+    ]
 
 
 def _sealed(value: str, safe: str, token: str) -> str:
@@ -160,13 +198,18 @@ def _sealed(value: str, safe: str, token: str) -> str:
 # ---- the incoming side
 
 
-def told(arguments: dict[str, str] | None) -> Fact:
-    """Return what the predecessor says of it; `arguments` are those of the kernel by name, None if they cannot be read."""
-    if arguments is None:
+def told(found: list[tuple[str, str]] | None) -> Fact:
+    """Return what the predecessor says of it; `found` are the kernel's arguments in order, None if they cannot be read."""
+    if found is None:
         return Fact(UNKNOWN, paths.CMDLINE, "it cannot be read")
-    text = arguments.get(ARGUMENT)
-    if text is None:
+    texts, safe, token = ({value for key, value in found if key == name} for name in (ARGUMENT, SAFE, TOKEN))
+    if not texts:
         return Fact(UNKNOWN, "command line", f"no {ARGUMENT}= from handover-args")
+    for name, values in ((ARGUMENT, texts), (SAFE, safe), (TOKEN, token)):
+        if len(values) > 1:
+            why = f"{name}= stands there more than once, with different values: leave that of an earlier kexec out"
+            return Fact(UNKNOWN, "command line", why)
+    text = texts.pop()
     value, seal, _ = text.partition(";")
     if value not in FACTS["preserved"][1]:
         return Fact(UNKNOWN, "command line", f"{ARGUMENT}=: `{text}` is not yes, no or unknown")
@@ -174,7 +217,11 @@ def told(arguments: dict[str, str] | None) -> Fact:
         return Fact(
             UNKNOWN, "command line", f"{ARGUMENT}= has no check sum: anybody may have written it, or it is cut off"
         )
-    if text != _sealed(value, arguments.get(SAFE, ""), arguments.get(TOKEN, "")):
+    beside = [values.pop() if values else "" for values in (safe, token)]
+    if beside == ["", ""]:
+        why = f"{ARGUMENT}= stands alone, without {SAFE}= and {TOKEN}=: nothing shows that it is of this kexec"
+        return Fact(UNKNOWN, "command line", why)
+    if text != _sealed(value, *beside):
         why = (
             f"{ARGUMENT}=: the check sum of `{text}` does not match it, {SAFE}= and {TOKEN}=: it is cut off, or from other"
             " arguments"

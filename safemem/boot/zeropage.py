@@ -86,7 +86,11 @@ def _by_setup_data(root: str) -> Fact | None:
     try:
         shown = files.names(root, at)
     except FileNotFoundError:
-        if files.word(root, paths.ARCH) in _X86:
+        try:
+            x86 = files.line(root, paths.ARCH) in _X86
+        except OSError as error:
+            return Fact(UNKNOWN, paths.ARCH, f"{reason(error)}: an x86 would show {at}, which is not there")
+        if x86:
             return Fact(UNKNOWN, at, "it is not there, and every x86 kernel shows it")
         # Something else may have a device tree, and has to show more of sysfs than nothing.
         return None if files.is_folder(root, paths.KERNEL) else Fact(UNKNOWN, paths.KERNEL, "it is not there")
@@ -114,7 +118,9 @@ def _by_setup_data(root: str) -> Fact | None:
         return pointer if answer.value == "no" else answer
     if bool(pointer) != listed:
         says = (
-            "points to a list that is not shown" if pointer else f"points to no list, and {paths.SETUP_DATA} is there"
+            "it points to a list that is not shown"
+            if pointer
+            else f"it points to no list, and {paths.SETUP_DATA} is there"
         )
         return Fact(UNKNOWN, paths.BOOT_PARAMS, says)
     over = _mounted(root, places) if answer.value == "no" else ""
@@ -192,4 +198,12 @@ def _by_device_tree(root: str) -> Fact | None:
         whole = files.read(root, name) == b"chosen\0"
     except OSError as error:
         return Fact(UNKNOWN, name, reason(error) if shown else "the node is empty")
-    return Fact("no", paths.CHOSEN, "it has no handover") if whole else Fact(UNKNOWN, name, "it is of another node")
+    if not whole:
+        return Fact(UNKNOWN, name, "it is of another node")
+    # proc/device-tree is a link into sysfs (fs/proc/root.c, drivers/of/base.c), so nothing of it is on another file system.
+    over = _mounted(root, [paths.CHOSEN, name])
+    return (
+        Fact(UNKNOWN, over, "something else is mounted there")
+        if over
+        else Fact("no", paths.CHOSEN, "it has no handover")
+    )
