@@ -227,9 +227,9 @@ def test_what_is_printed_is_read_back(root: Path, tmp_path: Path, held: tuple[st
 
 def test_a_token_is_sealed_with_the_word(root: Path) -> None:
     """What two live updates from one scratch print differs by the token, and the word of one is none for the other."""
+    advice = handover_args.advise(str(root))
     lines = [
-        handover_args.advise(str(root), named=f"{stake.TOKEN}={text * 64};crc32=12345678").arguments
-        for text in ("a", "b")
+        handover_args.with_token(advice, f"{stake.TOKEN}={text * 64};crc32=12345678").arguments for text in ("a", "b")
     ]
     first, second = ({word.partition("=")[0]: word for word in line} for line in lines)
     assert [told(" ".join(line)) for line in lines] == [("no", "the predecessor's word")] * 2

@@ -84,7 +84,8 @@ def advise(
     count = snapshot.facts["boot_attempts"]
     handed = "" if attempts.in_firmware(count) else f"{attempts.ARGUMENT}={attempts.handed_on(root, count)}"
     advice = advise_on(snapshot, ground, kernel, built, handed)
-    return with_stake(_with_token(advice, named) if named else advice, *stake.read(root))
+    advice = with_stake(advice, *stake.read(root))
+    return with_token(advice, named) if named else advice
 
 
 def advise_on(snapshot: Snapshot, ground: Ground, kernel: str = "", built: Build = UNTOLD, handed: str = "") -> Advice:
@@ -151,8 +152,7 @@ def with_stake(advice: Advice, value: str, why: str) -> Advice:
     words = list(advice.arguments)
     place = next((index for index, word in enumerate(words) if word.startswith(f"{stake.SAFE}=")), -1)
     safe = words[place].partition("=")[2] if place >= 0 else ""
-    named = next((word.partition("=")[2] for word in words if word.startswith(f"{stake.TOKEN}=")), "")
-    words.insert(place + 1, stake.argument(value, safe, named))
+    words.insert(place + 1, stake.argument(value, safe, ""))
     return advice._replace(arguments=tuple(words), notes=(*advice.notes, _stake_note(value, why)))
 
 
@@ -331,10 +331,11 @@ def token(root: str) -> str:
     return text
 
 
-def _with_token(advice: Advice, text: str) -> Advice:
+def with_token(advice: Advice, text: str) -> Advice:
     """Return the advice with the argument of a token in it."""
     return advice._replace(
-        arguments=(*advice.arguments, text), by_hand=(*advice.by_hand, *_other_tokens(advice.cmdline)),
+        arguments=stake.sealed_again((*advice.arguments, text)),
+        by_hand=(*advice.by_hand, *_other_tokens(advice.cmdline)),
     )  # fmt: skip
 
 
@@ -367,7 +368,8 @@ def token_alone(root: str, named: str, why: NoScratch, *, command: bool = False,
     if explain:
         notes.append("there is nothing to explain: without scratch areas no guard is computed")
     arguments = (stake.argument(value, "", named.partition("=")[2]), "memhp_default_state=offline", named)
-    return Alone(arguments, tuple(notes), tuple(_other_tokens(probe.command_line(root) or "")))
+    cmdline = probe.command_line(root) or ""
+    return Alone(arguments, tuple(notes), (*stake.old_words(cmdline), *_other_tokens(cmdline)))
 
 
 _USAGE = """\

@@ -22,6 +22,7 @@ _BUSY, _IO = 16, 5
 #: `safemem.safe=`; with a check sum it was written by handover-args.
 _SAFE = stake.SAFE
 _TOKEN = stake.TOKEN
+#: What `safemem.boot.token` has found, a module that most boots do without.
 _TAKEN = "run/safemem/token-taken"
 #: Codes of notes that say that nobody knows what there is to hold; the last is of a look afterwards (`apply`).
 _UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")

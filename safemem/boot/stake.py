@@ -170,6 +170,15 @@ def argument(said: str, safe: str, token: str) -> str:
     return f"{ARGUMENT}={_sealed(said, safe, token)}"
 
 
+def sealed_again(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the next kernel's arguments with that of what is preserved sealed anew, for what stands beside it now."""
+    values = {name: value for name, _, value in (word.partition("=") for word in words)}
+    if ARGUMENT not in values:
+        return words
+    word = argument(values[ARGUMENT].partition(";")[0], values.get(SAFE, ""), values.get(TOKEN, ""))
+    return tuple(word if old.startswith(f"{ARGUMENT}=") else old for old in words)
+
+
 def old_words(cmdline: str) -> list[str]:
     """Return what whoever appends to this command line has to take out of it: two words that differ leave it unknown."""
     words = [f"`{name}={value}`" for name, value in arguments(cmdline) if name in (ARGUMENT, SAFE)]

@@ -36,7 +36,7 @@ from safemem.outgoing import layout, nextkernel
     "--token",
     is_flag=True,
     help="Name the token that safemem-token.service holds: a kernel with such a policy proves by it that it accepted. Where"
-    " no guard can be computed, that is all that is printed.",
+    " no scratch areas can be read, it is printed without guards and safe region.",
 )
 @click.option("--explain", is_flag=True, help="Say what each guard covers, what stays open and why.")
 @FORMAT

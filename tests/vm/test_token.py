@@ -102,6 +102,6 @@ def test_the_unit(suite: str) -> None:
 
     assert result.fate == "poweroff", result.serial[-3000:]
     assert [report["unit"], report["still"]] == ["active"] * 2 and report["name"].startswith("@safemem-token ")
-    assert report["token"].startswith("safemem.token="), report["why"]
+    assert "safemem.token=" in report["token"], report["why"]
     assert report["status"] == "42" and json.loads(report["record1"])["decision"]["action"] == "online-all"
     assert came_of(result, 1) == ("accepted", "dev/liveupdate", "the predecessor's token came through LUO")
