@@ -43,6 +43,7 @@ from safemem.boot import (
     probe,
     ranges,
     stake,
+    token,
 )
 from safemem.boot import record as record_files
 from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Refused, Term
@@ -138,6 +139,7 @@ def _cmdline(data: bytes) -> None:
     probe.overrides(dict(cmdline.arguments(text)))
     assert stake.told(cmdline.arguments(text)).value in FACTS["preserved"][1]
     stake.old_words(text)
+    assert len(token.told(text, [])) in (0, 64)
     _with(paths.CMDLINE, data, _machine)
 
 
@@ -264,7 +266,7 @@ def _image(data: bytes) -> None:
 TARGETS = {
     "fdt": Target(fdt.parse, (fdt.FdtError,), (fdt.parse,)),
     "kernel": Target(_kernel, (), (probe.read_snapshot,)),
-    "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean, cmdline.sealed, cmdline.unsealed)),
+    "cmdline": Target(_cmdline, (), (cmdline.split, cmdline.arguments, cmdline.argument, cmdline.boolean, cmdline.sealed, cmdline.unsealed, stake.old_words, token.told)),
     "amounts": Target(
         _amounts, (), (ranges.parse_size, ranges.parse_limit, ranges.parse_range, cmdline.memparse, asked.parse)
     ),
