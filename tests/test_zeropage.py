@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from safemem.boot import memory, paths, probe, zeropage
+from safemem.boot import files, memory, paths, probe, zeropage
 from safemem.boot.model import UNKNOWN
 from safemem.boot.ranges import Range
 from tests.fakes import GIB, make_root, pass_on, zero_page
@@ -158,9 +158,9 @@ def tree(root: Path, **properties: bytes) -> Path:
         ({"name": b"chosen\0", "bootargs": b"quiet\0"}, "no", f"{paths.CHOSEN}: "),
         ({"name": b"chosen\0", "linux,kho-fdt": bytes(16)}, "yes", f"{paths.CHOSEN}/linux,kho-fdt"),
         ({"name": b"chosen\0", "linux,kho-scratch": bytes(16)}, "yes", f"{paths.CHOSEN}/linux,kho-scratch"),
-        ({"bootargs": b"quiet\0"}, UNKNOWN, f"{paths.CHOSEN}/name: no such file"),
+        ({"bootargs": b"quiet\0"}, UNKNOWN, f"{paths.CHOSEN}: it is empty, or entries are missing"),
         ({"name": b"memory\0"}, UNKNOWN, f"{paths.CHOSEN}/name: it is of another node"),
-        ({}, UNKNOWN, f"{paths.CHOSEN}/name: the node is empty"),
+        ({}, UNKNOWN, f"{paths.CHOSEN}: it is empty, or entries are missing"),
     ],
 )
 def test_a_device_tree(tmp_path: Path, properties: dict[str, bytes], expected: str, reason: str) -> None:
@@ -170,6 +170,15 @@ def test_a_device_tree(tmp_path: Path, properties: dict[str, bytes], expected: s
     value, why = offered(root)
 
     assert (value, why[: len(reason)]) == (expected, reason)
+
+
+def test_a_device_tree_that_is_listed_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a listing leaves out is not shown to be missing, though the node's name can be read."""
+    root, real = make_root(tmp_path), files.names
+    tree(root, name=b"chosen\0")
+    assert offered(root)[0] == "no"
+    monkeypatch.setattr(files, "names", lambda root, name: [] if name == paths.CHOSEN else real(root, name))
+    assert offered(root)[0] == UNKNOWN
 
 
 def test_a_device_tree_without_the_node(tmp_path: Path) -> None:

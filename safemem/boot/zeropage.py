@@ -192,12 +192,15 @@ def _by_device_tree(root: str) -> Fact | None:
     for name in paths.CHOSEN_KHO:
         if name in shown:
             return Fact("yes", f"{paths.CHOSEN}/{name}")
-    # The kernel gives every node a `name` (drivers/of/fdt.c), which is read so that what only looks like one is none.
+    # The kernel gives every node a `name` (drivers/of/fdt.c): a listing without it is not whole. It is read as well, so that
+    # what only looks like the node is none.
     name = f"{paths.CHOSEN}/name"
+    if "name" not in shown:
+        return Fact(UNKNOWN, paths.CHOSEN, "it is empty, or entries are missing from it")
     try:
         whole = files.read(root, name) == b"chosen\0"
     except OSError as error:
-        return Fact(UNKNOWN, name, reason(error) if shown else "the node is empty")
+        return Fact(UNKNOWN, name, reason(error))
     if not whole:
         return Fact(UNKNOWN, name, "it is of another node")
     # proc/device-tree is a link into sysfs (fs/proc/root.c, drivers/of/base.c), so nothing of it is on another file system.

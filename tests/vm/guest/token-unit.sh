@@ -1,7 +1,18 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=sh
-# In the real root: the unit holds a token, and systemd replaces the kernel.
-report version "$(udevadm --version | cut -d' ' -f1)"
+# In the real root: the unit holds a token, and systemd replaces the kernel. From 261 on it hands over its file descriptor
+# stores as well.
+case " $(cat /proc/cmdline) " in *" stage=2 "*) STAGE=2 ;; *) STAGE=1 ;; esac
+VERSION="$(udevadm --version | cut -d' ' -f1)"
+report version "$VERSION"
+if [ "$VERSION" -ge 261 ]; then
+    systemctl start store.service
+    report "stored$STAGE" "$(cat /run/stored)"
+fi
+if [ "$STAGE" = 2 ]; then
+    report dimm "$(blocks 32 39)"
+    poweroff -f
+fi
 systemctl start safemem-token.service
 report unit "$(systemctl is-active safemem-token.service)"
 report name "$(tr '\0' ' ' </proc/"$(systemctl show -p MainPID --value safemem-token.service)"/cmdline)"
