@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """A service that keeps a memfd in systemd's file descriptor store, and says at its start which came back, name and content."""
+
 from __future__ import annotations
 
 import os
