@@ -8,9 +8,10 @@ import json
 import pytest
 
 from safemem.boot import engine
+from safemem.host.reader import snapshot_from_text
 from tests.fakes import SHIPPED
 from tests.vm.harness import Result, boot, shell
-from tests.vm.kit import ALL_ONLINE, DEADLINE, HELD, argument, lost, policy_text, simulated
+from tests.vm.kit import ALL_ONLINE, DEADLINE, HELD, argument, guest, lost, policy_text, simulated
 
 pytestmark = pytest.mark.vm
 
@@ -93,3 +94,27 @@ def test_what_is_mounted_over_the_zero_page() -> None:
     decision = simulated(result, text)
     assert result.fate == "poweroff" and result.report["dimm"].split() == [HELD]
     assert decision["facts"]["handover"]["value"] == "unknown"
+
+
+@pytest.mark.parametrize("entries", [129, 200])
+def test_a_map_that_the_zero_page_has_no_room_for(entries: int) -> None:
+    """What firmware gave is read whole, from the page and from the list behind it, and that list is none of a handover."""
+    result = boot(
+        guest(
+            f"entries-{entries}",
+            shell("many-entries", ENTRIES=entries),
+            policy_text(),
+            next_kernel="current",
+            dimm_mib=0,
+        )
+    )
+    report = result.report
+
+    assert (result.fate, report["entries"], report["page"]) == ("poweroff", str(entries), "128"), report
+    assert "0x1" in report["types"].split()
+    found = snapshot_from_text(report["capture"], "capture")
+    assert found.facts["handover"].value == "none"
+    pieces = [area for area in found.room.firmware if area.start >= 0x20000000]
+    assert str(pieces[-1]) == report["last"]
+    inside = sum(1 for area in pieces[:-1] if area.size == 0x1F000)
+    assert inside == len(pieces) - 1 >= (entries - 20) // 2
