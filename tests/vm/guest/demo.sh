@@ -5,8 +5,9 @@
 mount -t debugfs d /sys/kernel/debug
 if [ "$STAGE" = 1 ]; then
     report scratch "$(paste -d, /sys/kernel/debug/kho/out/scratch_phys /sys/kernel/debug/kho/out/scratch_len | tr '\n' ' ')"
-    [ ! "$GUARD" ] || arguments
     preserve "$MEMFD"
+    # Afterwards: the arguments say whether anything is preserved.
+    [ ! "$GUARD" ] || arguments
     report checkpoint 1
     handover "$CMDLINE ${ARGUMENTS-}"
 fi
