@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from safemem.boot import compiled, hold, paths, record, token
+from safemem.boot import compiled, hold, paths, record
 from safemem.boot import main as boot
 from safemem.boot.cmdline import sealed
 from safemem.boot.model import FINAL, Override, Policy, Term
@@ -95,8 +95,8 @@ def _all(action: str, **more: Any) -> Policy:
 
 def _token(root: Path) -> None:
     """Leave what a look at the token has found, as a second run of the program finds it, and a device that does not answer."""
-    (root / token.TAKEN).parent.mkdir(parents=True)
-    (root / token.TAKEN).write_text(f"right {'0' * 64} the predecessor's token came through LUO\n")
+    (root / paths.TOKEN_TAKEN).parent.mkdir(parents=True)
+    (root / paths.TOKEN_TAKEN).write_text(f"right {'0' * 64} the predecessor's token came through LUO\n")
     (root / paths.LUO_DEVICE).touch()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from safemem.boot import handover_args, paths, probe, stake, token
+from safemem.boot import handover_args, paths, probe, stake
 from safemem.boot.cmdline import arguments
 from safemem.boot.model import UNKNOWN
 from tests.fakes import machine, make_root
@@ -27,8 +27,8 @@ def idle(root: Path) -> Path:
     process(root, 1, "/dev/null", "socket:[4711]", "anon_inode:[eventpoll]")
     process(root, 7)
     process(root, 77, "/dev/null", OWN)
-    (root / token.HELD).parent.mkdir(parents=True, exist_ok=True)
-    (root / token.HELD).write_text(f"{'ab' * 32} 77\n")
+    (root / paths.TOKEN_HELD).parent.mkdir(parents=True, exist_ok=True)
+    (root / paths.TOKEN_HELD).write_text(f"{'ab' * 32} 77\n")
     process(root, 42, "/dev/liveupdate", "/tmp/anon_inode:[luo_session] x", threads=(42, 43))
     (root / paths.NAMESPACES).mkdir(parents=True)
     (root / paths.NAMESPACES / "pid").symlink_to("pid:[4026531836]")
@@ -74,10 +74,10 @@ def test_an_idle_host(root: Path) -> None:
         (lambda root: link(root, f"{OWN} "), "yes", "process 77 holds session `safemem `"),
         (lambda root: link(root, OWN.replace("] ", "]  ")), "yes", "process 77 holds session ` safemem`"),
         (lambda root: link(root, GUEST), "yes", "process 77 holds session `guest`"),
-        (lambda root: (root / token.HELD).unlink(), "yes", "process 77 holds session `safemem`, and no token"),
-        (lambda root: (root / token.HELD).write_text(f"{'ab' * 32} 7\n"), "yes", "process 77 holds session `safemem`"),
-        (lambda root: (root / token.HELD).write_text(f"{'ab' * 32} 77"), "yes", "process 77 holds session `safemem`"),
-        (lambda root: (root / token.HELD).write_text("77\n"), "yes", "process 77 holds session `safemem`"),
+        (lambda root: (root / paths.TOKEN_HELD).unlink(), "yes", "process 77 holds session `safemem`, and no token"),
+        (lambda root: (root / paths.TOKEN_HELD).write_text(f"{'ab' * 32} 7\n"), "yes", "process 77 holds session `safemem`"),
+        (lambda root: (root / paths.TOKEN_HELD).write_text(f"{'ab' * 32} 77"), "yes", "process 77 holds session `safemem`"),
+        (lambda root: (root / paths.TOKEN_HELD).write_text("77\n"), "yes", "process 77 holds session `safemem`"),
         (lambda root: process(root, 99, "anon_inode:[luo_session] a\x1b[1m"), "yes", "session `a\\x1b[1m`"),
         (lambda root: (root / OUT / "memblock").write_bytes(b""), "yes", f"{OUT}/memblock is there"),
         (lambda root: shutil.rmtree(root / OUT), UNKNOWN, f"{OUT}: not there"),
@@ -227,9 +227,9 @@ def test_what_is_printed_is_read_back(root: Path, tmp_path: Path, held: tuple[st
 
 def test_a_token_is_sealed_with_the_word(root: Path) -> None:
     """What two live updates from one scratch print differs by the token, and the word of one is none for the other."""
-    advice = handover_args.advise(str(root))
     lines = [
-        handover_args.with_token(advice, f"{stake.TOKEN}={text * 64};crc32=12345678").arguments for text in ("a", "b")
+        handover_args.advise(str(root), named=f"{stake.TOKEN}={text * 64};crc32=12345678").arguments
+        for text in ("a", "b")
     ]
     first, second = ({word.partition("=")[0]: word for word in line} for line in lines)
     assert [told(" ".join(line)) for line in lines] == [("no", "the predecessor's word")] * 2

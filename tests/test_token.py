@@ -159,7 +159,7 @@ def test_an_offer_that_cannot_be_told(tmp_path: Path, luo: Luo) -> None:
     luo.incoming = {"safemem": {1: PAGE}}
 
     assert read(root).facts["handover"] == Fact("accepted", paths.LUO_DEVICE, CAME)
-    (root / token.TAKEN).unlink()
+    (root / paths.TOKEN_TAKEN).unlink()
     fact = read(root).facts["handover"]
     assert (fact.value, fact.source) == ("unknown", paths.LUO_DEVICE) and fact.reason.endswith(NONE)
 
@@ -198,7 +198,7 @@ def test_nobody_asks(tmp_path: Path, luo: Luo, asks: bool, line: str) -> None:
     root = make_root(tmp_path, cmdline=line, **BLIND)
 
     assert read(root, asks=asks).facts["handover"].value == "unknown"
-    assert luo.calls == [] and not (root / token.TAKEN).exists() and luo.incoming
+    assert luo.calls == [] and not (root / paths.TOKEN_TAKEN).exists() and luo.incoming
 
 
 @pytest.mark.parametrize(
@@ -327,13 +327,31 @@ def test_a_look_that_was_killed(tmp_path: Path, luo: Luo, monkeypatch: pytest.Mo
     assert fact.value == "unknown" and fact.reason.endswith("an earlier look in this boot may have taken it")
 
 
-@pytest.mark.parametrize("place", [token.TAKEN, "run/safemem"])
+@pytest.mark.parametrize(
+    ("sessions", "preserved", "safe"),
+    [({}, "no", 1), ({"safemem": {1: bytes(4096)}}, "unknown", 0), ({"safemem": {2: PAGE}}, "unknown", 0)],
+)
+def test_what_else_the_line_says(luo: Luo, tmp_path: Path, sessions: dict[str, Any], preserved: str, safe: int) -> None:
+    """Where another session came over than the line names, the line is of another kexec, with all that it says of memory."""
+    area = boot_cmdline.sealed("0x1000-0x1fff")
+    words = (WORD, f"{stake.SAFE}={area}", stake.argument("no", area, WORD.partition("=")[2]))
+    root = make_root(tmp_path, **BLIND, cmdline=f"kho=on liveupdate=on {' '.join(words)}")
+    luo.incoming = sessions
+
+    for asks in (True, False):  # once looked at, and as the boot program wrote it down
+        found = read(root, asks=asks)
+        assert (found.facts["handover"].value, found.facts["preserved"].value) == ("rejected", preserved)
+        assert len(found.cmdline_safe) == safe
+        assert ("safe-ignored" in [note.code for note in found.notes]) == (not safe)
+
+
+@pytest.mark.parametrize("place", [paths.TOKEN_TAKEN, "run/safemem"])
 def test_what_was_found_cannot_be_read(tmp_path: Path, luo: Luo, place: str) -> None:
     """A file that is there, or may be, is none that is missing."""
     luo.incoming = {"safemem": {1: PAGE}}
     root = make_root(tmp_path, cmdline=WORD, **BLIND)
     (root / place).parent.mkdir(parents=True, exist_ok=True)
-    if place == token.TAKEN:
+    if place == paths.TOKEN_TAKEN:
         (root / place).mkdir()
     else:
         (root / place).write_text("")
@@ -380,11 +398,11 @@ def test_what_is_held_is_what_is_asked_for(tmp_path: Path, luo: Luo) -> None:
     root = machine(tmp_path)
     luo.incoming = {"safemem": {1: bytes(4096)}, "vm": {1: b"x"}}
     with holder.hold(str(root)):
-        digest, pid = (root / token.HELD).read_text().split()
+        digest, pid = (root / paths.TOKEN_HELD).read_text().split()
 
         assert luo.made["safemem"].keys() == {1} and len(luo.made["safemem"][1]) == 4096
         assert digest == token.sha256_of(luo.made["safemem"][1]) and pid == str(os.getpid())
-        assert list(luo.incoming) == ["vm"] and os.stat(root / token.HELD).st_mode & 0o022 == 0
+        assert list(luo.incoming) == ["vm"] and os.stat(root / paths.TOKEN_HELD).st_mode & 0o022 == 0
     session(root, os.getpid(), "anon_inode:[luo_session] safemem")
     assert handover_args.token(str(root)) == f"safemem.token={boot_cmdline.sealed(digest)}"
     # The next kernel.
@@ -409,14 +427,14 @@ def test_what_cannot_be_held(tmp_path: Path, luo: Luo, refuses: dict[int, int], 
     luo.refuses = refuses
     with pytest.raises(holder.CannotHold) as error:
         holder.hold(str(root))
-    assert str(error.value) == why and not (root / token.HELD).exists()
+    assert str(error.value) == why and not (root / paths.TOKEN_HELD).exists()
 
 
 def test_a_second_one(tmp_path: Path, luo: Luo) -> None:
     """Who holds one is named, and its digest stays."""
     root = machine(tmp_path)
     with holder.hold(str(root)):
-        before = (root / token.HELD).read_text()
+        before = (root / paths.TOKEN_HELD).read_text()
         with pytest.raises(holder.CannotHold) as error:
             holder.hold(str(root))
         # Left over by a process that has ended, whose number another one may have by now.
@@ -430,8 +448,8 @@ def test_a_second_one(tmp_path: Path, luo: Luo) -> None:
         (root / f"proc/{os.getpid()}/fd/8").symlink_to("anon_inode:[luo_session] safemem")
         with pytest.raises(holder.CannotHold, match=f"by process {os.getpid()}: stop safemem-token.service, or that"):
             holder.hold(str(root))
-        assert (root / token.HELD).read_text() == before
-        (root / token.HELD).unlink()
+        assert (root / paths.TOKEN_HELD).read_text() == before
+        (root / paths.TOKEN_HELD).unlink()
         with pytest.raises(holder.CannotHold) as error:
             holder.hold(str(root))
         assert str(error.value) == anybody
@@ -496,8 +514,8 @@ def test_the_name_that_survives(tmp_path: Path) -> None:
 
 def held(root: Path, content: str) -> None:
     """Write what the holder leaves."""
-    (root / token.HELD).parent.mkdir(parents=True, exist_ok=True)
-    (root / token.HELD).write_text(content)
+    (root / paths.TOKEN_HELD).parent.mkdir(parents=True, exist_ok=True)
+    (root / paths.TOKEN_HELD).write_text(content)
 
 
 def sealed(line: str) -> None:

@@ -37,22 +37,16 @@ _REGION = {
 
 def of(facts: dict[str, Fact], region_source: str) -> dict[str, Fact]:
     """Return the three facts that say how sure others are; `region_source` is what the engine took the region from."""
-    handover = _handover(facts["handover"])
+    handover, region = _handover(facts["handover"]), facts["safe_region"]
     guard = facts.get("guard", Fact(UNKNOWN, ""))
     value, why = _REGION.get(region_source, (str(handover.value), "as sure as the handover"))
-    if facts["safe_region"].value == "unresolved":
+    if region.value == "unresolved":
         value, why = _REGION["unresolved"]
-    return dict(
-        zip(
-            CONFIDENT.values(),
-            (
-                handover,
-                Fact(UNKNOWN if guard.value == UNKNOWN else _PROVEN, guard.source),
-                Fact(value, facts["safe_region"].source, why),
-            ),
-            strict=True,
-        )
-    )
+    return {
+        CONFIDENT["handover"]: handover,
+        CONFIDENT["guard"]: Fact(UNKNOWN if guard.value == UNKNOWN else _PROVEN, guard.source),
+        CONFIDENT["safe_region"]: Fact(value, region.source, why),
+    }
 
 
 def _handover(fact: Fact) -> Fact:

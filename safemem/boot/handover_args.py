@@ -84,8 +84,7 @@ def advise(
     count = snapshot.facts["boot_attempts"]
     handed = "" if attempts.in_firmware(count) else f"{attempts.ARGUMENT}={attempts.handed_on(root, count)}"
     advice = advise_on(snapshot, ground, kernel, built, handed)
-    advice = with_stake(advice, *stake.read(root))
-    return with_token(advice, named) if named else advice
+    return with_stake(_with_token(advice, named) if named else advice, *stake.read(root))
 
 
 def advise_on(snapshot: Snapshot, ground: Ground, kernel: str = "", built: Build = UNTOLD, handed: str = "") -> Advice:
@@ -150,9 +149,9 @@ def advise_on(snapshot: Snapshot, ground: Ground, kernel: str = "", built: Build
 def with_stake(advice: Advice, value: str, why: str) -> Advice:
     """Return the advice with the argument that says whether anything is preserved; after it nothing may be."""
     words = list(advice.arguments)
-    place = next((index for index, word in enumerate(words) if word.startswith(f"{stake.SAFE}=")), -1)
-    safe = words[place].partition("=")[2] if place >= 0 else ""
-    words.insert(place + 1, stake.argument(value, safe, ""))
+    values = {name: text for name, _, text in (word.partition("=") for word in words)}
+    place = words.index(f"{stake.SAFE}={values[stake.SAFE]}")
+    words.insert(place + 1, stake.argument(value, values[stake.SAFE], values.get(stake.TOKEN, "")))
     return advice._replace(arguments=tuple(words), notes=(*advice.notes, _stake_note(value, why)))
 
 
@@ -331,10 +330,10 @@ def token(root: str) -> str:
     return text
 
 
-def with_token(advice: Advice, text: str) -> Advice:
+def _with_token(advice: Advice, text: str) -> Advice:
     """Return the advice with the argument of a token in it."""
     return advice._replace(
-        arguments=stake.sealed_again((*advice.arguments, text)),
+        arguments=(*advice.arguments, text),
         by_hand=(*advice.by_hand, *_other_tokens(advice.cmdline)),
     )  # fmt: skip
 

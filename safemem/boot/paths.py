@@ -55,6 +55,10 @@ UPTIME = "proc/uptime"
 COMM = "proc/self/comm"
 #: What a process has open; `{}` is its number.
 DESCRIPTORS = "proc/{}/fd"
+#: Ours: who holds this kernel's token for the next one, `DIGEST PID`; and what the first look of this boot at the
+#: predecessor's found, `right`, `wrong`, `missing` or `none`, the digest that was asked for, and why.
+TOKEN_HELD = "run/safemem/token"
+TOKEN_TAKEN = "run/safemem/token-taken"
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 
 # ---- memory

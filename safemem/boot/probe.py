@@ -22,8 +22,6 @@ _BUSY, _IO = 16, 5
 #: `safemem.safe=`; with a check sum it was written by handover-args.
 _SAFE = stake.SAFE
 _TOKEN = stake.TOKEN
-#: What `safemem.boot.token` has found, a module that most boots do without.
-_TAKEN = "run/safemem/token-taken"
 #: Codes of notes that say that nobody knows what there is to hold; the last is of a look afterwards (`apply`).
 _UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
 #: What nobody but handover-args writes, for the command line of a kexec that hands over.
@@ -54,13 +52,27 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
     config = _Config(root)
     offered = zeropage.offered(root)
     handover = _handover(root, offered, asked, config)
-    if cmdline is not None and _TOKEN in (asked or {}) and (token or files.exists(root, _TAKEN) is not False):
+    preserved, safe = stake.told(pairs), _cmdline_safe(asked or {}, notes)
+    if (
+        cmdline is not None
+        and _TOKEN in (asked or {})
+        and (token or files.exists(root, paths.TOKEN_TAKEN) is not False)
+    ):
         from safemem.boot import token as through_luo  # only where the policy asks for it, and there may be one
 
         wanted = through_luo.told(cmdline, notes)
         if wanted:
             answer = through_luo.look(root, wanted) if token else through_luo.recall(root, wanted)
             handover = through_luo.weigh(answer, offered, handover, _kho_shows(root))
+            if answer.said == "wrong":
+                # The line was written for another kexec, and so was what else it says of memory.
+                preserved = Fact(UNKNOWN, paths.LUO_DEVICE, answer.why)
+                notes += (
+                    [Note("safe-ignored", f"safemem.safe= on the command line is ignored: {answer.why}")]
+                    if safe
+                    else []
+                )
+                safe = ()
             # What LUO answered to whoever opened it is a fact as well. It deserialises once, and repeats an error.
             open_luo = open_luo or token
     kho = _kho(root, asked, config)
@@ -95,7 +107,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         "boot_attempts": attempts.read(root, asked or {}),
         "guard": guard,
         **bus,
-        "preserved": stake.told(pairs),
+        "preserved": preserved,
     }
     return Snapshot(
         facts=facts,
@@ -103,7 +115,7 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         blocks=blocks,
         scratch=_scratch(root, notes) if handover.value == "accepted" else (),
         cmdline=cmdline or "",
-        cmdline_safe=_cmdline_safe(asked or {}, notes),
+        cmdline_safe=safe,
         guard=reserved,
         overrides=overrides(asked or {}),
         notes=(*notes, *unread),

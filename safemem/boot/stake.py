@@ -20,13 +20,12 @@ from safemem.boot.printable import printable
 
 ARGUMENT = "safemem.preserved"
 SAFE = "safemem.safe"
-#: As `safemem.boot.token` reads it, a module that most boots do without.
 TOKEN = "safemem.token"
 #: How the link of a descriptor begins that is a session of LUO's; the session's name comes after it (seen on 7.3).
-_SESSION = "anon_inode:[luo_session]"
+LINK = "anon_inode:[luo_session]"
 #: The session with safemem's own token, of which the kernel has one at a time: nothing is lost with it. Whoever else holds
 #: a session of that name may have anything in it.
-_OWN = "safemem"
+SESSION = "safemem"
 #: Producers whose data is there with nothing preserved (seen on 7.2 and 7.3): what LUO has in its own, its sessions tell.
 _ALWAYS = ("LUO", "kexec-metadata")
 #: The first pid namespace, as its link shows it (PID_NS_INIT_INO in include/uapi/linux/nsfs.h).
@@ -56,7 +55,7 @@ def _held(root: str) -> tuple[str, str]:
     """Return whether any process holds a session other than safemem's own."""
     seen: set[str] = set()
     trouble = ""
-    holder = _holder(root)
+    own = holder(root)
     for _ in range(_ROUNDS):
         try:
             new = [name for name in files.names(root, paths.PROC) if name.isdecimal() and name not in seen]
@@ -66,9 +65,9 @@ def _held(root: str) -> tuple[str, str]:
             break
         for number in new:
             seen.add(number)
-            session, why = _sessions(root, f"{paths.PROC}/{number}/task", number == holder)
+            session, why = _sessions(root, f"{paths.PROC}/{number}/task", number == own)
             if session:
-                other = ", and no token of safemem's is known to be its" if session == _OWN else ""
+                other = ", and no token of safemem's is known to be its" if session == SESSION else ""
                 return "yes", f"process {number} holds session `{printable(session)}`{other}"
             trouble = trouble or why
     else:
@@ -78,12 +77,10 @@ def _held(root: str) -> tuple[str, str]:
     return (UNKNOWN, trouble) if trouble else ("no", "")
 
 
-def _holder(root: str) -> str:
+def holder(root: str) -> str:
     """Return the number of the process that holds safemem's token; "" if nothing says so."""
-    from safemem.boot.token import HELD  # only in the outgoing system
-
     try:
-        words = files.line(root, HELD).split()
+        words = files.line(root, paths.TOKEN_HELD).split()
     except OSError:
         return ""
     return words[1] if len(words) == 2 else ""
@@ -111,8 +108,8 @@ def _sessions(root: str, tasks: str, holder: bool) -> tuple[str, str]:
                         target = folder.target(name)
                     except FileNotFoundError:
                         continue  # closed since
-                    if target.startswith(_SESSION) and not (holder and target == f"{_SESSION} {_OWN}"):
-                        return target[len(_SESSION) + 1 :] or "?", ""
+                    if target.startswith(LINK) and not (holder and target == f"{LINK} {SESSION}"):
+                        return target[len(LINK) + 1 :] or "?", ""
         except (FileNotFoundError, ProcessLookupError):
             continue
         except OSError as error:
@@ -168,15 +165,6 @@ def _produced(root: str) -> tuple[str, str]:
 def argument(said: str, safe: str, token: str) -> str:
     """Return the argument for the next kernel, whose `safemem.safe=` and `safemem.token=` have these values, or "" for none."""
     return f"{ARGUMENT}={_sealed(said, safe, token)}"
-
-
-def sealed_again(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the next kernel's arguments with that of what is preserved sealed anew, for what stands beside it now."""
-    values = {name: value for name, _, value in (word.partition("=") for word in words)}
-    if ARGUMENT not in values:
-        return words
-    word = argument(values[ARGUMENT].partition(";")[0], values.get(SAFE, ""), values.get(TOKEN, ""))
-    return tuple(word if old.startswith(f"{ARGUMENT}=") else old for old in words)
 
 
 def old_words(cmdline: str) -> list[str]:

@@ -6,7 +6,7 @@ kernel's command line (`safemem.realroot.token`, `safemem handover-args --token`
 handover has the session, and only that predecessor's has the page. Retrieved where the policy asks for it, and only then.
 
 Numbers and layouts of ioctl: Linux 6.19, include/uapi/linux/liveupdate.h. A session is gone from LUO once it is finished,
-and closing one that was retrieved finishes it: of each boot the first look counts, which is kept in `TAKEN`. That it began stands
+and closing one that was retrieved finishes it: of each boot the first look counts, which is kept in `paths.TOKEN_TAKEN`. That it began stands
 there before the kernel is asked: a second look that found nothing would call an accepted handover rejected.
 """
 
@@ -16,18 +16,12 @@ from safemem.boot import files, paths
 from safemem.boot.cmdline import arguments, sealed, unsealed
 from safemem.boot.files import reason
 from safemem.boot.model import UNKNOWN, Fact, Note
+from safemem.boot.stake import LINK, SESSION
+from safemem.boot.stake import TOKEN as ARGUMENT
 from safemem.boot.tuples import NamedTuple
 
-#: On the kernel's command line: the SHA-256 of the page, with a check sum.
-ARGUMENT = "safemem.token"
-SESSION = "safemem"
 #: Bytes of the page, on every architecture; and the number of its descriptor in the session.
 SIZE, NUMBER = 4096, 1
-#: Who holds this kernel's token for the next one: `DIGEST PID`.
-HELD = "run/safemem/token"
-#: What the first look of this boot found: `right`, `wrong` or `none`, the digest that was asked for, and why.
-TAKEN = "run/safemem/token-taken"
-_LINK = "anon_inode:[luo_session]"
 
 CREATE, RETRIEVE = 0xBA00, 0xBA01
 PRESERVE_FD, RETRIEVE_FD, FINISH = 0xBA40, 0xBA41, 0xBA42
@@ -35,7 +29,9 @@ _ENOENT = 2
 
 
 class Answer(NamedTuple):
-    """What the token says: `right`, `wrong` or, where it says nothing, "" ; and why."""
+    """What the token says, and why: `right`; `wrong`, another one came over than the line names, which is of another kexec;
+    `missing`, none came over; or, where it says nothing, "".
+    """
 
     said: str
     why: str
@@ -54,7 +50,7 @@ def weigh(answer: Answer, offered: Fact, handover: Fact, shown: str | None) -> F
     if not answer.said:
         return _with(handover, f"the token says nothing: {answer.why}")
     fact = _weighed(answer, offered, handover, shown)
-    against = answer.said == "wrong" and fact.value == UNKNOWN
+    against = answer.said != "right" and fact.value == UNKNOWN
     return fact._replace(source=paths.LUO_DEVICE) if against else fact
 
 
@@ -96,22 +92,22 @@ def told(cmdline: str, notes: list[Note]) -> str:
 
 def recall(root: str, wanted: str) -> Answer:
     """Repeat what the first look of this boot at the token with the SHA-256 `wanted` found; opens no device."""
-    there = files.exists(root, TAKEN)
+    there = files.exists(root, paths.TOKEN_TAKEN)
     if there is False:
         return Answer("", "nobody has looked at it in this boot")
-    text = files.text(root, TAKEN)
+    text = files.text(root, paths.TOKEN_TAKEN)
     if text is None:
-        return Answer("", f"/{TAKEN} cannot be read: an earlier look in this boot may have taken it")
+        return Answer("", f"/{paths.TOKEN_TAKEN} cannot be read: an earlier look in this boot may have taken it")
     said, _, rest = text.partition(" ")
     digest, _, why = rest.partition(" ")
-    if said in ("right", "wrong") and digest == wanted:
+    if said in ("right", "wrong", "missing") and digest == wanted:
         return Answer(said, why)
     return Answer("", "an earlier look in this boot may have taken it")
 
 
 def look(root: str, wanted: str) -> Answer:
     """Take the token out of LUO, and say whether its SHA-256 is `wanted`; a second look repeats the first."""
-    if files.exists(root, TAKEN) is not False:
+    if files.exists(root, paths.TOKEN_TAKEN) is not False:
         return recall(root, wanted)
     try:
         with files.device(root, paths.LUO_DEVICE) as device:
@@ -125,14 +121,14 @@ def _retrieve(root: str, device: files.Device, wanted: str) -> Answer:
     # Whatever comes of it, the next look may find none.
     trouble = _keep(root, wanted, Answer("none", "a look at it was not finished"))
     if trouble:
-        return Answer("", f"it is not asked for, because a later look could not know: /{TAKEN}: {trouble}")
+        return Answer("", f"it is not asked for, because a later look could not know: /{paths.TOKEN_TAKEN}: {trouble}")
     try:
         session = retrieve(device)
     except OSError as error:
         if error.errno != _ENOENT:
             _forget(root)  # it was not taken, so the next look may
             raise
-        answer = Answer("wrong", "LUO has no session of safemem's: none came over")
+        answer = Answer("missing", "LUO has no session of safemem's: none came over")
         _keep(root, wanted, answer)
         return answer
     with session:
@@ -160,7 +156,7 @@ def _retrieve(root: str, device: files.Device, wanted: str) -> Answer:
 def _keep(root: str, wanted: str, answer: Answer) -> str:
     """Write down what a look found; return why that failed, or ""."""
     try:
-        files.replace(root, TAKEN, f"{answer.said} {wanted} {answer.why}\n")
+        files.replace(root, paths.TOKEN_TAKEN, f"{answer.said} {wanted} {answer.why}\n")
     except OSError as error:
         return reason(error, "cannot be written")
     return ""
@@ -168,7 +164,7 @@ def _keep(root: str, wanted: str, answer: Answer) -> str:
 
 def _forget(root: str) -> None:
     try:
-        files.remove(root, TAKEN)
+        files.remove(root, paths.TOKEN_TAKEN)
     except OSError:
         pass  # then no later look asks
 
@@ -210,19 +206,19 @@ def handed(root: str) -> tuple[str, str]:
     """
     start = "start safemem-token.service, which holds one until the kexec"
     try:
-        words = files.read(root, HELD).decode("ascii", "replace").split()
+        words = files.read(root, paths.TOKEN_HELD).decode("ascii", "replace").split()
     except OSError as error:
-        why = "nobody holds a token" if error.errno == _ENOENT else f"{HELD}: {reason(error)}"
+        why = "nobody holds a token" if error.errno == _ENOENT else f"{paths.TOKEN_HELD}: {reason(error)}"
         return "", f"{why}: {start}"
     if len(words) != 2 or len(words[0]) != 64 or words[0].strip("0123456789abcdef") or not words[1].isdecimal():
-        return "", f"/{HELD} is damaged: stop safemem-token.service, and {start}"
+        return "", f"/{paths.TOKEN_HELD} is damaged: stop safemem-token.service, and {start}"
     digest, pid = words
     try:
         found = holds(root, pid)
     except OSError as error:
         return "", f"/{paths.DESCRIPTORS.format(pid)}: {reason(error)}: run it as root"
     if not found:
-        return "", f"process {pid}, which /{HELD} names, holds no LUO session of safemem's: {start}"
+        return "", f"process {pid}, which /{paths.TOKEN_HELD} names, holds no LUO session of safemem's: {start}"
     return f"{ARGUMENT}={sealed(digest)}", ""
 
 
@@ -234,4 +230,4 @@ def holds(root: str, pid: str) -> bool:
     except FileNotFoundError:
         return False
     # Kernels show the session's name, or none at all.
-    return bool({_LINK, f"{_LINK} {SESSION}"} & set(links))
+    return bool({LINK, f"{LINK} {SESSION}"} & set(links))

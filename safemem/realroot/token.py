@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 
-from safemem.boot import files, paths, token
+from safemem.boot import files, paths, stake, token
 from safemem.boot.files import reason
 from safemem.realroot import storage
 
@@ -61,12 +61,12 @@ def main(argv: list[str]) -> int:
         sys.stdout.flush()
         signal.sigwait(ends)
         with contextlib.suppress(OSError):
-            os.unlink(os.path.join(root, token.HELD))
+            os.unlink(os.path.join(root, paths.TOKEN_HELD))
     return 0
 
 
 def hold(root: str, patience: float = PATIENCE) -> files.Device:
-    """Put a token into LUO, and its digest into `token.HELD`; return the session, which ends when it is closed.
+    """Put a token into LUO, and its digest into `paths.TOKEN_HELD`; return the session, which ends when it is closed.
 
     Raises:
         CannotHold: somebody holds one already, somebody else owns the device, or it is refused.
@@ -80,7 +80,7 @@ def hold(root: str, patience: float = PATIENCE) -> files.Device:
             session = device.made(token.CREATE, token.session_argument())
         except OSError as error:
             if error.errno == errno.EEXIST:
-                raise CannotHold(f"a session `{token.SESSION}` is held already{_holder(root)}") from None
+                raise CannotHold(f"a session `{stake.SESSION}` is held already{_holder(root)}") from None
             raise CannotHold(f"LUO makes no session: {reason(error)}") from None
     try:
         fd = os.memfd_create("safemem-token", os.MFD_CLOEXEC)
@@ -90,7 +90,7 @@ def hold(root: str, patience: float = PATIENCE) -> files.Device:
             session.ask(token.PRESERVE_FD, token.fd_argument(fd))
         finally:
             os.close(fd)
-        storage.put(root, token.HELD, f"{token.sha256_of(page)} {os.getpid()}\n")
+        storage.put(root, paths.TOKEN_HELD, f"{token.sha256_of(page)} {os.getpid()}\n")
     except BaseException as error:
         session.__exit__()
         if isinstance(error, OSError):
@@ -118,7 +118,7 @@ def _device(root: str, patience: float) -> files.Device:
 
 def _holder(root: str) -> str:
     """Return who holds the session, and what to do; a file that was left over names a process that does not."""
-    pid = (files.text(root, token.HELD) or "").partition(" ")[2].strip()
+    pid = stake.holder(root)
     try:
         known = pid.isdecimal() and token.holds(root, pid)
     except OSError:
@@ -126,7 +126,7 @@ def _holder(root: str) -> str:
     if known:
         return f", by process {pid}: stop safemem-token.service, or that process if the service is not running"
     return (
-        f", by another program, whose /proc/PID/fd has a link to `anon_inode:[luo_session] {token.SESSION}`: stop that"
+        f", by another program, whose /proc/PID/fd has a link to `anon_inode:[luo_session] {stake.SESSION}`: stop that"
         " program, or safemem-token.service"
     )
 
