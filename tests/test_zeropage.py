@@ -101,20 +101,27 @@ def test_a_list_that_has_the_handover_is_enough(tmp_path: Path) -> None:
     assert offered(root) == ("yes", f"{paths.SETUP_DATA}/1/type: ")
 
 
-def test_a_guest_that_is_started_without_a_header(tmp_path: Path) -> None:
-    """PVH leaves the header's magic out, and its version is the kernel's own."""
+@pytest.mark.parametrize(
+    ("magic", "version", "loader", "answer"),
+    [
+        (bytes(4), 0x20C, 0xB0, "no"),  # PVH
+        (bytes(4), 0, 0x21, "no"),  # the EFI stub, as in every boot by UEFI
+        (bytes(4), 0, 0, UNKNOWN),  # nobody has filled it in
+        (b"HdrS", 0x209, 0, "no"),
+        (b"HdrS", 0x208, 0xB0, UNKNOWN),  # there was no such pointer yet, so what stands there says nothing
+        (b"HdrT", 0x20F, 0xB0, UNKNOWN),
+    ],
+)
+def test_who_has_filled_in_the_page(tmp_path: Path, magic: bytes, version: int, loader: int, answer: str) -> None:
+    """A page that the kernel itself made has no magic, and maybe no version, but a loader."""
     root = make_root(tmp_path)
     page = bytearray(zero_page())
-    struct.pack_into("<4sH", page, 0x202, bytes(4), 0x20C)
+    struct.pack_into("<4sH", page, 0x202, magic, version)
+    page[0x210] = loader
     (root / PAGE).write_bytes(page)
-    (root / VERSION).write_text("0x020c\n")
-    assert offered(root)[0] == "no"
+    (root / VERSION).write_text(f"{version:#06x}\n")
 
-    # Before 2.09 there was no such pointer, so what stands there says nothing.
-    struct.pack_into("<H", page, 0x206, 0x208)
-    (root / PAGE).write_bytes(page)
-    (root / VERSION).write_text("0x0208\n")
-    assert offered(root)[0] == UNKNOWN
+    assert offered(root)[0] == answer
 
 
 @pytest.fixture

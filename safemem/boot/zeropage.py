@@ -16,7 +16,9 @@ from safemem.boot.model import UNKNOWN, Fact
 SETUP_E820_EXT, SETUP_KEXEC_KHO = 1, 10
 #: Bytes of the page, and offsets in it: the header's magic and version, its pointer to the list; entries, table.
 _SIZE, _MAGIC, _VERSION, _POINTER, _E820_COUNT, _E820_TABLE = 4096, 0x202, 0x206, 0x250, 0x1E8, 0x2D0
-#: The boot protocol has the pointer since 2.09; a guest that is started by PVH has no magic, and 2.12 (arch/x86/platform/pvh).
+#: The loader's number: every loader has one, and so has what stands in for a loader.
+_LOADER = 0x210
+#: The boot protocol has the pointer since 2.09.
 _OLDEST = 0x209
 #: Bytes of an entry of the map, and how many the page has room for.
 _ENTRY, _MOST = 20, 128
@@ -141,7 +143,10 @@ def _page(root: str) -> int | Fact:
         return Fact(UNKNOWN, path, f"it has {len(page)} bytes, not {_SIZE}")
     if _number(page, _VERSION, 2) != version:
         return Fact(UNKNOWN, path, f"it is of another version of the boot protocol than {paths.BOOT_VERSION}")
-    if page[_MAGIC : _MAGIC + 4] not in (b"HdrS", bytes(4)) or version < _OLDEST:
+    # Where the kernel makes the page itself there is no magic, and the version may be 0: the EFI stub (seen under OVMF), PVH,
+    # Xen. It follows the pointer whatever the version (parse_setup_data in arch/x86/kernel/setup.c).
+    magic = page[_MAGIC : _MAGIC + 4]
+    if not (page[_LOADER] if magic == bytes(4) else magic == b"HdrS" and version >= _OLDEST):
         return Fact(UNKNOWN, path, "it is not the page of a boot protocol that can pass a handover")
     return _pointer(page)
 

@@ -59,6 +59,16 @@ def machine_root(result: Result, folder: Path) -> str:
     return str(folder)
 
 
+def efi(folder: Path) -> tuple[str, ...]:
+    """Return QEMU's arguments for a machine that UEFI firmware boots; its variables are kept in `folder`."""
+    firmware = Path("/usr/share/OVMF")
+    (folder / "vars").write_bytes((firmware / "OVMF_VARS_4M.fd").read_bytes())
+    return (
+        "-drive", f"if=pflash,format=raw,readonly=on,file={firmware / 'OVMF_CODE_4M.fd'}",
+        "-drive", f"if=pflash,format=raw,file={folder / 'vars'}",
+    )  # fmt: skip
+
+
 #: Seconds without progress that a guest may take: its clock goes on while others load this machine.
 DEADLINE = 40
 

@@ -17,6 +17,7 @@ from tests.vm.kit import (
     DIMM,
     HELD,
     decided,
+    efi,
     guest,
     lost,
     policy_text,
@@ -146,12 +147,22 @@ def test_kexecs_are_counted_on_the_command_line() -> None:
     assert "safemem: halt: handover accepted (rule `enough`, policy `vm`)" in result.serial
 
 
+@pytest.mark.parametrize(("state", "kernel"), [("accepted", "current"), ("rejected", "old-kho")])
+def test_under_efi(tmp_path: Path, state: str, kernel: str) -> None:
+    """Where firmware starts the kernel by its EFI stub, a kexec tells the same."""
+    text = policy_text("online-safe")
+    devices = efi(tmp_path)
+    result = boot(
+        guest(f"efi-{state}", shell("hand-over"), text, kernel=kernel, next_kernel="current", devices=devices)
+    )
+
+    assert result.fate == "poweroff" and simulated(result, text)["facts"]["handover"]["value"] == state
+    assert result.report["dimm"].split() == [ALL_ONLINE if state == "accepted" else HELD]
+
+
 def test_boots_are_counted_in_efi_variables(tmp_path: Path) -> None:
     """Over resets, real firmware keeps the count: one reboot, then the policy's bound; a boot with all memory clears it."""
-    firmware = Path("/usr/share/OVMF")
-    (tmp_path / "vars").write_bytes((firmware / "OVMF_VARS_4M.fd").read_bytes())
-    flash = ("-drive", f"if=pflash,format=raw,readonly=on,file={firmware / 'OVMF_CODE_4M.fd'}",
-             "-drive", f"if=pflash,format=raw,file={tmp_path / 'vars'}")  # fmt: skip
+    flash = efi(tmp_path)
     rule = '[[rule]]\nname = "again"\nwhen = { boot_attempts = "<1" }\naction = "reboot"\n'
     text = (
         policy_text("online-safe")
@@ -163,6 +174,8 @@ def test_boots_are_counted_in_efi_variables(tmp_path: Path) -> None:
     for number, policy in enumerate((text, text, well, text)):
         result = boot(guest(f"attempts-efi-{number}", text=policy, devices=flash))
         fates.append(result.fate)
+        if result.fate == "poweroff":
+            assert snapshot(result).facts["handover"].value == "none", result.serial[-2000:]
         if number == 1:
             fact = simulated(result, policy)["facts"]["boot_attempts"]
             assert (fact["value"], "efivars" in fact["source"]) == (1, True)

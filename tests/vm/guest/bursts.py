@@ -129,7 +129,13 @@ def kill(seed: str) -> None:
         time.sleep(draw.uniform(0, 0.2))
         for number in wanted:
             write(number, "offline")
-        time.sleep(draw.uniform(0, 1))
+        if turn % 2:
+            time.sleep(draw.uniform(0, 1))
+        else:  # as soon as some are online: how long that takes is this machine's business
+            some = draw.randrange(1, len(wanted))
+            deadline = time.monotonic() + 10
+            while sum(state(number) == "online" for number in wanted) < some and time.monotonic() < deadline:
+                time.sleep(0.005)
         stop(child)
         killed += 1
         left = sum(state(number) == "offline" for number in wanted)
