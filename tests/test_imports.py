@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "initramfs": {"boot", "realroot"},
     "outgoing": {"boot", "initramfs"},
     "host": {"boot", "realroot", "policy", "initramfs"},
-    "render": {"boot", "policy", "host"},
+    "render": {"boot", "policy", "outgoing", "host"},
     "cli": {"boot", "realroot", "policy", "initramfs", "outgoing", "host", "render"},
 }
 #: What the boot half may name of the standard library; `hashlib` only where an interpreter lacks its core.
