@@ -40,7 +40,10 @@ VARIANTS = {
     "new-luo": Variant((("luo-v5", "luo-v6"),)),
     "new-memfd": Variant((("memfd-v2", "memfd-v3"),)),
     "versions": Variant((), ((".liveupdate_versions", _listed("luo-v5", "memfd-v2")),)),
-    "features": Variant((), ((".liveupdate_features", _featured(("luo", 3, 1, 1), ("memfd", 1, 1, 0))),)),
+    # In this design handlers have names without versions.
+    "features": Variant(
+        (("memfd-v2", "memfd\0\0\0"),), ((".liveupdate_features", _featured(("luo", 3, 1, 1), ("memfd", 1, 1, 0))),)
+    ),
 }
 #: Sections of `current` that only give their headers and the place of their names: what is loaded goes by segments.
 _GIVEN = ("runtime_shift_d_hash_shift", "runtime_ptr_dentry_hashtable")
