@@ -16,8 +16,8 @@ from tests import fuzz
 PACKAGE = Path(__file__).resolve().parent.parent / "safemem"
 #: Seconds for all targets together; `make nightly` asks for an hour.
 SECONDS = float(os.environ.get("SAFEMEM_FUZZ", "27"))
-#: Seconds at least of targets by themselves: what is read before a kexec is as hostile as whoever made it wants.
-LONGER = {"kernel-image": 60.0}
+#: Seconds at least of targets by themselves, in `make test`: an image comes from wherever the next kernel does.
+LONGER = {"kernel-image": 60.0} if os.environ.get("CI") else {}
 #: Arguments that come from outside as they are.
 _RAW = ("text", "data", "blob", "cmdline", "value")
 #: Functions that take such an argument and parse nothing.
