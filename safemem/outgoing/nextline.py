@@ -124,7 +124,7 @@ def _safe(running: Running, text: str) -> Iterator[Finding]:
 def _word(running: Running, text: str) -> Iterator[Finding]:
     """Compare the word on what is preserved with what is."""
     said = argument(text, stake.ARGUMENT)
-    if said is None:
+    if said is None or running.outgoing.kho.value == "no":
         return
     fact = stake.told(arguments(text))
     if fact.value == "no" and running.at_stake.value != "no":

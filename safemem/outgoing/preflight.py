@@ -92,7 +92,7 @@ def _running(running: Running) -> Iterator[Finding]:
     if kho.value == UNKNOWN:
         yield finding("kho-untold", f"{kho.source}: {kho.reason}")
     stake = running.at_stake
-    if stake.value != "no":
+    if stake.value != "no" and kho.value != "no":
         yield finding("at-stake" if stake.value == "yes" else "stake-untold", stake.reason)
     for area in running.in_kernel_zone:
         yield finding("kernel-zone", area, severity="warning" if stake.value == "no" else "error")
@@ -171,8 +171,14 @@ def _ends(boot: NextBoot, endings: tuple[Ending, ...], state: str) -> Iterator[F
     for item in endings:
         if item.state == "accepted" and item.expected:
             yield from _accepted(boot, item, name)
-        elif item.state == "rejected" and item.action == "online-all" and not boot.policies.built_in.observe:
+        elif state == "accepted" and item.state == "rejected" and item.action == "online-all" and not _careless(boot):
             yield finding("policy-loose", f"policy `{name}`", rule=item.rule, state=item.reads)
+
+
+def _careless(boot: NextBoot) -> bool:
+    """Return whether a policy that onlines everything after a rejection does no harm, or is told of already."""
+    observes = boot.policies is not None and boot.policies.built_in.observe
+    return observes or boot.running.at_stake.value == "no"
 
 
 def _accepted(boot: NextBoot, item: Ending, name: str) -> Iterator[Finding]:
