@@ -85,7 +85,7 @@ CODES: dict[str, Entry] = {
         "boot with larger areas: `safemem layout` prints the argument",
     ),
     # The two kernels.
-    "agreed": Entry("note", "the next kernel accepts what this one hands over: {why}"),
+    "agreed": Entry("note", "the next kernel accepts what this one hands over"),
     "other-arch": Entry("error", "the next kernel is for another architecture", "choose the image for this machine"),
     "page-size": Entry("error", "the next kernel has pages of another size, and takes no handover", _OTHER),
     "no-kho": Entry("error", "the next kernel cannot read a handover: everything preserved is lost", _OTHER),
@@ -94,7 +94,7 @@ CODES: dict[str, Entry] = {
     "features-differ": Entry("error", "the next kernel lacks features that what is handed over requires", _OTHER),
     "pairing-untold": Entry(
         "unknown",
-        "whether the next kernel takes the handover cannot be told: {why}",
+        "whether the next kernel takes the handover cannot be told",
         "`safemem kernel IMAGE` shows what an image tells; keep the `config` file beside it",
     ),
     "no-luo": Entry("error", "the next kernel has no LUO: every session is lost", _OTHER),
@@ -167,7 +167,7 @@ CODES: dict[str, Entry] = {
     "safe-unsealed": Entry("warning", "the safe region has no check sum: a line that was cut off is not found out", _ANEW),
     "safe-stale": Entry("error", "the safe region is not this kernel's scratch: preserved memory may lie in it", _ANEW),
     "word-bad": Entry("warning", "the word on what is preserved will not be taken: {why}", _ANEW),
-    "word-stale": Entry("error", "the next command line says that nothing is preserved, and that is not known", _ANEW),
+    "word-stale": Entry("error", "the next command line says that nothing is preserved, and {what}", _ANEW),
     "token-stale": Entry("error", "the token on the next command line is not the one that is held: {why}", _ANEW),
     "panic-resets": Entry(
         "warning",

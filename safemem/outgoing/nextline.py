@@ -128,7 +128,9 @@ def _word(running: Running, text: str) -> Iterator[Finding]:
         return
     fact = stake.told(arguments(text))
     if fact.value == "no" and running.at_stake.value != "no":
-        yield finding("word-stale", running.at_stake.reason or f"/{paths.PROC}")
+        held = running.at_stake.value == "yes"
+        what, severity = ("something is", "error") if held else ("whether anything is cannot be told", UNKNOWN)
+        yield finding("word-stale", running.at_stake.reason or f"/{paths.PROC}", severity=severity, what=what)
     elif fact.value == UNKNOWN and said.partition(";")[0] != UNKNOWN:
         yield finding("word-bad", _WHERE, why=fact.reason)
 

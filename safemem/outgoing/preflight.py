@@ -114,9 +114,9 @@ def _pairing(running: Running, kernel: Kernel, outcome: Prediction) -> Iterator[
     held = "warning" if running.at_stake.value == "no" else "error"
     if outcome.code == "old-loader":
         return  # said of the loader
-    yield finding(outcome.code, outcome.why, why=outcome.why)
+    yield finding(outcome.code, outcome.why)
     for why in outcome.untold:
-        yield finding("pairing-untold", why, why=why)
+        yield finding("pairing-untold", why)
     if outcome.outcome != "accepted":
         return
     a = running.outgoing

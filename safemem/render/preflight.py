@@ -56,7 +56,8 @@ def endings(report: Report) -> list[str]:
     if not lines:
         lines.append("if you kexec now: what becomes of the handover cannot be told")
     for what, states in failures.items():
-        lines.append(f"if the handover is {' or '.join(states)}: {what}")
+        *most, last = states
+        lines.append(f"if the handover is {' or '.join(filter(None, (', '.join(most), last)))}: {what}")
     return lines
 
 
