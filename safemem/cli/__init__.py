@@ -29,6 +29,8 @@ COMMANDS = {
     ),
     "preflight": Entry(
         "safemem.cli.preflight", "preflight_command", "Say whether a kexec would come up, before it starts."
+    "kernel": Entry(
+        "safemem.cli.kernel", "kernel_command", "Show what a kernel image is, and which handovers it speaks."
     ),
     "simulate": Entry("safemem.cli.simulate", "simulate", "Show what a policy decides, and do nothing."),
     "capture": Entry("safemem.cli.simulate", "capture", "Write the state of this machine to a file."),
