@@ -540,7 +540,7 @@ def run(*given_words: object) -> Result:
 @pytest.fixture
 def call(good: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the words for the kexec in which nothing is wrong; images are read as CURRENT is."""
-    monkeypatch.setattr(image, "read", good.images)
+    monkeypatch.setattr(image, "read", lambda path, root: good.images(path))
     (tmp_path / "initrd").write_bytes(good.asked.initrds[0].data)
     return [
         "--root", str(good.root), "--kernel", good.kernel.path, "--initrd", str(tmp_path / "initrd"),

@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "preflight": Entry(
         "safemem.cli.preflight", "preflight_command", "Say whether a kexec would come up, before it starts."
+    ),
     "kernel": Entry(
         "safemem.cli.kernel", "kernel_command", "Show what a kernel image is, and which handovers it speaks."
     ),

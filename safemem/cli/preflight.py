@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import click
@@ -74,8 +75,9 @@ def preflight_command(
         raise click.UsageError("several --kernel are for --write-profile alone")
     wanted, policies = _meant(policy, root, cmdline) if state is None or policy else (None, None)
     given = None if allowed is None else profile.parse(_bytes(allowed, load.MAX_SIZE + 1), allowed)
-    now = _capture(state, named) if state is not None else running.read(root, image.read, named or "")
-    kernels = _kernels(images[0], now.image)
+    read = partial(image.read, root=root)
+    now = _capture(state, named, read) if state is not None else running.read(root, read, named or "")
+    kernels = _kernels(images[0], now.image, read)
     asked = preflight.Asked(kernels, cmdline, parts, loader, wanted, policies, given)
     report = preflight.examine(now, asked)
     code = _ENDS[report.verdict]
@@ -89,11 +91,11 @@ def _bytes(path: str, limit: int = _LIMIT) -> bytes:
         return file.read(limit)
 
 
-def _kernels(path: str, known: Kernel | None) -> tuple[Kernel, ...]:
+def _kernels(path: str, known: Kernel | None, read: running.Reader) -> tuple[Kernel, ...]:
     """Return what the image at `path` is; one that was read already is not read again."""
     if known is not None and not known.container and os.path.exists(path) and os.path.samefile(path, known.path):
         return (known._replace(path=path),)
-    return image.read(path)
+    return read(path)
 
 
 def _meant(policy: str | None, root: str, cmdline: str | None) -> tuple[Wanted | None, Policies | None]:
@@ -110,14 +112,14 @@ def _meant(policy: str | None, root: str, cmdline: str | None) -> tuple[Wanted |
     return Wanted(own.digest, {name: item.digest for name, item in others.items()}), Policies(own, chosen)
 
 
-def _capture(state: str, named: str | None) -> running.Running:
+def _capture(state: str, named: str | None, read: running.Reader) -> running.Running:
     """Return the kernel that ran when a capture was made. Raises Refused."""
     try:
         with reading(state):
             text = Path(state).read_text("utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{state}: this is not a capture: it is not text") from None
-    return running.of_capture(reader.snapshot_from_text(text, state), image.read, named or "")
+    return running.of_capture(reader.snapshot_from_text(text, state), read, named or "")
 
 
 def _write(path: str, images: tuple[str, ...], parts: tuple[Initrd, ...], policy: str | None) -> None:

@@ -108,6 +108,9 @@ def _luo(a: Outgoing, b: Kernel) -> Prediction:
     if met is None or a.luo.value != "yes" or b.luo.value != "yes":
         why = f"{agreed}; which versions of LUO they speak cannot be told"
         return Prediction("unknown", why, code="pairing-untold")
+    if a.speaks.luo_nodes - b.speaks.luo_nodes:
+        why = f"{agreed}; of LUO's tree {b.path} does not know {_names(a.speaks.luo_nodes - b.speaks.luo_nodes)}"
+        return Prediction("unknown", why, code="pairing-untold")
     supported = {feature.name: feature.supported for feature in b.speaks.features}
     required = [feature for feature in a.speaks.features if feature.required]
     if required and not supported:

@@ -71,7 +71,11 @@ def read(root: str, images: Reader, named: str = "") -> Running:
     tree, nodes, shown = _tree(root)
     speaks = found.outgoing.speaks
     # What the kernel shows is what it writes; the file tells the rest.
-    speaks = speaks._replace(tree=shown.tree or speaks.tree, luo=shown.luo or speaks.luo)
+    speaks = speaks._replace(
+        tree=shown.tree or speaks.tree,
+        luo=shown.luo or speaks.luo,
+        luo_nodes=shown.luo_nodes if shown.luo else speaks.luo_nodes,
+    )
     outgoing = found.outgoing._replace(speaks=speaks, sure=bool(shown.tree), preserves=shown.producers)
     page_size = _page_size(root, outgoing.arch) or outgoing.page_size
     running = found._replace(
@@ -146,14 +150,18 @@ def _tree(root: str) -> tuple[str, tuple[str, ...], Speaks]:
             continue
         versions = frozenset(_strings(tree.properties.get("compatible", b"")))
         luo: frozenset[str] = frozenset()
+        parts: frozenset[str] = frozenset()
         producers: frozenset[str] = frozenset()
         for node in tree.children:
             data = _blob(root, f"{base}/{paths.PRODUCERS}/{node.name}")
             if node.name == "LUO":
-                luo = frozenset(_strings(data.partition(b"\0")[0])) if data.startswith(_LUO) else _compatible(data)
+                luo, parts = _compatible(data)
+                if data.startswith(_LUO):
+                    luo = frozenset(_strings(data.partition(b"\0")[0]))
             else:
-                producers |= _compatible(data)
-        return at, tuple(node.name for node in tree.children), Speaks(versions, luo, producers=producers)
+                producers = producers.union(*_compatible(data))
+        shown = Speaks(versions, luo, producers=producers, luo_nodes=parts)
+        return at, tuple(node.name for node in tree.children), shown
     return "", (), Speaks()
 
 
@@ -164,18 +172,19 @@ def _blob(root: str, at: str) -> bytes:
         return b""
 
 
-def _compatible(data: bytes) -> frozenset[str]:
-    """Return every version that a producer's own tree names; nothing if its data is no tree."""
+def _compatible(data: bytes) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the versions that a producer's own tree names, at its root and below; nothing if its data is no tree."""
     try:
-        todo = [fdt.parse(data)]
+        root = fdt.parse(data)
     except fdt.FdtError:
-        return frozenset()
+        return frozenset(), frozenset()
     found: set[str] = set()
+    todo = [*root.children]
     while todo:
         node = todo.pop()
         found.update(_strings(node.properties.get("compatible", b"")))
         todo += node.children
-    return frozenset(found)
+    return frozenset(_strings(root.properties.get("compatible", b""))), frozenset(found)
 
 
 def _strings(data: bytes) -> list[str]:
