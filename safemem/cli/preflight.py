@@ -93,7 +93,8 @@ def _bytes(path: str, limit: int = _LIMIT) -> bytes:
 
 def _kernels(path: str, known: Kernel | None, read: running.Reader) -> tuple[Kernel, ...]:
     """Return what the image at `path` is; one that was read already is not read again."""
-    if known is not None and not known.container and os.path.exists(path) and os.path.samefile(path, known.path):
+    there = known is not None and os.path.exists(path) and os.path.exists(known.path)
+    if known is not None and there and not known.container and os.path.samefile(path, known.path):
         return (known._replace(path=path),)
     return read(path)
 
