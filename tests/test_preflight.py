@@ -651,6 +651,15 @@ def test_bad_input(call: list[str], tmp_path: Path) -> None:
         assert (result.exit_code, result.stderr) == (3, "safemem: none/there: no such file or directory\n")
 
 
+def test_a_file_that_is_too_large(call: list[str], tmp_path: Path) -> None:
+    """It is refused by its size, before anything of it is read."""
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate((2 << 30) + 1)
+    for option, size in (("--initrd", 2048), ("--profile", 1)):
+        result = run(*call, option, tmp_path / "large")
+        assert (result.exit_code, result.stderr) == (3, f"safemem: {tmp_path}/large: it is larger than {size} MiB\n")
+
+
 def test_usage(call: list[str]) -> None:
     """What excludes each other, and what needs more."""
     result = run(*call, "--kernel", "x")
