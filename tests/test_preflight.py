@@ -591,7 +591,8 @@ def test_json(call: list[str]) -> None:
         "code": "old-loader", "severity": "error", "message": "kexec_load(2) hands nothing over",
         "evidence": "--loader kexec_load; this boot's handover is none", "remedy": "load it with `kexec -s`",
     }  # fmt: skip
-    assert document["running"]["proven"] is True and document["running"]["tree"] == ["kho-v4"]
+    assert document["running"]["proven"] is True and document["running"]["speaks"]["tree"] == ["kho-v4"]
+    assert document["running"]["luo"] == "yes" and document["kernel"]["speaks"]["luo"] == ["luo-v5"]
     assert document["endings"][0]["expected"] is True
     assert set(document["prediction"]) == {"outcome", "why", "lost", "untold"}
 
