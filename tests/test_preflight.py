@@ -444,6 +444,31 @@ def test_luo_as_a_tree(good: Case) -> None:
     assert running.read(str(good.root), good.images).outgoing.speaks.luo == {"luo-v2"}
 
 
+#: The tree of a 7.3.4 as debugfs shows it: it says 285 bytes, and 233 are there.
+SHOWN = bytes.fromhex(
+    "d00dfeed0000011d00000038000000e400000028000000110000001000000000000000390000 00ac00000000000000000000000000000000"
+    "00000001000000000000000300000007000000156b686f2d763400000000000300000008000000000080540000000000000000014c554f00"
+    "00000003000000080000002f200000000000000000000003000000080000002000 50a301000000000000000200000001"
+    "6b657865632d6d65746164617461000000000003000000080000002f4900000000000000000000030000000800000020"
+    "00f0540000000000000000020000000200000009 7072657365"
+)
+
+
+def test_the_tree_is_cut(good: Case) -> None:
+    """A real kernel's file is shorter than its tree: version and nodes stand before the cut, and a cut before them tells nothing."""
+    assert len(SHOWN) == 233
+    case = good.now(speaks=Speaks())
+    now = running.read(str(put(case, "sys/kernel/debug/kho/out/fdt", SHOWN).root), case.images)
+    assert (now.outgoing.speaks.tree, now.nodes, now.outgoing.sure) == (
+        words("kho-v4"),
+        ("LUO", "kexec-metadata"),
+        True,
+    )
+    for length in (0, 39, 60, 80):
+        put(case, "sys/kernel/debug/kho/out/fdt", SHOWN[:length])
+        assert running.read(str(case.root), case.images).tree == "", length
+
+
 def test_what_is_shown_counts_before_the_file(good: Case) -> None:
     """What a kernel writes its tree says, whatever strings are in its file."""
     case = good.now(speaks=speaks(tree=words("kho-v3", "kho-v4"), luo=words("luo-v4")))
