@@ -32,7 +32,7 @@ _REPOSITORY = harness.REPOSITORY
 #: that nothing about an interpreter decides; of the random draws a tenth.
 _SUITE = (
     "-m", "pytest", "-q", "--tb=short", "--durations=0", "--durations-min=5", "-p", "no:cacheprovider",
-    "-m", "not vm and not pythons and not bench and not mirror",
+    "-m", "not vm and not pythons and not bench",
     *(f"--ignore=tests/test_{name}.py" for name in ("analysis", "deceptive", "makers", "package", "project", "search", "stricter", "wrapper")),
 )  # fmt: skip
 #: Runs in mount and process namespaces of its own; $1 is the root, $2 the repository, the rest the command. Not by chroot:
@@ -106,8 +106,8 @@ def run(python: Python, *words: str) -> subprocess.CompletedProcess[str]:
         own = Path("/tmp") if python.root else Path(scratch)
         environment = [
             "env", "-i", f"PATH={python.home}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", f"HOME={own}",
-            f"PYTHONPYCACHEPREFIX={own}/bytecode", f"HYPOTHESIS_STORAGE_DIRECTORY={own}/hypothesis", "SAFEMEM_DRAWS=200", "SAFEMEM_FAULTS=20",
-            f"{python.home}/bin/python3",
+            f"PYTHONPYCACHEPREFIX={own}/bytecode", f"HYPOTHESIS_STORAGE_DIRECTORY={own}/hypothesis", "SAFEMEM_DRAWS=200",
+            "SAFEMEM_EXAMPLES=20", "SAFEMEM_FAULTS=20", "SAFEMEM_KILLS=3", f"{python.home}/bin/python3",
         ]  # fmt: skip
         enter = []
         if python.root:

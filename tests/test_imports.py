@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "realroot": {"boot"},
     "policy": {"boot"},
     "initramfs": {"boot", "realroot"},
-    "outgoing": {"boot", "initramfs"},
+    "outgoing": {"boot", "initramfs", "policy"},
     "host": {"boot", "realroot", "policy", "initramfs"},
     "render": {"boot", "policy", "outgoing", "host"},
     "cli": {"boot", "realroot", "policy", "initramfs", "outgoing", "host", "render"},
