@@ -234,3 +234,30 @@ def fdt(children: tuple[str, ...], compatible: bytes = b"kho-v4\0") -> bytes:
         ">10I", 0xD00DFEED, total, head, head + len(body), 40, 17, 16, 0, len(strings), len(body)
     )  # fmt: skip
     return header + b"\0" * 16 + body + strings
+
+
+def outgoing(root: Path, build_id: str = "", *, tree: bytes = b"kho-v4\0", luo: bytes = b"luo-v5\0") -> Path:
+    """Give a root an outgoing tree, the build ID of its kernel, and processes of which none holds a session of LUO's."""
+    kho = root / "sys/kernel/debug/kho/out"
+    data = {"LUO": luo.ljust(32, b"\0"), "kexec-metadata": metadata("7.3.4", 1), "memblock": fdt((), b"memblock-v1\0")}
+    (kho / "sub_fdts").mkdir(parents=True)
+    (kho / "fdt").write_bytes(fdt(tuple(data), tree))
+    for name, content in data.items():
+        (kho / "sub_fdts" / name).write_bytes(content)
+    (kho / "sub_fdts/memblock").unlink()  # a producer with data is at stake
+    if build_id:
+        note = struct.pack("<III", 4, len(build_id) // 2, 3) + b"GNU\0" + bytes.fromhex(build_id)
+        (root / "sys/kernel/notes").write_bytes(struct.pack("<III4sI", 4, 4, 1, b"Xen\0", 0) + note)
+    process(root, 1, "/dev/null", "socket:[4711]")
+    (root / "proc/self/ns").mkdir(parents=True)
+    (root / "proc/self/ns/pid").symlink_to("pid:[4026531836]")
+    (root / "proc/self/mountinfo").write_text("22 27 0:21 / /proc rw,relatime - proc proc rw\n")
+    return root
+
+
+def process(root: Path, number: int, *targets: str) -> None:
+    """Give a root a process whose descriptors lead there."""
+    folder = root / f"proc/{number}/task/{number}/fd"
+    folder.mkdir(parents=True)
+    for index, target in enumerate(targets):
+        (folder / str(index)).symlink_to(target)

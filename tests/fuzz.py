@@ -50,10 +50,11 @@ from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Refused, Term
 from safemem.boot.printable import printable
 from safemem.host import history, incidents, previous, reader, standing
 from safemem.initramfs import check, packed, proven, unpack
-from safemem.outgoing import nextkernel
+from safemem.outgoing import expected, nextkernel, nextline, preflight, profile, running
+from safemem.outgoing.kernel import Kernel, Speaks
 from safemem.policy import casefile, cases, compiler, imagined, load, missing, pieces, places
 from safemem.realroot import maintenance, udevrules
-from tests.fakes import make_root, pci
+from tests.fakes import machine, make_root, outgoing, pci
 from tests.kit import policy
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
@@ -263,6 +264,44 @@ def _image(data: bytes) -> None:
         nextkernel.build(file.name)
 
 
+#: What a kernel shows of what it would hand over; the first byte of the input chooses.
+OUTGOING = (
+    paths.NOTES,
+    *(f"{paths.KHO[1]}/{name}" for name in ("out/fdt", "out/sub_fdts/LUO", "out/sub_fdts/memblock")),
+)
+_NEXT = Kernel(
+    "/nowhere", "bzImage", arch="x86_64", release="7.3.4", page_size=4096, kho=Fact("yes", ""), luo=Fact("yes", ""), config={},
+    speaks=Speaks(frozenset({"kho-v4"}), frozenset({"luo-v5"})),
+)  # fmt: skip
+
+
+def _images(path: str) -> tuple[Kernel, ...]:
+    return (_NEXT._replace(path=path),)
+
+
+@functools.cache
+def _sender() -> running.Running:
+    """Return a kernel that hands over, with room for a guard."""
+    return running.read(str(outgoing(machine(Path(tempfile.mkdtemp(prefix="safemem-fuzz-"))), "ab" * 20)), _images)
+
+
+def _outgoing(data: bytes) -> None:
+    name = OUTGOING[data[0] % len(OUTGOING)] if data else OUTGOING[0]
+    _with(
+        name, data[1:], lambda root: preflight.examine(running.read(root, _images), preflight.Asked((_NEXT,), "kho=on"))
+    )
+
+
+def _nextline(data: bytes) -> None:
+    """Whatever the next command line is, without an initrd nobody knows whether the kexec will come up."""
+    text = _text(data)
+    decided = expected.Policies(policy(otherwise="online-safe", allow_cmdline_override=True))
+    report = preflight.examine(_sender(), preflight.Asked((_NEXT,), text, policies=decided))
+    assert report.verdict != "compatible"
+    with contextlib.suppress(ValueError):
+        nextline.safe_region(text)
+
+
 TARGETS = {
     "fdt": Target(fdt.parse, (fdt.FdtError,), (fdt.parse,)),
     "kernel": Target(_kernel, (), (probe.read_snapshot,)),
@@ -287,6 +326,9 @@ TARGETS = {
     "counts": Target(_counted, (), (reader.releases, reader.counts)),
     "standing": Target(_standing, (), (standing.read, maintenance.text, attempts.handed_on)),
     "previous": Target(_previous, (), (previous.read, previous.last_words)),
+    "outgoing": Target(_outgoing, (), (running.read,)),
+    "nextline": Target(_nextline, (), (nextline.safe_region,)),
+    "profile": Target(lambda data: profile.parse(data, "p"), (load.PolicyError,), (profile.parse,)),
     "memory": Target(_memory, (ValueError,), (memory.iomem, memory.firmware_memory)),
 }  # fmt: skip
 

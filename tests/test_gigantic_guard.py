@@ -722,9 +722,10 @@ def test_a_real_image_tells_how_it_is_built(name: str) -> None:
 
 
 def unpacked(release: str, config: str | None = None, *, kho: bool = True) -> bytes:
-    """Return what `nextkernel` looks at of a kernel that is not packed."""
+    """Return what `nextkernel` looks at of a kernel that is not packed: an arm64 Image."""
     inside = b"IKCFG_ST" + gzip.compress(config.encode()) + b"IKCFG_ED" if config is not None else b""
-    return f"Linux version {release} (gcc)".encode() + (b"\0kho-v4\0" if kho else b"") + inside
+    header = bytes(56) + b"ARM\x64" + bytes(4)
+    return header + f"Linux version {release} (gcc)".encode() + (b"\0kho-v4\0" if kho else b"") + inside
 
 
 @pytest.mark.parametrize(

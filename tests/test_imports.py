@@ -20,9 +20,9 @@ ROOMS: dict[str, set[str]] = {
     "realroot": {"boot"},
     "policy": {"boot"},
     "initramfs": {"boot", "realroot"},
-    "outgoing": {"boot", "initramfs"},
+    "outgoing": {"boot", "initramfs", "policy"},
     "host": {"boot", "realroot", "policy", "initramfs"},
-    "render": {"boot", "policy", "host"},
+    "render": {"boot", "policy", "outgoing", "host"},
     "cli": {"boot", "realroot", "policy", "initramfs", "outgoing", "host", "render"},
 }
 #: What the boot half may name of the standard library; `hashlib` only where an interpreter lacks its core.

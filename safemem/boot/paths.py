@@ -17,6 +17,8 @@ SCRATCH_LEN = ("bootmem_len", "scratch_len")
 PRODUCERS = "out/sub_fdts"
 #: Arguments of the kernel for the size of the scratch areas: since Linux 7.4, and before.
 SCRATCH_ARGUMENT = ("kho_bootmem", "kho_scratch")
+#: Below KHO: the tree that this kernel hands over at each kexec (Documentation/core-api/kho/index.rst).
+OUT_TREE = "out/fdt"
 DEBUGFS = "sys/kernel/debug"
 LUO_DEVICE = "dev/liveupdate"
 LUO_CLASS = "sys/class/misc/liveupdate"
@@ -48,6 +50,8 @@ RELEASE = "proc/sys/kernel/osrelease"
 ARCH = "proc/sys/kernel/arch"
 #: The configuration; `{}` is the running release.
 CONFIG = ("proc/config.gz", "boot/config-{}", "usr/lib/modules/{}/config")
+#: ELF notes of the running kernel, its build ID among them.
+NOTES = "sys/kernel/notes"
 KMSG = "dev/kmsg"
 SYSRQ = "proc/sysrq-trigger"
 UPTIME = "proc/uptime"

@@ -27,6 +27,12 @@ COMMANDS = {
     "layout": Entry(
         "safemem.cli.outgoing", "layout_command", "Print what to append to the boot loader's command line."
     ),
+    "preflight": Entry(
+        "safemem.cli.preflight", "preflight_command", "Say whether a kexec would come up, before it starts."
+    ),
+    "kernel": Entry(
+        "safemem.cli.kernel", "kernel_command", "Show what a kernel image is, and which handovers it speaks."
+    ),
     "simulate": Entry("safemem.cli.simulate", "simulate", "Show what a policy decides, and do nothing."),
     "capture": Entry("safemem.cli.simulate", "capture", "Write the state of this machine to a file."),
     "check": Entry("safemem.cli.policy", "check", "Prove a policy in every state."),

@@ -16,6 +16,7 @@ from safemem.cli import codes
 from safemem.cli.codes import Code
 from safemem.cli.common import FORMAT, InputError, formats, reading, write_whole
 from safemem.cli.policies import examine, find_policy, load_policy
+from safemem.outgoing import profile
 from safemem.policy import case_reference, cases, compare, installed, reference
 from safemem.policy.invariants import Finding
 from safemem.policy.load import PolicyError, Problem
@@ -158,17 +159,25 @@ def test_cases(
 @click.command(short_help="Write the JSON Schema or the reference.")
 @click.option("--output", "-o", metavar="FILE", help="File to write; without it, standard output.")
 @click.option(
-    "--of", "what", type=click.Choice(["policy", "cases"]), default="policy", show_default=True, help="Which files."
+    "--of",
+    "what",
+    type=click.Choice(["policy", "cases", "profile"]),
+    default="policy",
+    show_default=True,
+    help="Which files.",
 )
 @click.option("--reference", "page", is_flag=True, help="Write the reference page (Markdown) instead.")
 def schema(output: str | None, what: str, page: bool) -> None:
-    """Write the JSON Schema of policy files, or of files of cases, for editors that check TOML by one.
+    """Write the JSON Schema of policy files, files of cases or profiles, for editors that check TOML by one.
 
     With a first line `#:schema ./FILE` in the TOML, editors such as tombi and Even Better TOML show what each key, fact
     and value means. `taplo lint --schema file:///FILE` checks by it.
     """
-    source = reference if what == "policy" else case_reference
-    text = source.markdown() if page else json.dumps(source.schema(), indent=1) + "\n"
+    if page and what == "profile":
+        raise click.UsageError("profiles have a schema, and no page of their own")
+    source = {"policy": reference, "cases": case_reference}.get(what)
+    document = source.schema() if source else profile.schema()
+    text = source.markdown() if page and source else json.dumps(document, indent=1) + "\n"
     if output is None:
         click.echo(text, nl=False)
     else:

@@ -45,6 +45,7 @@ class Inside(NamedTuple):
     built_in: Policy  #: the policy itself
     named: dict[str, str] = {}  # noqa: RUF012  (name -> digest of what the command line may choose; nobody changes it)
     proven: Proven | None = None  #: what was proved before it was built; None if it does not say
+    others: dict[str, Policy] = {}  # noqa: RUF012  (name -> the policy that `named` has the digest of)
 
 
 class Wanted(NamedTuple):
@@ -103,13 +104,14 @@ def inside(data: bytes) -> Inside | None:
         return None
     policy = compiled.load(found[own], f"{own} in the image")
     start, fault = _started(found)
-    named = {
-        path.removeprefix(f"{POLICIES}/").removesuffix(".json"): compiled.load(data, f"{path} in the image").digest
+    others = {
+        path.removeprefix(f"{POLICIES}/").removesuffix(".json"): compiled.load(data, f"{path} in the image")
         for path, data in sorted(found.items())
         if path.startswith(f"{POLICIES}/")
     }
+    named = {name: other.digest for name, other in others.items()}
     said = proven.load(found[proven.PATH], f"{proven.PATH} in the image") if proven.PATH in found else None
-    return Inside(policy.digest, policy.name, start, fault, policy, named, said)
+    return Inside(policy.digest, policy.name, start, fault, policy, named, said, others)
 
 
 def _started(found: Mapping[str, bytes]) -> tuple[str, str]:

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: MIT
 """Unpack one compressed stream, piece by piece: what it unpacks to may be larger than memory.
 
-zstd and lz4 are unpacked by their own programs, which a machine with such an initrd has: its initrd was made with them.
+zstd, before Python 3.14, lz4 and lzo are unpacked by their own programs, which a machine with such an initrd has: its
+initrd was made with them.
 """
 
 from __future__ import annotations
 
 import bz2
+import importlib
+import io
 import lzma
 import subprocess
+import sys
 import tempfile
 import zlib
 from collections.abc import Generator
-from typing import Protocol
+from typing import Any, Protocol
 
 from safemem.boot.model import Refused
 
@@ -21,8 +25,21 @@ _ZSTD, LZ4_LEGACY = b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18"
 #: A legacy lz4 block never unpacks to more than 8 MiB; what is larger is the next archive's beginning.
 _LZ4_BLOCK = (8 << 20) + (8 << 20) // 255 + 16
 _PIECE = 1 << 18
+#: Blocks of one stream; as zstd makes them, they hold 128 GiB. A stream of empty ones would be walked for minutes.
+_BLOCKS = 1 << 20
+#: The compressions that the kernel knows, by what a stream of each begins with.
+_NAMES = {
+    _GZIP: "gzip", _XZ: "xz", _ZSTD: "zstd", LZ4_LEGACY: "lz4", _LZMA: "lzma", _BZIP2: "bzip2", _LZO: "lzo",
+}  # fmt: skip
 #: Bytes that an lzma stream may ask for to be unpacked; the largest setting of xz(1) takes 65 MiB.
 _MEMORY = 1 << 28
+
+
+#: Of Python 3.14; before, the program unpacks it.
+_zstd: Any = importlib.import_module("compression.zstd") if sys.version_info >= (3, 14) else None
+_DAMAGED: tuple[type[Exception], ...] = (
+    zlib.error, OSError, lzma.LZMAError, EOFError, *((_zstd.ZstdError,) if _zstd else ()),
+)  # fmt: skip
 
 
 class Unreadable(Refused, ValueError):
@@ -70,15 +87,22 @@ class _Gzip:
         return out
 
 
-def pieces(data: bytes, at: int) -> Generator[bytes, None, int]:
+def compression(head: bytes) -> str:
+    """Return the name of the compression that a stream beginning with `head` has; "" if it has none."""
+    return next((name for magic, name in _NAMES.items() if head.startswith(magic)), "")
+
+
+def pieces(data: bytes, at: int, *, alone: bool = False) -> Generator[bytes, None, int]:
     """Yield what the compressed stream at `at` unpacks to; return where it ends.
+
+    Where a stream of lzo ends cannot be told: it is unpacked only if it is `alone`, with nothing behind it.
 
     Raises:
         Unreadable: damaged, cut off, or packed in a way that cannot be unpacked here.
     """
     head = data[at : at + 6]
     stream: _Stream
-    if head.startswith(_ZSTD):
+    if head.startswith(_ZSTD) and _zstd is None:
         end = _zstd_end(data, at)
         yield from _by_program(("zstd", "-dcq"), data[at:end], at)
         return end
@@ -86,9 +110,14 @@ def pieces(data: bytes, at: int) -> Generator[bytes, None, int]:
         end = _lz4_end(data, at)
         yield from _by_program(("lz4", "-dcq"), data[at:end], at)
         return end
-    if head.startswith(_LZO):
+    if head.startswith(_LZO) and not alone:
         raise Unreadable(f"byte {at}: packed with lzo, which cannot be unpacked here")
-    if head.startswith(_GZIP):
+    if head.startswith(_LZO):
+        yield from _by_program(("lzop", "-dcq"), data[at:], at)
+        return len(data)
+    if head.startswith(_ZSTD):
+        stream = _zstd.ZstdDecompressor()
+    elif head.startswith(_GZIP):
         stream = _Gzip()
     elif head.startswith(_BZIP2):
         stream = bz2.BZ2Decompressor()
@@ -108,26 +137,28 @@ def pieces(data: bytes, at: int) -> Generator[bytes, None, int]:
             out = stream.decompress(piece, _PIECE)
             if out:
                 yield out
-    except (zlib.error, OSError, lzma.LZMAError, EOFError) as error:
+    except _DAMAGED as error:
         raise Unreadable(f"byte {at}: the compressed part is damaged: {error}") from None
     return place - len(stream.unused_data)
 
 
-def whole(data: bytes, at: int, limit: int) -> tuple[bytes, int]:
-    """Return what the compressed stream at `at` unpacks to, and where it ends. Raises Unreadable."""
-    parts: list[bytes] = []
-    left, stream = limit, pieces(data, at)
+def whole(data: bytes, at: int, limit: int, *, alone: bool = False) -> tuple[bytes, int]:
+    """Return what the compressed stream at `at` unpacks to, and where it ends; `alone` as above. Raises Unreadable."""
+    # It grows in place and gives away what it holds: joined pieces would be in memory twice.
+    out = io.BytesIO()
+    left, stream = limit, pieces(data, at, alone=alone)
     while True:
         try:
             piece = next(stream)
         except StopIteration as end:
-            return b"".join(parts), int(end.value)
-        parts.append(piece)
+            return out.getvalue(), int(end.value)
         left -= len(piece)
         if left < 0:
+            stream.close()
             raise Unreadable(
                 f"byte {at}: the compressed part unpacks to more than {limit >> 20} MiB, which is not read"
             )
+        out.write(piece)
 
 
 def _by_program(command: tuple[str, ...], data: bytes, at: int) -> Generator[bytes]:
@@ -157,8 +188,11 @@ def _zstd_end(data: bytes, at: int) -> int:
     flags = number(data, at + 4, 1)
     single = flags >> 5 & 1
     at += 5 + (not single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
-    last = 0
+    last = blocks = 0
     while not last:
+        blocks += 1
+        if blocks > _BLOCKS:
+            raise Unreadable(f"byte {at}: the compressed part has more blocks than anything that is read")
         block = number(data, at, 3)
         last, kind, size = block & 1, block >> 1 & 3, block >> 3
         at += 3 + (1 if kind == 1 else size)
@@ -167,10 +201,14 @@ def _zstd_end(data: bytes, at: int) -> int:
 
 def _lz4_end(data: bytes, at: int) -> int:
     """Return where the legacy lz4 frames at `at` end, the only ones that the kernel knows."""
+    blocks = 0
     while data[at : at + 4] == LZ4_LEGACY:
         at += 4
         while at + 4 <= len(data) and 0 < (size := number(data, at, 4)) <= _LZ4_BLOCK:
             at += 4 + size
+            blocks += 1
+            if blocks > _BLOCKS:
+                raise Unreadable(f"byte {at}: the compressed part has more blocks than anything that is read")
     return min(at, len(data))
 
 

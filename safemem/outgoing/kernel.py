@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from safemem.boot.model import Fact
+from safemem.boot.model import Fact, Refused
 
 
 class Feature(NamedTuple):
@@ -25,6 +25,7 @@ class Speaks(NamedTuple):
     handlers: frozenset[str] = frozenset()  #: of files that LUO preserves, such as `memfd-v2`
     producers: frozenset[str] = frozenset()  #: of others that put data into the tree, such as `memblock-v1`
     features: tuple[Feature, ...] = ()
+    luo_nodes: frozenset[str] = frozenset()  #: of the nodes of LUO's tree, before `luo-v2`: such as `luo-session-v2`
 
 
 class Module(NamedTuple):
@@ -57,3 +58,10 @@ class Kernel(NamedTuple):
     modules: tuple[Module, ...] = ()
     modules_source: str = ""  #: the folder that was searched; "" if there is none
     untold: tuple[str, ...] = ()  #: what cannot be told from this image, a sentence each
+    efi: bool = False  #: firmware can start it by itself: it is a PE file too
+
+
+class NoKernel(Refused):
+    """An image cannot be read, or is none of a kernel; the message says where and why."""
+
+    kind = "invalid"

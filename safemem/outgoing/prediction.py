@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from safemem.boot.model import Fact
@@ -23,6 +24,7 @@ class Outgoing(NamedTuple):
     luo: Fact = Fact("unknown", "")
     speaks: Speaks = Speaks()  #: what it writes; of handlers, those that it has
     sure: bool = False  #: the kernel itself was asked, or the file is known to be the one that runs
+    preserves: frozenset[str] = frozenset()  #: of its producers, those that have data in the tree now
 
 
 class Prediction(NamedTuple):
@@ -30,10 +32,10 @@ class Prediction(NamedTuple):
 
     outcome: str  #: one of OUTCOMES
     why: str
-    lost: tuple[
-        str, ...
-    ] = ()  #: handlers and producers that the next kernel does not have: what they preserved is lost
+    #: Handlers and producers that the next kernel does not have, and `LUO` if it has none: what they preserved is lost.
+    lost: tuple[str, ...] = ()
     untold: tuple[str, ...] = ()  #: what could still go wrong and cannot be told
+    code: str = ""  #: of the finding that it is (`safemem.outgoing.findings`)
 
 
 def of_image(kernel: Kernel) -> Outgoing:
@@ -56,61 +58,87 @@ def predict(outgoing: Outgoing, following: Kernel) -> Prediction:
     """
     a, b = outgoing, following
     if a.arch and b.arch and a.arch != b.arch:
-        return Prediction("unsupported", f"{b.path} is a kernel for {b.arch}, and {a.what} runs on {a.arch}")
+        why = f"{b.path} is a kernel for {b.arch}, and {a.what} runs on {a.arch}"
+        return Prediction("unsupported", why, code="other-arch")
     if a.kho.value == "no":
-        return Prediction("none", f"{a.what} has no KHO: it hands nothing over")
+        return Prediction("none", f"{a.what} has no KHO: it hands nothing over", code="kho-off")
     if b.kho.value == "no":
-        return Prediction("unsupported", f"{b.path} has no KHO: {b.kho.source}: {b.kho.reason}".rstrip(": "))
-    unknown = [
-        f"{name}: {fact.source}: {fact.reason}".rstrip(": ")
-        for name, fact in (("KHO of " + a.what, a.kho), ("KHO of " + b.path, b.kho))
-        if fact.value != "yes"
-    ]
-    if not (a.arch and b.arch):
-        unknown.append("the architecture cannot be told")
+        return Prediction("unsupported", f"{b.path} has no KHO: {_said(b.kho)}".rstrip(": "), code="no-kho")
     if a.page_size and b.page_size and a.page_size != b.page_size:
-        return Prediction(
-            "rejected",
-            f"pages of {a.page_size >> 10} KiB here and {b.page_size >> 10} KiB there: KHO takes no handover across",
-        )
-    if not (a.page_size and b.page_size):
-        unknown.append("the page size cannot be told")
-    if a.speaks.tree and b.speaks.tree and not a.speaks.tree & b.speaks.tree:
-        return Prediction("rejected", f"it is handed {_names(a.speaks.tree)}, and reads {_names(b.speaks.tree)}")
-    if len(a.speaks.tree) != 1:
+        # The version is the same and nothing compares the sizes: the next kernel would misread what it takes over.
+        why = f"pages of {a.page_size >> 10} KiB here and {b.page_size >> 10} KiB there: KHO takes no handover across"
+        return Prediction("rejected", why, code="page-size")
+    met = _meet(a.speaks.tree, b.speaks.tree)
+    if met is False:
+        why = f"it is handed {_names(a.speaks.tree)}, and reads {_names(b.speaks.tree)}"
+        return Prediction("rejected", why, code="kho-differs")
+    unknown = list(_unknown(a, b))
+    if met is None:
         unknown.append(
-            f"which version of the tree {a.what} writes cannot be told: {_names(a.speaks.tree) or 'none found'}"
+            f"which version of the tree passes cannot be told: {a.what} writes {_names(a.speaks.tree)}, {b.path} reads"
+            f" {_names(b.speaks.tree)}"
         )
-    if not b.speaks.tree:
-        unknown.append(f"which version of the tree {b.path} reads cannot be told")
     if unknown:
-        return Prediction("unknown", unknown[0], untold=tuple(unknown[1:]))
+        return Prediction("unknown", unknown[0], untold=tuple(unknown[1:]), code="pairing-untold")
     return _luo(a, b)
+
+
+def _unknown(a: Outgoing, b: Kernel) -> Iterator[str]:
+    """Yield what of two kernels has to be known and is not, but for their versions."""
+    for name, fact in ((f"KHO of {a.what}", a.kho), (f"KHO of {b.path}", b.kho)):
+        if fact.value != "yes":
+            yield f"{name}: {_said(fact)}".rstrip(": ")
+    if not (a.arch and b.arch):
+        yield "the architecture cannot be told"
+    if not (a.page_size and b.page_size):
+        yield "the page size cannot be told"
 
 
 def _luo(a: Outgoing, b: Kernel) -> Prediction:
     """Return what becomes of LUO's part of a tree that is accepted."""
-    agreed = f"both speak {_names(a.speaks.tree & b.speaks.tree)}"
+    agreed = f"both speak {_names(a.speaks.tree)}"
     if a.luo.value == "no":
-        return Prediction("accepted", f"{agreed}; {a.what} has no LUO, which adds nothing", _lost(a, b))
+        return _accepted(a, b, f"{agreed}; {a.what} has no LUO, which adds nothing")
     if b.luo.value == "no":
-        return Prediction("accepted", f"{agreed}; {b.path} has no LUO: every session is lost", ("LUO", *_lost(a, b)))
-    if a.speaks.luo and b.speaks.luo and not a.speaks.luo & b.speaks.luo:
+        return _accepted(a, b, f"{agreed}; {b.path} has no LUO: every session is lost", "LUO")
+    met = _meet(a.speaks.luo, b.speaks.luo)
+    if met is False:
         why = f"LUO is handed {_names(a.speaks.luo)}, and reads {_names(b.speaks.luo)}: it panics"
-        return Prediction("panic", why)
-    if a.luo.value != "yes" or b.luo.value != "yes" or len(a.speaks.luo) != 1 or not b.speaks.luo:
-        return Prediction("unknown", f"{agreed}; which versions of LUO they speak cannot be told")
-    for feature in a.speaks.features:
-        have = next((other for other in b.speaks.features if other.name == feature.name), None)
-        if b.speaks.features and feature.required & ~(have.supported if have else 0):
-            return Prediction("rejected", f"{feature.name} needs features that {b.path} does not support")
-    return Prediction("accepted", f"{agreed} and {_names(a.speaks.luo & b.speaks.luo)}", _lost(a, b))
+        return Prediction("panic", why, code="luo-differs")
+    if met is None or a.luo.value != "yes" or b.luo.value != "yes":
+        why = f"{agreed}; which versions of LUO they speak cannot be told"
+        return Prediction("unknown", why, code="pairing-untold")
+    if a.speaks.luo_nodes - b.speaks.luo_nodes:
+        why = f"{agreed}; of LUO's tree {b.path} does not know {_names(a.speaks.luo_nodes - b.speaks.luo_nodes)}"
+        return Prediction("unknown", why, code="pairing-untold")
+    supported = {feature.name: feature.supported for feature in b.speaks.features}
+    required = [feature for feature in a.speaks.features if feature.required]
+    if required and not supported:
+        why = f"{agreed}; {a.what} requires features, and {b.path} does not say which it supports"
+        return Prediction("unknown", why, code="pairing-untold")
+    for feature in required:
+        if feature.required & ~supported.get(feature.name, 0):
+            why = f"{feature.name} needs features that {b.path} does not support"
+            return Prediction("rejected", why, code="features-differ")
+    return _accepted(a, b, f"{agreed} and {_names(a.speaks.luo)}")
 
 
-def _lost(a: Outgoing, b: Kernel) -> tuple[str, ...]:
+def _accepted(a: Outgoing, b: Kernel, why: str, *lost: str) -> Prediction:
     there = b.speaks.handlers.union(b.speaks.producers, *(module.handlers for module in b.modules))
-    return tuple(sorted((a.speaks.handlers | a.speaks.producers) - there))
+    gone = sorted((a.speaks.handlers | a.speaks.producers | a.preserves) - there)
+    return Prediction("accepted", why, (*lost, *gone), code="agreed")
+
+
+def _meet(written: frozenset[str], read: frozenset[str]) -> bool | None:
+    """Return whether the next kernel reads whatever may be written; None where that depends, or is not known."""
+    if not written or not read:
+        return None
+    return False if not written & read else True if written <= read else None
+
+
+def _said(fact: Fact) -> str:
+    return f"{fact.source}: {fact.reason}".strip(": ")
 
 
 def _names(found: frozenset[str]) -> str:
-    return " or ".join(sorted(found))
+    return " or ".join(sorted(found)) or "none that is known"

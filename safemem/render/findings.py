@@ -25,7 +25,7 @@ from safemem.render.text import clean, fit, plural
 
 SCHEMA = 1
 _COLOUR = {"error": "red", "warning": "yellow", "note": "cyan"}
-_SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 class Located(NamedTuple):
@@ -157,7 +157,7 @@ def sarif(found: list[Located], failed: tuple[str, ...] = ()) -> str:
     if failed:
         told = [{"level": "error", "message": {"text": text}} for text in failed]
         run["invocations"] = [{"executionSuccessful": False, "toolExecutionNotifications": told}]
-    return json.dumps({"$schema": _SARIF, "version": "2.1.0", "runs": [run]}, indent=1)
+    return json.dumps({"$schema": SARIF, "version": "2.1.0", "runs": [run]}, indent=1)
 
 
 class Case(NamedTuple):

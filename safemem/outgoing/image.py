@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""A kernel image of any form, opened in memory: what is around the kernel, and the kernel itself, unpacked.
+
+Forms: bzImage (Documentation/arch/x86/boot.rst), EFI zboot (drivers/firmware/efi/libstub/zboot-header.S), arm64 Image
+(Documentation/arch/arm64/booting.rst) and that packed, ELF; each may be in a unified kernel image (UAPI specification 5).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from safemem.initramfs import packed
+from safemem.outgoing import elf, facts, pe
+from safemem.outgoing.elf import Elf, Part
+from safemem.outgoing.kernel import Kernel
+from safemem.outgoing.store import Store, opened
+
+#: Bytes of a kernel as it is unpacked. The largest of Debian has two thirds of that.
+LIMIT = 96 << 20
+UNIFIED = "unified kernel image"
+#: Offsets in a bzImage: number of sectors before the kernel, magic, version, place of the release, flags, payload.
+_SECTORS, _HDRS, _PROTOCOL, _RELEASE, _XLOADFLAGS, _PAYLOAD = 0x1F1, 0x202, 0x206, 0x20E, 0x236, 0x248
+_PAGES = {1: 4096, 2: 16384, 3: 65536}
+_ARM64 = b"ARM\x64"
+
+
+class Opened(NamedTuple):
+    """A kernel that lies open: its parts can be searched."""
+
+    form: str
+    parts: tuple[Part, ...]
+    packed: str = ""
+    arch: str = ""
+    page_size: int = 0
+    release: str = ""  #: that its header says
+    efi: bool = False
+
+
+def read(path: str, root: str = "/", limit: int = LIMIT, *, modules: bool = True) -> tuple[Kernel, ...]:
+    """Return the kernel in an image; of a unified one with profiles, one for each of them.
+
+    Args:
+        path: the image.
+        root: where a configuration that is not in the image is looked for, and modules.
+        limit: bytes that a kernel may have unpacked.
+        modules: look for modules that register handlers with LUO.
+
+    Raises:
+        NoKernel: it cannot be read, is damaged, or is no kernel.
+    """
+    with opened(path) as store:
+        return _kernels(store, path, root, limit, modules=modules)
+
+
+def read_bytes(data: bytes, path: str = "", root: str = "/", limit: int = LIMIT) -> tuple[Kernel, ...]:
+    """Return the kernel in an image that is in memory, as `read` does; `path` is what it is called. Raises NoKernel."""
+    return _kernels(Store(path, data), path, root, limit, modules=True)
+
+
+def _kernels(store: Store, path: str, root: str, limit: int, *, modules: bool) -> tuple[Kernel, ...]:
+    profiles = pe.profiles(store)
+    if not profiles:
+        return (facts.kernel(_open(store, limit), store, path, root, modules=modules),)
+    kernels: dict[int, Kernel] = {}
+    found = []
+    for profile in profiles:
+        if profile.kernel.at not in kernels:
+            data = store.cut(profile.kernel.at, profile.kernel.size, "its section `.linux`")
+            inner = Store(store.name, data)
+            kernels[profile.kernel.at] = facts.kernel(_open(inner, limit), inner, path, root, modules=modules)
+            del data, inner
+    initrds = {
+        section.at: store.cut(section.at, section.size, f"its section `{section.name}`")
+        for profile in profiles
+        for section in profile.initrds
+    }
+    for profile in profiles:
+        own = {"container": UNIFIED, "profile": profile.name, "cmdline": profile.cmdline, "efi": True}
+        within = tuple(initrds[section.at] for section in profile.initrds)
+        kernel = kernels[profile.kernel.at]
+        untold = kernel.untold
+        if profile.release and kernel.release and profile.release != kernel.release:
+            untold += (f"its section `.uname` says {profile.release}, and the kernel in it {kernel.release}",)
+        found.append(kernel._replace(initrds=within, untold=untold, **own))  # type: ignore[arg-type]
+    return tuple(found)
+
+
+def _open(store: Store, limit: int, *, inner: bool = False) -> Opened:
+    """Return the kernel in the image; `inner` is one that was packed as a whole, and is packed no second time."""
+    head = store.head(0, 1024)
+    if head[56:60] == _ARM64:
+        return _arm64(store, head, limit)
+    if head.startswith(elf.MAGIC):
+        return _elf(store)
+    if not inner:
+        if head[_HDRS : _HDRS + 4] == b"HdrS":
+            return _bzimage(store, head, limit)
+        if head[:2] == b"MZ" and head[4:8] == b"zimg":
+            return _zboot(store, head, limit)
+        if name := packed.compression(head):
+            data = _unpacked(store, store.whole(limit), limit, alone=True)
+            return _open(Store(store.name, data), limit, inner=True)._replace(packed=name)
+    raise store.refused("this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one")
+
+
+def _unpacked(store: Store, data: bytes, limit: int, *, alone: bool = False) -> bytes:
+    try:
+        return packed.whole(data, 0, limit, alone=alone)[0]
+    except packed.Unreadable as error:
+        raise store.refused(f"its packed kernel: {error}") from None
+
+
+def _arm64(store: Store, head: bytes, limit: int) -> Opened:
+    flags = struct.unpack_from("<Q", head, 24)[0]
+    data = store.whole(limit)
+    arch = "aarch64_be" if flags & 1 else "aarch64"
+    parts = (Part("", data, 0, len(data)),)
+    return Opened("arm64 Image", parts, "", arch, _PAGES.get(flags >> 1 & 3, 0), efi=head[:2] == b"MZ")
+
+
+def _elf(store: Store) -> Opened:
+    found = elf.read(store)
+    if found.type not in elf.KERNEL:
+        raise store.refused("this is an object file, and no kernel")
+    return Opened("ELF", _parts(store, found), "", found.arch, _page_size(found.arch))
+
+
+def _parts(store: Store, found: Elf) -> tuple[Part, ...]:
+    """Return the sections of a kernel; one without a name if it has none."""
+    if found.parts or store.data is None:
+        return found.parts
+    return (Part("", store.data, 0, store.size),)
+
+
+def _page_size(arch: str) -> int:
+    """Return the size of pages where the architecture has one size only."""
+    return 4096 if arch in ("x86_64", "i686") else 0
+
+
+def _bzimage(store: Store, head: bytes, limit: int) -> Opened:
+    start, size = struct.unpack_from("<II", store.cut(0, _PAYLOAD + 8, "the header of a bzImage"), _PAYLOAD)
+    protocol = struct.unpack_from("<H", head, _PROTOCOL)[0]
+    if protocol < 0x208 or not size:
+        raise store.refused(f"its boot protocol {protocol >> 8}.{protocol & 255:02} does not say where its kernel is")
+    start += ((head[_SECTORS] or 4) + 1) * 512
+    payload = store.cut(start, size, "the packed kernel that its header names")
+    name = packed.compression(payload[:8])
+    if not name:
+        raise store.refused(f"byte {start}: the packed kernel that its header names begins like none")
+    # scripts/Makefile.lib puts the size behind the stream; gzip has it there itself.
+    stated = int.from_bytes(payload[-4:], "little")
+    if stated > limit:
+        raise store.refused(f"its kernel unpacks to {stated >> 20} MiB, and no more than {limit >> 20} MiB are read")
+    data = _unpacked(store, payload if name == "gzip" else payload[:-4], stated, alone=True)
+    if len(data) != stated:
+        raise store.refused(f"its kernel unpacks to {len(data)} bytes, and should to {stated}")
+    inner = Store(store.name, data)
+    if not data.startswith(elf.MAGIC):
+        raise store.refused("what is packed in it is no ELF file")
+    found = elf.read(inner)
+    flags = struct.unpack_from("<H", head, _XLOADFLAGS)[0] if protocol >= 0x20C else 0
+    arch = found.arch or ("x86_64" if flags & 1 else "")
+    return Opened(
+        "bzImage", _parts(inner, found), name, arch, _page_size(arch), _release(store, head), head[:2] == b"MZ"
+    )
+
+
+def _release(store: Store, head: bytes) -> str:
+    """Return the release that the header of a bzImage names; "" if it names none."""
+    at = struct.unpack_from("<H", head, _RELEASE)[0]
+    text = store.head(at + 512, 256).partition(b"\0")[0] if at else b""
+    return text.partition(b" ")[0].decode("ascii", "replace")
+
+
+def _zboot(store: Store, head: bytes, limit: int) -> Opened:
+    start, size = struct.unpack_from("<II", head.ljust(64, b"\0"), 8)
+    payload = store.cut(start, size, "the packed kernel that its header names")
+    called = head[24:32].partition(b"\0")[0].decode("ascii", "replace")
+    name = packed.compression(payload[:8])
+    if not name:
+        raise store.refused(f"byte {start}: the packed kernel that its header names begins like none")
+    if not (name == called or {name, called} == {"zstd", "zstd22"} or {name, called} == {"xz", "xzkern"}):
+        raise store.refused(f"its header says that it is packed with `{called}`, and it is with {name}")
+    data = _unpacked(store, payload, limit, alone=True)
+    inner = Store(store.name, data)
+    if data[56:60] == _ARM64 or data.startswith(elf.MAGIC):
+        found = _open(inner, limit, inner=True)
+    else:
+        found = Opened("", (Part("", data, 0, len(data)),), arch=pe.arch(store))
+    return found._replace(form="EFI zboot", packed=name, efi=True)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""What the next boot's initrd has of safemem: every part of it, read as the kernel reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from safemem.boot import compiled
+from safemem.initramfs import check, packed
+from safemem.outgoing.expected import Policies
+from safemem.outgoing.findings import Finding, finding
+from safemem.outgoing.nextline import Line
+
+
+class Initrd(NamedTuple):
+    """One that is given, or that is in a unified image."""
+
+    name: str
+    data: bytes
+
+
+class Looked(NamedTuple):
+    """What was found in all of them together."""
+
+    names: str
+    size: int  #: bytes
+    inside: check.Inside | None
+    found: tuple[Finding, ...]
+
+
+def look(initrds: tuple[Initrd, ...]) -> Looked:
+    """Return what the initrds have of safemem, one behind the other as a kernel is given them."""
+    if not initrds:
+        return Looked("", 0, None, (finding("no-initrd", "neither --initrd nor the image has one"),))
+    names, last = ", ".join(item.name for item in initrds), len(initrds) - 1
+    # Each begins at a multiple of four bytes (Documentation/driver-api/early-userspace/buffer-format.rst).
+    data = initrds[0].data
+    if last:
+        data = b"".join(item.data.ljust(-(-len(item.data) // 4) * 4, b"\0") for item in initrds)
+    try:
+        inside = check.inside(data)
+    except packed.Unreadable as error:
+        return Looked(names, len(data), None, (finding("initrd-unreadable", names, why=error),))
+    except compiled.Invalid as error:
+        return Looked(names, len(data), None, (finding("initrd-policy-unfit", names, why=error),))
+    found = () if inside else (finding("initrd-without-safemem", names),)
+    return Looked(names, len(data), inside, found)
+
+
+def policies(looked: Looked, line: Line) -> Policies | None:
+    """Return the policies that decide in the next boot; None if the initrd has none."""
+    inside = looked.inside
+    if inside is None:
+        return None
+    named = line.get("safemem.policy")
+    other = inside.others.get(named) if named is not None else None
+    return Policies(inside.built_in, (other,) if other else ())
+
+
+def checks(looked: Looked, line: Line, wanted: check.Wanted | None) -> Iterator[Finding]:
+    """Yield what is wrong with the initrd; `wanted` are the policies that are meant, None if nobody says."""
+    yield from looked.found
+    inside = looked.inside
+    if inside is None:
+        return
+    if inside.fault:
+        yield finding("initrd-not-first", looked.names, why=inside.fault)
+    if wanted is not None and (why := check.differs(inside, wanted)):
+        yield finding("initrd-other-policy", looked.names, why=why)
+    if why := check.unproven(inside):
+        yield finding("initrd-unproven", looked.names, why=why)
+    if inside.built_in.observe:
+        yield finding("only-observes", looked.names)
+    named = line.get("safemem.policy")
+    if named is not None and named not in inside.others:
+        yield finding("policy-not-named", looked.names, name=named)

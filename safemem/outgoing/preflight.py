@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: MIT
+"""The preflight: what this kernel hands over, crossed with what the next one is and is given; findings, and one verdict.
+
+Reads nothing but through `running` and `guardline`; changes nothing.
+
+INVARIANT: `compatible` takes versions on both sides that are known and meet: everything else is a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from safemem.boot.model import UNKNOWN
+from safemem.initramfs.check import Wanted
+from safemem.outgoing import expected, guardline, nextinitrd, nextline, prediction, profile
+from safemem.outgoing.expected import Ending, NextBoot, Policies
+from safemem.outgoing.findings import SEVERITIES, Finding, finding, verdict
+from safemem.outgoing.kernel import Kernel
+from safemem.outgoing.nextinitrd import Initrd
+from safemem.outgoing.prediction import Prediction
+from safemem.outgoing.running import Running
+
+LOADERS = ("kexec_file", "kexec_load")
+
+
+class Asked(NamedTuple):
+    """What is about to be loaded, and what is meant."""
+
+    kernels: tuple[Kernel, ...]  #: of the image, of a unified one that has several, one for each profile
+    cmdline: str | None = None  #: None takes the image's own, if it has one
+    initrds: tuple[Initrd, ...] = ()  #: beside those in the image
+    loader: str = LOADERS[0]
+    wanted: Wanted | None = None  #: the policies that are to be in the initrd; None if nobody says
+    policies: Policies | None = None  #: the policy that is meant, where no initrd tells one
+    profile: profile.Profile | None = None
+
+
+class Report(NamedTuple):
+    """What was found out."""
+
+    kernel: Kernel
+    running: Running
+    prediction: Prediction
+    found: tuple[Finding, ...]  #: the worst first
+    endings: tuple[Ending, ...]  #: what comes of the kexec, the expected first
+
+    @property
+    def verdict(self) -> str:
+        """One of VERDICTS."""
+        return verdict(self.found)
+
+
+def examine(running: Running, asked: Asked) -> Report:
+    """Return everything that speaks for and against this kexec."""
+    kernel = asked.kernels[0]
+    line = nextline.line(kernel, asked.cmdline if asked.cmdline is not None else kernel.cmdline)
+    own = tuple(Initrd(f"{kernel.path} (initrd {n})", data) for n, data in enumerate(kernel.initrds, 1))
+    looked = nextinitrd.look((*own, *asked.initrds))
+    policies = nextinitrd.policies(looked, line) or asked.policies
+    boot = NextBoot(running, kernel, line, policies)
+    outcome = prediction.predict(running.outgoing, kernel)
+    if asked.loader != LOADERS[0] and outcome.outcome != "none":
+        outcome = outcome._replace(outcome="none", why="kexec_load(2) hands nothing over", code="old-loader")
+    ground, why = guardline.ground(running, kernel, looked.size)
+    state = expected.state(outcome, line)
+    endings = expected.endings(boot, state)
+    found = [
+        *_running(running),
+        *guardline.scratch(running, kernel, looked.size, ground),
+        *_pairing(running, kernel, outcome),
+        *_image(running, asked.kernels),
+        *_loader(running, asked.loader),
+        *nextline.check(running, kernel, line, policies.built_in if policies else None),
+        *guardline.check(running, kernel, line, ground, why),
+        *nextinitrd.checks(looked, line, asked.wanted),
+        *_ends(boot, endings, state),
+        *(profile.check(asked.profile, kernel, policies) if asked.profile else ()),
+    ]
+    return Report(kernel, running, outcome, tuple(sorted(found, key=_order)), endings)
+
+
+def _order(found: Finding) -> int:
+    return SEVERITIES.index(found.severity)
+
+
+# ---- this kernel
+
+
+def _running(running: Running) -> Iterator[Finding]:
+    kho = running.outgoing.kho
+    if kho.value == UNKNOWN:
+        yield finding("kho-untold", f"{kho.source}: {kho.reason}")
+    stake = running.at_stake
+    if stake.value != "no" and kho.value != "no":
+        yield finding("at-stake" if stake.value == "yes" else "stake-untold", stake.reason)
+    for area in running.in_kernel_zone:
+        yield finding("kernel-zone", area, severity="warning" if stake.value == "no" else "error")
+    if running.replaced:
+        yield finding("other-file", running.image_fault)
+    image = running.image
+    if image is None or running.proven:
+        return
+    if running.build_id and image.build_ids:
+        yield finding("running-differs", f"the kernel has build ID {running.build_id}", path=image.path)
+    elif image.release and image.release != running.outgoing.release:
+        yield finding("running-differs", f"it is {image.release}, and {running.outgoing.release} runs", path=image.path)
+    else:
+        yield finding("running-on-word", "--running", path=image.path)
+
+
+def _pairing(running: Running, kernel: Kernel, outcome: Prediction) -> Iterator[Finding]:
+    """Yield what becomes of the handover by what both kernels speak, and what is lost of one that is accepted."""
+    held = "warning" if running.at_stake.value == "no" else "error"
+    if outcome.code == "old-loader":
+        return  # said of the loader
+    yield finding(outcome.code, outcome.why)
+    for why in outcome.untold:
+        yield finding("pairing-untold", why)
+    if outcome.outcome != "accepted":
+        return
+    a = running.outgoing
+    for name in outcome.lost:
+        if name == "LUO":
+            yield finding("no-luo", outcome.why, severity=held)
+        elif name in a.preserves:
+            yield finding("producer-missing", running.tree, name=name)
+        elif name in a.speaks.handlers:
+            yield finding(
+                "handler-missing", f"{running.image.path if running.image else a.what} has it", severity=held, name=name
+            )
+        else:
+            yield finding("producer-missing", a.what, severity=held, name=name)
+    if a.luo.value != "no" and "LUO" not in outcome.lost and running.image is None:
+        severity = "note" if running.at_stake.value == "no" else ""
+        yield finding("handlers-untold", running.image_fault, severity=severity)
+    for module in kernel.modules:
+        for name in sorted(module.handlers & a.speaks.handlers - kernel.speaks.handlers):
+            yield finding("in-module", module.path, name=name)
+
+
+def _image(running: Running, kernels: tuple[Kernel, ...]) -> Iterator[Finding]:
+    if len(kernels) > 1:
+        yield finding("several-profiles", ", ".join(item.profile or "the first" for item in kernels))
+    for what in kernels[0].untold:
+        yield finding("image-untold", kernels[0].path, what=what)
+
+
+def _loader(running: Running, loader: str) -> Iterator[Finding]:
+    if loader == LOADERS[0]:
+        return
+    handed = running.snapshot.facts["handover"].value
+    # kexec-tools copies the whole device tree there, with what the kernel before has left in it.
+    stale = running.outgoing.arch == "aarch64" and handed != "none"
+    yield finding("stale-handover" if stale else "old-loader", f"--loader {loader}; this boot's handover is {handed}")
+
+
+# ---- the policy
+
+
+def _ends(boot: NextBoot, endings: tuple[Ending, ...], state: str) -> Iterator[Finding]:
+    """Yield what is wrong with how the next boot ends where the handover itself goes well, and where it does not."""
+    if state == "accepted" and boot.kernel.kho.value == "yes" and not expected.by_token(boot):
+        shown = expected.shows(boot)
+        if shown is not True:
+            code = "reads-unknown" if shown is False else "reads-untold"
+            yield finding(code, boot.kernel.config_source or boot.kernel.path)
+    if boot.policies is None:
+        return
+    name = boot.policies.built_in.name
+    for item in endings:
+        if item.state == "accepted" and item.expected:
+            yield from _accepted(boot, item, name)
+        elif state == "accepted" and item.state == "rejected" and item.action == "online-all" and not _careless(boot):
+            yield finding("policy-loose", f"policy `{name}`", rule=item.rule, state=item.reads)
+
+
+def _careless(boot: NextBoot) -> bool:
+    """Return whether a policy that onlines everything after a rejection does no harm, or is told of already."""
+    observes = boot.policies is not None and boot.policies.built_in.observe
+    return observes or boot.running.at_stake.value == "no"
+
+
+def _accepted(boot: NextBoot, item: Ending, name: str) -> Iterator[Finding]:
+    """Compare what comes of the acceptance that is expected with what would come of one that the next boot can see."""
+    evidence = f"policy `{name}`"
+    if expected.ends(item):
+        yield finding("policy-ends", evidence, action=item.action, rule=item.rule, state=item.reads)
+    elif item.reads != "accepted":
+        seen = boot._replace(kernel=boot.kernel._replace(config={"CONFIG_KEXEC_HANDOVER_DEBUGFS": "y"}))
+        wanted = expected.ending(seen, "accepted")
+        if wanted.action != item.action:
+            yield finding("policy-holds", evidence, action=item.action, rule=item.rule, wanted=wanted.action)

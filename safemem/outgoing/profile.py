@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""A fleet's profile, in TOML: which kernels, versions and policies it allows. Read, written, and held against a kernel."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from safemem.boot.model import Refused
+from safemem.outgoing.expected import Policies
+from safemem.outgoing.findings import Finding, finding
+from safemem.outgoing.kernel import Kernel
+from safemem.policy import load, places
+from safemem.policy.values import near, show
+
+FORMAT = 1
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_Version = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,48}$")]
+_Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{16,128}$")]
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_NAME = r"^[^\x00-\x1f\x7f]{1,200}$"
+#: What each pattern asks for, in words.
+_FORMS = {
+    _NAME: "one line of text",
+    r"^[\x21-\x7e]{1,48}$": "a version such as `kho-v4`",
+    r"^[0-9a-f]{16,128}$": "a build ID, 16 to 128 hexadecimal digits",
+    r"^[0-9a-f]{64}$": "a digest, 64 hexadecimal digits",
+}
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class AllowedKernel(_Table):
+    """`[[kernel]]`: one that the fleet may boot."""
+
+    release: str = Field(pattern=_NAME, description="What `uname -r` says of it.")
+    arch: str = Field("", description="Its architecture, as /proc/sys/kernel/arch calls it; without it any.")
+    build_ids: list[_Hex] = Field(
+        [], description="Its build IDs, all that its image shows; without them any of the release."
+    )
+    tree: list[_Version] = Field([], description="Versions of the device tree that KHO passes.")
+    luo: list[_Version] = Field([], description="Versions of LUO.")
+    handlers: list[_Version] = Field([], description="Versions of the files that sessions may hold.")
+    producers: list[_Version] = Field([], description="Versions of what else puts data into the tree.")
+
+
+class Profile(_Table):
+    """The file."""
+
+    format: Literal[1] = Field(description="Format of this file.")
+    name: str = Field(pattern=_NAME, description="Stands in messages.")
+    kernel: list[AllowedKernel] = Field(min_length=1, description="The kernels that the fleet may boot.")
+    policies: list[_Digest] = Field([], description="Digests of the policies that may decide; without them any.")
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of profiles."""
+    return {"$schema": DRAFT, **Profile.model_json_schema()}
+
+
+# ---- reading
+
+
+def parse(data: bytes, where: str) -> Profile:
+    """Return the profile in `data`, the content of the file `where`.
+
+    Raises:
+        load.PolicyError: it is not a valid profile; every problem with its place.
+    """
+    text = load.decode(data, where)
+    document = load.toml(text, where)
+    try:
+        return Profile.model_validate(document)
+    except ValidationError as error:
+        found = places.find(text)
+        problems = []
+        for details in error.errors(include_url=False):
+            path, message = _explain(details)
+            problems.append(load.Problem(path, *places.nearest(found, path), message))
+        raise load.PolicyError(where, sorted(problems, key=lambda item: (item.line, item.column))) from None
+
+
+def _explain(details: ErrorDetails) -> tuple[places.Path, str]:
+    """Return where one of pydantic's errors is, and what we say of it."""
+    path, value = tuple(details["loc"]), details["input"]
+    key = str(path[-1]) if path else ""
+    match details["type"]:
+        case "extra_forbidden":
+            keys = AllowedKernel.model_fields if path[:1] == ("kernel",) else Profile.model_fields
+            return path, f"unknown key `{key}`{near(key, tuple(keys))}"
+        case "missing":
+            return path[:-1], f"`{key}` is missing"
+        case "literal_error":
+            return path, f"{show(value)} is not a format that this safemem reads; it reads {FORMAT}"
+        case "too_short":
+            return path, "the list is empty"
+        case "string_pattern_mismatch":
+            return path, f"expected {_FORMS[details['ctx']['pattern']]}, not {show(value)}"
+        case "string_type":
+            return path, f"expected text, not {show(value)}"
+        case "list_type":
+            return path, f"expected a list, not {show(value)}"
+        case "model_type" | "dict_type":
+            return path, f"expected a table, not {show(value)}"
+    return path, f"{details['msg'].lower()}: {show(value)}"
+
+
+# ---- writing
+
+
+class Unspeakable(Refused):
+    """A kernel cannot stand in a profile; the message says why."""
+
+    kind = "invalid"
+
+
+def write(name: str, kernels: Iterable[Kernel], digests: Iterable[str] = ()) -> str:
+    """Return a profile that allows these kernels and policies.
+
+    Raises:
+        Unspeakable: what an image tells cannot be written, or it tells no release.
+    """
+    lines = [f"format = {FORMAT}", f"name = {_quoted(name, 'the name')}"]
+    allowed = sorted(set(digests))
+    if allowed:
+        lines.append(f"policies = {_listed(allowed, 'the digests')}")
+    for kernel in kernels:
+        if not kernel.release:
+            raise Unspeakable(f"{kernel.path}: its release cannot be told, so no profile can name it")
+        speaks, path = kernel.speaks, kernel.path
+        lines += ["", "[[kernel]]", f"release = {_quoted(kernel.release, path)}"]
+        if kernel.arch:
+            lines.append(f"arch = {_quoted(kernel.arch, path)}")
+        for key, found in (
+            ("build_ids", kernel.build_ids),
+            ("tree", speaks.tree),
+            ("luo", speaks.luo),
+            ("handlers", _handlers(kernel)),
+            ("producers", speaks.producers),
+        ):
+            lines.append(f"{key} = {_listed(found, path)}")
+    return "\n".join(lines) + "\n"
+
+
+def _listed(texts: Iterable[str], where: str) -> str:
+    return f"[{', '.join(_quoted(text, where) for text in sorted(set(texts)))}]"
+
+
+def _quoted(text: str, where: str) -> str:
+    """Return a basic string of TOML."""
+    if not re.fullmatch(r"[\x20-\x7e]+", text):
+        raise Unspeakable(f"{where}: {show(text)} cannot stand in a profile: it is not one line of ASCII")
+    return json.dumps(text)
+
+
+def _handlers(kernel: Kernel) -> frozenset[str]:
+    return kernel.speaks.handlers.union(*(module.handlers for module in kernel.modules))
+
+
+# ---- comparing
+
+
+def check(allowed: Profile, kernel: Kernel, policies: Policies | None) -> Iterator[Finding]:
+    """Yield in what a kernel and the policy of its boot are outside the profile."""
+    entry = next((item for item in allowed.kernel if _is(item, kernel)), None)
+    if entry is None:
+        ids = ", ".join(kernel.build_ids) or "no build ID"
+        yield finding(
+            "profile-kernel", f"{kernel.path} is {kernel.release or 'of no known release'}, {ids}", name=allowed.name
+        )
+    else:
+        speaks = kernel.speaks
+        for key, found in (
+            ("tree", speaks.tree), ("luo", speaks.luo), ("handlers", _handlers(kernel)), ("producers", speaks.producers),
+        ):  # fmt: skip
+            wanted = frozenset(getattr(entry, key))
+            if found != wanted:
+                why = f"{key} {', '.join(sorted(found)) or 'none'}, not {', '.join(sorted(wanted)) or 'none'}"
+                yield finding("profile-versions", kernel.path, why=why)
+    if allowed.policies:
+        found_policies = (policies.built_in, *policies.named) if policies else ()
+        digests = [item.digest for item in found_policies]
+        if not digests or not set(digests) <= set(allowed.policies):
+            seen = ", ".join(digest[:12] for digest in digests) or "none is known"
+            yield finding("profile-policy", seen, name=allowed.name)
+
+
+def _is(entry: AllowedKernel, kernel: Kernel) -> bool:
+    """Return whether a kernel is the one that an entry allows. A part of an image's build IDs may be shared by others."""
+    if entry.release != kernel.release or (entry.arch and entry.arch != kernel.arch):
+        return False
+    return not entry.build_ids or set(entry.build_ids) == set(kernel.build_ids)

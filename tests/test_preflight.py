@@ -1,0 +1,668 @@
+# SPDX-License-Identifier: MIT
+"""Preflight: each finding from what makes it, the verdict, what the policy makes of each end, and the formats."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safemem.boot import compiled, handover_args
+from safemem.boot.cmdline import sealed
+from safemem.boot.model import Fact, Policy, Term
+from safemem.cli import main
+from safemem.initramfs.check import Wanted
+from safemem.initramfs.items import PREFIX
+from safemem.outgoing import image, prediction, preflight, running
+from safemem.outgoing.findings import CODES, SEVERITIES
+from safemem.outgoing.kernel import Feature, Kernel, Module, Speaks
+from safemem.outgoing.nextinitrd import Initrd
+from safemem.outgoing.preflight import Asked, Report
+from safemem.outgoing.running import Running
+from safemem.policy import compiler, load
+from safemem.render import preflight as render
+from tests import fakes
+from tests.fakes import machine
+from tests.kit import NEVER, POLICY, archive, base, policy, proof, rule, snapshot, units, when
+
+ID = "ab" * 20
+YES, NO, UNTOLD = Fact("yes", "config"), Fact("no", "config"), Fact("unknown", "image", "nothing tells")
+CONFIG = {
+    "CONFIG_KEXEC_HANDOVER": "y",
+    "CONFIG_KEXEC_HANDOVER_DEBUGFS": "y",
+    "CONFIG_HUGETLBFS": "y",
+    "CONFIG_NUMA": "y",
+}
+SPEAKS = Speaks(
+    frozenset({"kho-v4"}), frozenset({"luo-v5"}), frozenset({"memfd-v2"}), frozenset({"memblock-v1", "reserve-mem-v1"})
+)
+CURRENT = Kernel(
+    "vmlinuz", "bzImage", arch="x86_64", release="7.3.4", build_ids=(ID,), page_size=4096, config=CONFIG,
+    config_source="the image", kho=YES, luo=YES, speaks=SPEAKS,
+)  # fmt: skip
+
+
+class Case(NamedTuple):
+    """A machine, what is about to be loaded there, and what reads the image of the kernel that runs."""
+
+    root: Path
+    asked: Asked
+    images: running.Reader
+    named: str = ""
+
+    @property
+    def kernel(self) -> Kernel:
+        """The next kernel."""
+        return self.asked.kernels[0]
+
+    @property
+    def cmdline(self) -> str:
+        """The next command line."""
+        return self.asked.cmdline or ""
+
+    def now(self, **changes: Any) -> Case:
+        """Return the case with another kernel than CURRENT running."""
+        return self._replace(images=lambda path: (CURRENT._replace(path=path, **changes),))
+
+    def next(self, **changes: Any) -> Case:
+        """Return the case with another next kernel."""
+        return self._replace(asked=self.asked._replace(kernels=(self.kernel._replace(**changes),)))
+
+    def line(self, old: str, new: str) -> Case:
+        """Return the case with something on the next command line replaced, or with `old` empty appended."""
+        text = self.cmdline.replace(old, new) if old else f"{self.cmdline} {new}"
+        assert text != self.cmdline
+        return self._replace(asked=self.asked._replace(cmdline=text))
+
+    def initrd(self, *parts: dict[str, bytes]) -> Case:
+        """Return the case with another initrd, of so many parts."""
+        made = tuple(Initrd(f"part {number}", archive(files)) for number, files in enumerate(parts))
+        return self._replace(asked=self.asked._replace(initrds=made))
+
+    def decided(self, by: Policy) -> Case:
+        """Return the case with another policy in the initrd, which is meant."""
+        data = compiler.dump(by)
+        files = {**base(), **units(by.on_failure.action), f"{PREFIX}/policy.json": data, **proof(data)}
+        digest = compiled.load(data, "p").digest
+        return self.initrd(files)._replace(asked=self.initrd(files).asked._replace(wanted=Wanted(digest, {})))
+
+    def report(self) -> Report:
+        """Return what preflight says."""
+        return preflight.examine(running.read(str(self.root), self.images, self.named), self.asked)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Case:
+    """Return a machine and a kexec in which nothing is wrong."""
+    root = fakes.outgoing(machine(tmp_path), ID)
+    (root / "boot").mkdir()
+    (root / "boot/vmlinuz-7.3.4").write_bytes(bytes(1 << 20))
+    next_image = tmp_path / "vmlinuz"
+    next_image.write_bytes(bytes(1 << 20))
+    kernel = CURRENT._replace(path=str(next_image))
+    advice = handover_args.advise(str(root), str(next_image))
+    cmdline = " ".join(("kho=on liveupdate=on", *advice.arguments))
+    wanted = Wanted(load.read(POLICY).digest, {})
+    asked = Asked((kernel,), cmdline, wanted=wanted)
+    return Case(root, asked, lambda path: (CURRENT._replace(path=path),)).initrd({**base(), **units()})
+
+
+def codes(report: Report, *severities: str) -> set[str]:
+    """Return the codes of a report's findings."""
+    return {item.code for item in report.found if item.severity in (severities or SEVERITIES)}
+
+
+def test_nothing_wrong(good: Case) -> None:
+    """Both kernels are known and speak the same: compatible, and notes are all that there is to say."""
+    report = good.report()
+
+    assert (report.verdict, codes(report)) == ("compatible", {"agreed", "no-kdump"}), report.found
+    assert report.running.proven and report.running.tree == "sys/kernel/debug/kho/out/fdt"
+    assert report.endings[0][:3] == ("accepted", "accepted", "online-all")
+
+
+# ---- findings
+
+
+def hold(case: Case, name: str = "guest") -> Case:
+    """Have a process hold a session, with which the word on the next command line is no longer right."""
+    fakes.process(case.root, 99, f"anon_inode:[luo_session] {name}")
+    told = handover_args.advise(str(case.root), case.kernel.path).arguments
+    return case._replace(asked=case.asked._replace(cmdline=" ".join(("kho=on liveupdate=on", *told))))
+
+
+def gone(case: Case, *names: str) -> Case:
+    """Take files of the machine away."""
+    for name in names:
+        (case.root / name).unlink()
+    return case
+
+
+def put(case: Case, name: str, text: str | bytes) -> Case:
+    """Put a file of the machine."""
+    path = case.root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return case
+
+
+def no_kho(case: Case) -> Case:
+    """Have this kernel built without KHO."""
+    for name in ("fdt", "scratch_phys", "scratch_len"):
+        (case.root / "sys/kernel/debug/kho/out" / name).unlink()
+    for name in ("LUO", "kexec-metadata"):
+        (case.root / "sys/kernel/debug/kho/out/sub_fdts" / name).unlink()
+    (case.root / "sys/kernel/debug/kho/out/sub_fdts").rmdir()
+    (case.root / "sys/kernel/debug/kho/out").rmdir()
+    (case.root / "sys/class/misc/liveupdate/dev").unlink()
+    (case.root / "sys/class/misc/liveupdate").rmdir()
+    (case.root / "proc/config.gz").unlink()
+    return put(case, "proc/config.gz", gzip.compress(b"# CONFIG_KEXEC_HANDOVER is not set\n"))
+
+
+def no_debugfs(case: Case) -> Case:
+    """Have this kernel show nothing of KHO but LUO's device."""
+    shutil.rmtree(case.root / "sys/kernel/debug/kho")
+    return case
+
+
+def hot(case: Case, zone: str) -> Case:
+    """Online the DIMM in a zone."""
+    for number in range(32, 40):
+        put(case, f"sys/devices/system/memory/memory{number}/state", "online\n")
+        put(case, f"sys/devices/system/memory/memory{number}/valid_zones", f"{zone}\n")
+    return case
+
+
+def speaks(**changes: frozenset[str] | tuple[Feature, ...]) -> Speaks:
+    """Return what CURRENT speaks, with changes."""
+    return SPEAKS._replace(**changes)  # type: ignore[arg-type]
+
+
+def words(*found: str) -> frozenset[str]:
+    """Return a set of versions."""
+    return frozenset(found)
+
+
+def big(case: Case) -> Case:
+    """Have an initrd that no scratch area holds."""
+    part = case.asked.initrds[0]
+    padding = Initrd("padding", bytes(300 << 20))
+    return case._replace(asked=case.asked._replace(initrds=(part, padding)))
+
+
+def seen(fallback: str, **more: Any) -> Policy:
+    """Return a policy that onlines everything after a handover that it can see to be accepted."""
+    return policy(
+        rule("online-all", name="seen", when=when("handover", Term("is", "accepted"))), otherwise=fallback, **more
+    )
+
+
+BLIND = {**CONFIG, "CONFIG_KEXEC_HANDOVER_DEBUGFS": ""}
+Change = Callable[[Case], Case]
+#: What is done to a kexec in which nothing is wrong -> the findings that are then made beside the notes, and the verdict.
+TABLE: dict[str, tuple[Change, set[str], str]] = {
+    # This kernel.
+    "no KHO here": (no_kho, {"kho-off", "guard-untold"}, "incompatible"),
+    "no debugfs here": (no_debugfs, {"scratch-untold", "stake-untold", "word-stale", "policy-loose", "guard-untold"}, "cannot tell"),
+    "kernel replaced": (lambda case: case.now(build_ids=("cd" * 20,)), {"other-file", "handlers-untold"}, "compatible"),
+    "kernel not found": (lambda case: gone(case, "boot/vmlinuz-7.3.4"), {"handlers-untold"}, "compatible"),
+    "not found and a session held": (
+        lambda case: hold(gone(case, "boot/vmlinuz-7.3.4")), {"handlers-untold", "at-stake"}, "cannot tell",
+    ),
+    "other file named": (
+        lambda case: case.now(build_ids=("cd" * 20,))._replace(named="/boot/old"), {"running-differs"}, "cannot tell",
+    ),
+    "named, and nothing proves it": (
+        lambda case: gone(case, "sys/kernel/notes")._replace(named="/boot/old"), {"running-on-word"}, "compatible",
+    ),
+    "a session held": (hold, {"at-stake"}, "compatible"),
+    "processes hidden": (
+        lambda case: put(case, "proc/self/mountinfo", "22 27 0:21 / /proc rw - proc proc rw,hidepid=2\n"),
+        {"stake-untold", "word-stale", "policy-loose"}, "cannot tell",
+    ),
+    "movable": (lambda case: hot(case, "Movable"), set(), "compatible"),
+    "kernel zone, nothing held": (lambda case: hot(case, "Normal"), {"kernel-zone"}, "compatible"),
+    "kernel zone": (lambda case: hold(hot(case, "Normal")), {"kernel-zone", "at-stake"}, "incompatible"),
+    "scratch too small": (big, {"scratch-small", "guard-untold"}, "incompatible"),
+    "scratch tight": (
+        lambda case: big(case)._replace(
+            asked=case.asked._replace(initrds=(*case.asked.initrds, Initrd("more", bytes(100 << 20))))
+        ).next(release="7.2.1"),
+        {"scratch-tight", "guard-other"}, "compatible",
+    ),
+    # The two kernels.
+    "other architecture": (lambda case: case.next(arch="aarch64"), {"other-arch"}, "incompatible"),
+    "other page size": (lambda case: case.next(page_size=65536), {"page-size"}, "incompatible"),
+    "no KHO there": (lambda case: case.next(kho=NO, luo=NO), {"no-kho"}, "incompatible"),
+    "KHO differs": (lambda case: case.next(speaks=speaks(tree=words("kho-v3"))), {"kho-differs"}, "incompatible"),
+    "two versions there": (lambda case: case.next(speaks=speaks(tree=words("kho-v3", "kho-v4"))), set(), "compatible"),
+    "LUO differs": (lambda case: case.next(speaks=speaks(luo=words("luo-v4"))), {"luo-differs"}, "incompatible"),
+    "LUO differs and is off": (
+        lambda case: case.next(speaks=speaks(luo=words("luo-v4"))).line("liveupdate=on", "liveupdate=off"),
+        {"luo-differs", "luo-not-asked"}, "incompatible",
+    ),
+    "KHO there not known": (lambda case: case.next(kho=UNTOLD), {"pairing-untold"}, "cannot tell"),
+    "no version there": (lambda case: case.next(speaks=Speaks()), {"pairing-untold"}, "cannot tell"),
+    "no LUO version there": (lambda case: case.next(speaks=speaks(luo=words())), {"pairing-untold"}, "cannot tell"),
+    "no LUO there": (lambda case: case.next(luo=NO), {"no-luo"}, "compatible"),
+    "no LUO there, a session held": (lambda case: hold(case.next(luo=NO)), {"no-luo", "at-stake"}, "incompatible"),
+    "a handler missing": (lambda case: case.next(speaks=speaks(handlers=words())), {"handler-missing"}, "compatible"),
+    "a handler missing, a session held": (
+        lambda case: hold(case.next(speaks=speaks(handlers=words()))), {"handler-missing", "at-stake"}, "incompatible",
+    ),
+    "a handler in a module": (
+        lambda case: case.next(speaks=speaks(handlers=words()), modules=(Module("memfd.ko", words("memfd-v2")),)),
+        {"in-module"}, "compatible",
+    ),
+    "a producer missing": (lambda case: case.next(speaks=speaks(producers=words())), {"producer-missing"}, "compatible"),
+    "a producer with data missing": (
+        lambda case: hold(
+            put(case, "sys/kernel/debug/kho/out/sub_fdts/memblock", fakes.fdt((), b"memblock-v1\0"))
+        ).next(speaks=speaks(producers=words())),
+        {"producer-missing", "at-stake"}, "incompatible",
+    ),
+    "a feature missing": (
+        lambda case: case.now(speaks=speaks(features=(Feature("memfd", 3, 2, 2),))).next(
+            speaks=speaks(features=(Feature("memfd", 1, 0, 0),))
+        ),
+        {"features-differ"}, "incompatible",
+    ),
+    "a feature not told of": (
+        lambda case: case.now(speaks=speaks(features=(Feature("memfd", 3, 2, 2),))), {"pairing-untold"}, "cannot tell",
+    ),
+    "not told by the image": (lambda case: case.next(untold=("numbers in blobs",)), {"image-untold"}, "compatible"),
+    "several profiles": (
+        lambda case: case._replace(asked=case.asked._replace(kernels=case.asked.kernels * 2)), {"several-profiles"}, "compatible",
+    ),
+    # The loader.
+    "old loader": (lambda case: case._replace(asked=case.asked._replace(loader="kexec_load")), {"old-loader"}, "incompatible"),
+    # The next command line.
+    "no command line": (
+        lambda case: case._replace(asked=case.asked._replace(cmdline=None)), {"no-cmdline"}, "cannot tell",
+    ),
+    "the image's own": (
+        lambda case: case.next(cmdline=case.cmdline)._replace(asked=case.next(cmdline=case.cmdline).asked._replace(cmdline=None)),
+        set(), "compatible",
+    ),
+    "quotation mark": (lambda case: case.line("", 'x="y'), {"quote-open"}, "incompatible"),
+    "too long": (lambda case: case.line("", "x=" + "y" * 2000), {"cmdline-long"}, "incompatible"),
+    "kho=off": (lambda case: case.line("kho=on", "kho=off"), {"kho-not-asked", "luo-not-asked"}, "incompatible"),
+    "no kho=": (lambda case: case.line("kho=on ", ""), {"kho-not-asked", "luo-not-asked"}, "incompatible"),
+    "no kho=, on by default": (
+        lambda case: case.line("kho=on ", "").next(config={**CONFIG, "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT": "y"}),
+        set(), "compatible",
+    ),
+    "no kho=, no configuration": (
+        lambda case: case.line("kho=on ", "").next(config=None), {"kho-ask-untold"}, "cannot tell",
+    ),
+    "no liveupdate=": (lambda case: case.line("liveupdate=on ", ""), {"luo-not-asked"}, "compatible"),
+    "no liveupdate=, a session held": (
+        lambda case: hold(case).line("liveupdate=on ", ""), {"luo-not-asked", "at-stake"}, "incompatible",
+    ),
+    "no hold": (lambda case: case.line("memhp_default_state=offline", ""), {"memhp-online"}, "compatible"),
+    "safemem=off": (lambda case: case.line("", "safemem=off"), {"safemem-off"}, "compatible"),
+    "no guard": (lambda case: case._replace(asked=case.asked._replace(cmdline=NO_GUARD)), {"no-guard", "no-safe"}, "compatible"),
+    "guard cut": (lambda case: case.line("", "safemem.guard=0x1000000"), {"guard-bad"}, "incompatible"),
+    "guard not asked for": (lambda case: case.line("crashkernel=", "crashkernel_x="), {"guard-not-asked"}, "incompatible"),
+    "guard in scratch": (
+        lambda case: case.line("", "safemem.guard=0x28000000-0x28ffffff crashkernel=16M@0x28000000"),
+        {"guard-stale"}, "incompatible",
+    ),
+    "another guard": (
+        lambda case: case.line("", "safemem.guard=0x1000000-0x1ffffff crashkernel=16M@0x1000000"), {"guard-other"}, "compatible",
+    ),
+    "cma": (lambda case: case.line("", "cma=64M"), {"guard-defeated"}, "incompatible"),
+    "hugetlb_cma": (lambda case: case.line("", "hugetlb_cma=2G"), {"guard-defeated"}, "incompatible"),
+    "init_on_free": (lambda case: case.line("", "init_on_free=1"), {"guard-overwritten"}, "compatible"),
+    "too many pages": (lambda case: case.line("", "hugepages=400"), {"guard-pages"}, "compatible"),
+    "safe region cut": (lambda case: case.line("safemem.safe=", "safemem.safe=0x1000-0x1fff,"), {"safe-bad", "word-bad"}, "incompatible"),
+    "safe region without its sum": (
+        lambda case: case.line("", f"safemem.safe={AREAS}"), {"safe-unsealed", "word-bad"}, "compatible",
+    ),
+    "another safe region": (
+        lambda case: case.line("", f"safemem.safe={sealed('0x1000-0x1fff')}"), {"safe-stale", "word-bad"}, "incompatible",
+    ),
+    "a token that nobody holds": (
+        lambda case: case.line("", f"safemem.token={sealed('ab' * 32)}"), {"token-stale", "word-bad"}, "incompatible",
+    ),
+    "a token that is cut": (lambda case: case.line("", "safemem.token=ab"), {"token-stale", "word-bad"}, "incompatible"),
+    "panic=10": (lambda case: case.line("", "panic=10"), {"panic-resets"}, "compatible"),
+    # The next initrd.
+    "no initrd": (lambda case: case.initrd(), {"no-initrd"}, "cannot tell"),
+    "an initrd in two parts": (lambda case: case.initrd({"kernel/x": b""}, {**base(), **units()}), set(), "compatible"),
+    "an initrd that is none": (
+        lambda case: case._replace(asked=case.asked._replace(initrds=(Initrd("x", b"\x1f\x8bx" * 9),))),
+        {"initrd-unreadable"}, "incompatible",
+    ),
+    "safemem is not in it": (lambda case: case.initrd({"init": b"#!/bin/sh\n"}), {"initrd-without-safemem"}, "incompatible"),
+    "another format": (
+        lambda case: case.initrd({**base(), **units(), f"{PREFIX}/policy.json": b'{"format": 9}'}),
+        {"initrd-policy-unfit"}, "incompatible",
+    ),
+    "nothing starts it": (lambda case: case.initrd(base()), {"initrd-not-first"}, "incompatible"),
+    "another policy": (
+        lambda case: case._replace(asked=case.asked._replace(wanted=Wanted("0" * 64, {}))), {"initrd-other-policy"}, "incompatible",
+    ),
+    "not proved": (
+        lambda case: case.initrd({name: data for name, data in {**base(), **units()}.items() if "proven" not in name}),
+        {"initrd-unproven"}, "compatible",
+    ),
+    "no policy of that name": (lambda case: case.line("", "safemem.policy=x"), {"policy-not-named"}, "compatible"),
+    "only observes": (lambda case: case.decided(seen("panic", observe=True)), {"only-observes"}, "compatible"),
+    # What the policy makes of it.
+    "cannot show, and the policy panics": (
+        lambda case: case.next(config=BLIND).decided(seen("panic")), {"reads-unknown", "policy-ends"}, "incompatible",
+    ),
+    "cannot show, and the policy holds": (
+        lambda case: case.next(config=BLIND).decided(seen("online-safe")), {"reads-unknown", "policy-holds"}, "incompatible",
+    ),
+    "cannot show, and the policy trusts the guard": (
+        lambda case: case.next(config=BLIND).decided(seen("panic", trust_guard=True)), {"reads-unknown"}, "compatible",
+    ),
+    "no configuration": (
+        lambda case: case.next(config=None).decided(seen("panic")), {"reads-untold", "policy-ends"}, "incompatible",
+    ),
+    "the policy ends all boots": (lambda case: case.decided(policy(NEVER, otherwise="reboot")), {"policy-ends"}, "incompatible"),
+    "the policy onlines after a rejection": (
+        lambda case: hold(case).decided(policy(NEVER, otherwise="online-all")), {"policy-loose", "at-stake"}, "compatible",
+    ),
+}  # fmt: skip
+AREAS = "0x22400000-0x307fffff,0x33c00000-0x397fffff"
+NO_GUARD = "kho=on liveupdate=on memhp_default_state=offline"
+#: Said where nothing is wrong.
+USUAL = {"agreed", "no-kdump"}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_finding(good: Case, name: str) -> None:
+    """What is wrong is found, nothing else is, and the verdict follows."""
+    change, expected, said = TABLE[name]
+    report = change(good).report()
+
+    for item in report.found:
+        assert "{" not in item.message + item.remedy, item
+    assert (codes(report) - USUAL, report.verdict) == (expected, said), report.found
+
+
+def test_every_finding_is_in_the_table() -> None:
+    """Each code is made by one of the cases, and none by all of them; what the profile and other machines show has tests of its own."""
+    made = set().union(*(expected for _, expected, _ in TABLE.values())) | USUAL
+    others = {"kho-untold", "stale-handover", "profile-kernel", "profile-versions", "profile-policy"}
+
+    assert made | others == set(CODES)
+    assert not made & others
+
+
+def test_a_kernel_that_shows_nothing(good: Case) -> None:
+    """Of one without any file or configuration it is not known whether it hands anything over."""
+    case = gone(no_debugfs(good), "sys/class/misc/liveupdate/dev", "proc/config.gz")
+    (case.root / "sys/class/misc/liveupdate").rmdir()
+    report = case.report()
+
+    assert "kho-untold" in codes(report, "unknown")
+
+
+@pytest.mark.parametrize(("offered", "code"), [(False, "old-loader"), (True, "stale-handover")])
+def test_the_old_loader_on_arm64(good: Case, offered: bool, code: str) -> None:
+    """There it passes the handover of the kernel before on, if there was one."""
+    case = put(good, "proc/sys/kernel/arch", "aarch64\n").next(arch="aarch64")
+    if offered:
+        fakes.pass_on(case.root, (0xA, bytes(32)))
+    case = case._replace(asked=case.asked._replace(loader="kexec_load"))
+
+    assert {"old-loader", "stale-handover"} & codes(case.report(), "error") == {code}
+
+
+# ---- what the kernel that runs tells
+
+
+def test_running(good: Case) -> None:
+    """The tree and LUO's data say in which versions they are, notes which file it is, the file what else it has."""
+    now = running.read(str(good.root), good.images)
+
+    assert now.outgoing.speaks == SPEAKS and now.outgoing.sure and now.build_id == ID
+    assert now.nodes == ("LUO", "kexec-metadata", "memblock")
+    assert (now.outgoing.page_size, now.outgoing.arch, now.outgoing.release) == (4096, "x86_64", "7.3.4")
+    assert (now.outgoing.kho.value, now.outgoing.luo.value, now.at_stake.value) == ("yes", "yes", "no")
+
+
+def test_luo_as_a_tree(good: Case) -> None:
+    """Before luo-v3 its data is a tree of its own."""
+    put(good, "sys/kernel/debug/kho/out/sub_fdts/LUO", fakes.fdt((), b"luo-v2\0"))
+
+    assert running.read(str(good.root), good.images).outgoing.speaks.luo == {"luo-v2"}
+
+
+def test_what_is_shown_counts_before_the_file(good: Case) -> None:
+    """What a kernel writes its tree says, whatever strings are in its file."""
+    case = good.now(speaks=speaks(tree=words("kho-v3", "kho-v4"), luo=words("luo-v4")))
+
+    assert running.read(str(case.root), case.images).outgoing.speaks[:2] == (SPEAKS.tree, SPEAKS.luo)
+
+
+@pytest.mark.parametrize("notes", [b"", b"\0" * 11, b"\xff" * 40, bytes.fromhex("0400000014000000030000004758550000")])
+def test_notes_without_a_build_id(good: Case, notes: bytes) -> None:
+    """What is cut off or damaged is none."""
+    put(good, "sys/kernel/notes", notes)
+    now = running.read(str(good.root), good.images)
+
+    assert (now.build_id, now.image) == ("", None)
+    assert now.image_fault == "/sys/kernel/notes shows no build ID by which a file could be known"
+
+
+FACTS = [YES, NO, UNTOLD]
+
+
+def versions(*found: str) -> st.SearchStrategy[frozenset[str]]:
+    """Draw a set of versions."""
+    return st.frozensets(st.sampled_from(found))
+
+
+@st.composite
+def kernels(draw: st.DrawFn) -> Kernel:
+    """Draw a kernel of which anything may be unknown."""
+    spoken = Speaks(
+        draw(versions("kho-v3", "kho-v4")),
+        draw(versions("luo-v4", "luo-v5")),
+        draw(versions("memfd-v1", "memfd-v2")),
+        draw(versions("memblock-v1")),
+        draw(st.sampled_from([(), (Feature("memfd", 1, 1, 1),), (Feature("memfd", 3, 2, 0),)])),
+    )
+    kho, luo = draw(st.sampled_from(FACTS)), draw(st.sampled_from(FACTS))
+    arch, page = draw(st.sampled_from(["x86_64", "aarch64", ""])), draw(st.sampled_from([0, 4096, 65536]))
+    return CURRENT._replace(speaks=spoken, kho=kho, luo=luo, arch=arch, page_size=page)
+
+
+DATA = archive({**base(), **units()})
+
+
+def desk(a: Kernel, b: Kernel, stake: str) -> Report:
+    """Return what preflight says of one kernel after another, with all else as it should be."""
+    known = snapshot(kho="on", luo="ready", arch=a.arch, kernel=a.release, handover="none")
+    outgoing = prediction.of_image(a)._replace(what="this kernel")
+    now = Running(outgoing, known, at_stake=Fact(stake, "test"), image=a, build_id=ID)
+    asked = Asked((b,), NO_GUARD, (Initrd("initrd", DATA),), wanted=Wanted(load.read(POLICY).digest, {}))
+    return preflight.examine(now, asked)
+
+
+@given(kernels(), kernels(), st.sampled_from(["yes", "no", "unknown"]))
+def test_compatible_takes_versions_that_meet(a: Kernel, b: Kernel, stake: str) -> None:
+    """Never by default: both sides are known, and what may be written can be read; nothing that is held is lost."""
+    report = desk(a, b, stake)
+
+    if report.verdict != "compatible":
+        return
+    assert a.kho.value == b.kho.value == "yes" and a.arch == b.arch != "" and a.page_size == b.page_size != 0
+    assert a.speaks.tree and a.speaks.tree <= b.speaks.tree
+    if "no" not in (a.luo.value, b.luo.value):
+        assert a.luo.value == b.luo.value == "yes" and a.speaks.luo and a.speaks.luo <= b.speaks.luo
+    if stake != "no":
+        assert a.speaks.handlers <= b.speaks.handlers and (a.luo.value == "no" or b.luo.value == "yes")
+
+
+def test_the_desk_can_say_compatible() -> None:
+    """What the property is about does happen."""
+    assert desk(CURRENT, CURRENT, "yes").verdict == "compatible"
+
+
+# ---- the ends
+
+
+def test_ends(good: Case) -> None:
+    """The expected end first, then each way in which it can fail, as the engine decides it."""
+    report = hold(good).report()
+
+    assert render.endings(report) == [
+        "if you kexec now: online-all by rule `live update arrived whole`; the handover reads as `accepted`",
+        "if the handover is rejected, orphaned, unsupported or lost: panic by rule `otherwise`",
+    ]
+
+
+# ---- the command
+
+
+def run(*given_words: object) -> Result:
+    """Run `safemem preflight`."""
+    return CliRunner().invoke(main, ["preflight", *map(str, given_words)])
+
+
+@pytest.fixture
+def call(good: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the words for the kexec in which nothing is wrong; images are read as CURRENT is."""
+    monkeypatch.setattr(image, "read", lambda path, root: good.images(path))
+    (tmp_path / "initrd").write_bytes(good.asked.initrds[0].data)
+    return [
+        "--root", str(good.root), "--kernel", good.kernel.path, "--initrd", str(tmp_path / "initrd"),
+        "--cmdline", good.cmdline, "--policy", str(POLICY),
+    ]  # fmt: skip
+
+
+def test_text(call: list[str]) -> None:
+    """Findings with evidence, what comes of it, and the verdict as the last line; 0 for compatible."""
+    result = run(*call)
+    lines = result.stdout.splitlines()
+
+    assert (result.exit_code, lines[-1], result.stderr) == (0, "compatible", "")
+    assert lines[0] == f"{call[3]}: 7.3.4, after 7.3.4"
+    assert lines[1:3] == [
+        "note: the next kernel accepts what this one hands over [agreed]",
+        "    seen: both speak kho-v4 and luo-v5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [(["--loader", "kexec_load"], 5, "incompatible"), (["--cmdline", "kho=on x"], 0, "compatible")],
+)
+def test_codes(call: list[str], more: list[str], code: int, said: str) -> None:
+    """An error is 5; a warning changes nothing."""
+    result = run(*call, *more)
+
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (code, said), result.stdout
+    assert "\n    help: " in result.stdout
+
+
+def test_cannot_tell(call: list[str]) -> None:
+    """Without an initrd nobody knows what decides: 6."""
+    result = run(*call[:4], *call[6:])
+
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (6, "cannot tell"), result.stdout
+
+
+def test_json(call: list[str]) -> None:
+    """The same as data, with the code that it ends with."""
+    result = run(*call, "--loader", "kexec_load", "--format", "json")
+    document = json.loads(result.stdout)
+
+    assert (document["schema"], document["kind"], document["exit_code"], result.exit_code) == (1, "preflight", 5, 5)
+    assert document["verdict"] == "incompatible"
+    assert document["findings"][0] == {
+        "code": "old-loader", "severity": "error", "message": "kexec_load(2) hands nothing over",
+        "evidence": "--loader kexec_load; this boot's handover is none", "remedy": "load it with `kexec -s`",
+    }  # fmt: skip
+    assert document["running"]["proven"] is True and document["running"]["tree"] == ["kho-v4"]
+    assert document["endings"][0]["expected"] is True
+    assert set(document["prediction"]) == {"outcome", "why", "lost", "untold"}
+
+
+def test_sarif(call: list[str]) -> None:
+    """As SARIF 2.1.0 wants it: rules, and results that name one by its place, at a level that there is."""
+    run_ = json.loads(run(*call, "--loader", "kexec_load", "--format", "sarif").stdout)
+    (found,) = run_["runs"]
+    rules = found["tool"]["driver"]["rules"]
+
+    assert (run_["version"], run_["$schema"]) == ("2.1.0", "https://json.schemastore.org/sarif-2.1.0.json")
+    assert [item["id"] for item in rules] == list(CODES)
+    assert found["results"] and found["properties"]["verdict"] == "incompatible"
+    for item in found["results"]:
+        assert rules[item["ruleIndex"]]["id"] == item["ruleId"] and item["level"] in (
+            "none",
+            "note",
+            "warning",
+            "error",
+        )
+        assert item["message"]["text"] and item["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+
+
+def test_junit(call: list[str]) -> None:
+    """A case for each code and one for the verdict; numbers are those of the cases."""
+    text = run(*call, "--loader", "kexec_load", "--format", "junit").stdout
+    (suite,) = ElementTree.fromstring(text.partition("\n")[2]).findall("testsuite")
+    failed = [case.get("name") for case in suite.findall("testcase") if case.find("failure") is not None]
+
+    assert [case.get("name") for case in suite.findall("testcase")] == ["verdict", *CODES]
+    assert (
+        failed == ["verdict", "old-loader"]
+        and suite.get("failures") == "2"
+        and suite.get("tests") == str(len(CODES) + 1)
+    )
+
+
+def test_a_capture(call: list[str], good: Case, tmp_path: Path) -> None:
+    """It does not tell which versions that kernel writes; with the file from which it was booted they are known."""
+    state = str(tmp_path / "state.json")
+    assert CliRunner().invoke(main, ["capture", "--root", str(good.root), "-o", state]).exit_code == 0
+    alone, named = (
+        run(*call[2:], "--state", state),
+        run(*call[2:], "--state", state, "--running", "/boot/vmlinuz-7.3.4"),
+    )
+
+    assert (alone.exit_code, alone.stdout.splitlines()[-1]) == (6, "cannot tell"), alone.stdout
+    assert "which version of the tree passes cannot be told: this kernel writes none that is known" in alone.stdout
+    assert "that the running kernel is /boot/vmlinuz-7.3.4 is taken as said" in named.stdout
+
+
+def test_bad_input(call: list[str], tmp_path: Path) -> None:
+    """What is given and cannot be read is 3, with its name."""
+    for words_ in (["--initrd", "none/there"], ["--profile", "none/there"], ["--state", "none/there"]):
+        rest = call[2:] if words_[0] == "--state" else call
+        result = run(*rest, *words_)
+        assert (result.exit_code, result.stderr) == (3, "safemem: none/there: no such file or directory\n")
+
+
+def test_usage(call: list[str]) -> None:
+    """What excludes each other, and what needs more."""
+    result = run(*call, "--kernel", "x")
+    assert result.exit_code == 2 and "several --kernel are for --write-profile alone" in result.stderr
+    result = run(*call, "--state", "x")
+    assert result.exit_code == 2 and "--root and --state exclude each other" in result.stderr
+
+
+def test_help() -> None:
+    """It fits a screen, and has an example."""
+    text = run("--help").stdout
+
+    assert "safemem preflight --kernel /boot/vmlinuz" in text
+    assert len(text.splitlines()) <= 34
+    assert click.unstyle(text) == text

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""Profiles: what they say is read and written back, what is wrong has its place, and what is outside is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from click.testing import CliRunner
+
+from safemem.boot.model import Fact
+from safemem.cli import main
+from safemem.outgoing import image, profile
+from safemem.outgoing.expected import Policies
+from safemem.outgoing.kernel import Kernel, Module, Speaks
+from safemem.policy import load
+from tests.kit import POLICY, archive, base, policy, units
+
+ID, OTHER = "ab" * 20, "cd" * 20
+SPEAKS = Speaks(frozenset({"kho-v4"}), frozenset({"luo-v5"}), frozenset({"memfd-v2"}), frozenset({"memblock-v1"}))
+CURRENT = Kernel(
+    "/boot/vmlinuz", "bzImage", arch="x86_64", release="7.3.4", build_ids=(ID,), page_size=4096, speaks=SPEAKS,
+    kho=Fact("yes", "config"), luo=Fact("yes", "config"), modules=(Module("x.ko", frozenset({"x-v1"})),),
+)  # fmt: skip
+DIGEST = load.read(POLICY).digest
+POLICIES = Policies(load.read(POLICY))
+
+
+def test_what_is_written_is_read() -> None:
+    """A profile of an image and a policy allows them, and nothing else is in it."""
+    text = profile.write("fleet", [CURRENT], [DIGEST])
+    found = profile.parse(text.encode(), "f")
+
+    assert text == (
+        f'format = 1\nname = "fleet"\npolicies = ["{DIGEST}"]\n\n[[kernel]]\nrelease = "7.3.4"\narch = "x86_64"\n'
+        f'build_ids = ["{ID}"]\ntree = ["kho-v4"]\nluo = ["luo-v5"]\nhandlers = ["memfd-v2", "x-v1"]\n'
+        'producers = ["memblock-v1"]\n'
+    )
+    assert list(profile.check(found, CURRENT, POLICIES)) == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "policies", "code", "evidence"),
+    [
+        (CURRENT._replace(release="7.3.5"), POLICIES, "profile-kernel", f"/boot/vmlinuz is 7.3.5, {ID}"),
+        (CURRENT._replace(arch="aarch64"), POLICIES, "profile-kernel", f"/boot/vmlinuz is 7.3.4, {ID}"),
+        (CURRENT._replace(build_ids=(OTHER,)), POLICIES, "profile-kernel", f"/boot/vmlinuz is 7.3.4, {OTHER}"),
+        (CURRENT._replace(build_ids=(ID, OTHER)), POLICIES, "profile-kernel", f"/boot/vmlinuz is 7.3.4, {ID}, {OTHER}"),
+        (CURRENT._replace(build_ids=(), release=""), POLICIES, "profile-kernel", "/boot/vmlinuz is of no known release, no build ID"),
+        (CURRENT._replace(speaks=SPEAKS._replace(tree=frozenset())), POLICIES, "profile-versions", "/boot/vmlinuz"),
+        (CURRENT._replace(modules=()), POLICIES, "profile-versions", "/boot/vmlinuz"),
+        (CURRENT, None, "profile-policy", "none is known"),
+        (CURRENT, Policies(policy()._replace(digest="0" * 64)), "profile-policy", "000000000000"),
+        (CURRENT, Policies(POLICIES.built_in, (policy()._replace(digest="0" * 64),)), "profile-policy", f"{DIGEST[:12]}, 000000000000"),
+    ],
+)  # fmt: skip
+def test_outside(kernel: Kernel, policies: Policies | None, code: str, evidence: str) -> None:
+    """Another release, build or architecture, other versions, another policy; of several policies each counts."""
+    allowed = profile.parse(profile.write("fleet", [CURRENT], [DIGEST]).encode(), "f")
+    (found,) = profile.check(allowed, kernel, policies)
+
+    assert (found.code, found.severity, found.evidence) == (code, "error", evidence)
+
+
+def test_less_is_said() -> None:
+    """Without build IDs any of the release will do, without policies any policy."""
+    text = profile.write("fleet", [CURRENT]).replace(f'"{ID}"', "")
+
+    assert list(profile.check(profile.parse(text.encode(), "f"), CURRENT._replace(build_ids=(OTHER,)), None)) == []
+
+
+GOOD = 'format = 1\nname = "x"\n[[kernel]]\nrelease = "7.3.4"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("format = 1\nname = x", "f:2:8: not valid TOML: invalid value: `name = x`; text stands in quotes"),
+        ("", "f:1:1: `format` is missing\nf:1:1: `name` is missing\nf:1:1: `kernel` is missing"),
+        (GOOD.replace("= 1", "= 2"), "f:1:1: `2` is not a format that this safemem reads; it reads 1"),
+        (GOOD.replace('"x"', '""'), "f:2:1: expected one line of text, not ``"),
+        (GOOD.replace('"x"', "7"), "f:2:1: expected text, not `7`"),
+        (GOOD + 'tre = ["x"]\n', "f:5:1: unknown key `tre`; did you mean `tree`?"),
+        (GOOD + 'tree = "x"\n', "f:5:1: expected a list, not `x`"),
+        (GOOD + 'tree = ["kho-v4", "k v"]\n', "f:5:19: expected a version such as `kho-v4`, not `k v`"),
+        (GOOD + 'build_ids = ["xyz"]\n', "f:5:14: expected a build ID, 16 to 128 hexadecimal digits, not `xyz`"),
+        ('polices = []\n' + GOOD, "f:1:1: unknown key `polices`; did you mean `policies`?"),
+        ('policies = ["ab"]\n' + GOOD, "f:1:13: expected a digest, 64 hexadecimal digits, not `ab`"),
+        ('format = 1\nname = "x"\nkernel = []\n', "f:3:1: the list is empty"),
+        ('format = 1\nname = "x"\nkernel = [7]\n', "f:3:11: expected a table, not `7`"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong(text: str, message: str) -> None:
+    """Each mistake has its line and column, and says what is expected."""
+    with pytest.raises(load.PolicyError) as caught:
+        profile.parse(text.encode(), "f")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (CURRENT._replace(release=""), "/boot/vmlinuz: its release cannot be told, so no profile can name it"),
+        (
+            CURRENT._replace(release="7\n"),
+            r"/boot/vmlinuz: `\"7\n\"` cannot stand in a profile: it is not one line of ASCII",
+        ),
+    ],
+)
+def test_what_cannot_be_written(kernel: Kernel, message: str) -> None:
+    """An image that names itself in no way that a file can hold."""
+    with pytest.raises(profile.Unspeakable) as caught:
+        profile.write("x", [kernel])
+    assert str(caught.value) == message.replace('\\"', '"')
+
+
+def test_schema() -> None:
+    """What is written fits the schema, and what a reader refuses does not."""
+    import tomllib
+
+    document = json.loads(CliRunner().invoke(main, ["schema", "--of", "profile"]).stdout)
+    check = jsonschema.Draft202012Validator(document)
+
+    assert document["$schema"].endswith("2020-12/schema")
+    assert check.is_valid(tomllib.loads(profile.write("fleet", [CURRENT], [DIGEST])))
+    assert not check.is_valid(tomllib.loads(GOOD + 'tre = ["x"]\n'))
+    result = CliRunner().invoke(main, ["schema", "--of", "profile", "--reference"])
+    assert result.exit_code == 2 and "profiles have a schema, and no page of their own" in result.stderr
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--write-profile takes several images, and the policies of --policy and --initrd."""
+    monkeypatch.setattr(image, "read", lambda path: (CURRENT._replace(path=path, release=f"7.3.{path[-1]}"),))
+    (tmp_path / "initrd").write_bytes(archive({**base(), **units()}))
+    out = tmp_path / "fleet.toml"
+    words = [
+        "preflight",
+        "--kernel",
+        "k4",
+        "--kernel",
+        "k5",
+        "--initrd",
+        str(tmp_path / "initrd"),
+        "--write-profile",
+        str(out),
+    ]
+    result = CliRunner().invoke(main, words)
+    found = profile.parse(out.read_bytes(), "f")
+
+    assert (result.exit_code, result.output) == (0, "")
+    assert (found.name, [item.release for item in found.kernel], found.policies) == (
+        "fleet",
+        ["7.3.4", "7.3.5"],
+        [DIGEST],
+    )
+    (tmp_path / "initrd").write_bytes(archive({"init": b""}))
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, result.stderr) == (
+        3, f"safemem: {tmp_path}/initrd: there is no policy of safemem's in it that can be used\n",
+    )  # fmt: skip
