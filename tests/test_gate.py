@@ -28,11 +28,15 @@ BOOT = "6f2c61c1-09d4-4b3c-a4a1-1b0d0f0a7c55"
 IDS = ("0123456789abcdef", "fedcba9876543210")
 WORD = f"safemem.preflight={'+'.join(IDS)}"
 SAID = {
-    0: "compatible: both speak kho-v4\n\nverdict: compatible\n",
-    5: "it is handed kho-v4, and reads kho-v3\n\nverdict: incompatible\n",
-    6: "which version it reads cannot be told\n\nverdict: cannot tell\n",
+    0: "/boot/next: 7.3.4, after 7.3.4\nwarning: no guard [no-guard]\n    seen: nothing\ncompatible\n",
+    5: "/boot/next: 7.3.4, after 7.3.4\nerror: nothing arrives [kho-differs]\n    seen: it reads kho-v3\n    help: -\nincompatible\n",
+    6: "/boot/next: 7.3.4, after 7.3.4\nunknown: no initrd was looked at [no-initrd]\ncannot tell\n",
 }
-WHY = {code: text.splitlines()[0] for code, text in SAID.items()}
+WHY = {
+    0: "/boot/next: 7.3.4, after 7.3.4",
+    5: "nothing arrives (it reads kho-v3)",
+    6: "no initrd was looked at",
+}
 
 # ---- the command line of kexec
 
@@ -635,14 +639,14 @@ def test_killed_at_any_point(machine: Machine) -> None:
     number = int(whole.stdout.splitlines()[-1])
     assert number > 20
     killed = 0
-    for kill in range(1, number + 1, max(1, number // 24)):
+    for kill in range(1, number + 1, max(1, number // 16)):
         shutil.rmtree(machine.root / loaded.OVERRIDES, ignore_errors=True)
         killed += run(kill).returncode == -9
         done = any("--load|" in call for call in machine.calls())
         found = loaded.read(machine.path)
         assert not done or (machine.override() and (not found or found.override == "test"))
         assert not found or found.kernel == loaded.digest(str(machine.kernel))
-    assert killed > 15
+    assert killed > 10
 
 
 # ---- putting it in place

@@ -57,10 +57,20 @@ def judge(root: str, kernel: str, initrds: tuple[str, ...], cmdline: str, loader
     name = _CODES.get(result.returncode, "")
     # Two witnesses: a program of another version, or one that died while it wrote, has no such end.
     if name and re.search(rf"\b{name}\b", said):
-        return Verdict(name, lines[0].strip(), result.stdout)
+        return Verdict(name, _first(lines), result.stdout)
     errors = [line.strip() for line in result.stderr.splitlines() if line.strip()]
     why = errors[-1].removeprefix("safemem: ") if errors else "it did not end with a verdict"
     return Verdict(CANNOT_TELL, f"preflight failed with code {result.returncode}: {why}", result.stdout)
+
+
+def _first(lines: list[str]) -> str:
+    """Return the worst finding of a report, which comes first, with what was seen; or its first line if there is none."""
+    place = next((n for n, line in enumerate(lines) if line.startswith(("error: ", "unknown: "))), None)
+    if place is None:
+        return lines[0].strip()
+    said = re.sub(r" \[[a-z-]+\]$", "", lines[place].partition(": ")[2])
+    seen = lines[place + 1].strip() if place + 1 < len(lines) else ""
+    return f"{said} ({seen.removeprefix('seen: ')})" if seen.startswith("seen: ") else said
 
 
 def build_ids(root: str, kernel: str) -> tuple[str, ...]:
