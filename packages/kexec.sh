@@ -4,7 +4,7 @@
 # safemem.realroot.loading. Shell, because at the very end of a shutdown nothing else may be there any more.
 set -u
 real=''
-for file in /usr/sbin/kexec.distrib /sbin/kexec.distrib; do
+for file in /usr/sbin/kexec.distrib /sbin/kexec.distrib.usr-is-merged; do
     [ -n "$real" ] || [ ! -x "$file" ] || real=$file
 done
 # Called by what runs as process 1 after systemd, systemd-shutdown or dracut's shutdown: everything is stopped, the gate has

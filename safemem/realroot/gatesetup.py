@@ -4,7 +4,8 @@
 - `safemem-preflight.target` takes the name kexec.target (`Alias=`), so that `systemctl kexec`, logind and whatever else
   starts that target start the gate first.
 - Where there is dpkg, the distribution's kexec is diverted, and a link to ours is in its place: an upgrade of kexec-tools
-  leaves both as they are. Its path is diverted under both names that it has had, in /sbin and in /usr/sbin.
+  leaves both as they are. Its path is diverted under both names that it has had, in /sbin and in /usr/sbin, and to two
+  places: while a package moves from one to the other, dpkg removes the old file after it has unpacked the new one.
 - Elsewhere nothing keeps a place from the next upgrade, so ours goes to /usr/local/sbin, which PATH has first. Who calls
   /usr/sbin/kexec by its path, as systemd does, goes past it, and the gate then says `cannot tell`.
 """
@@ -22,10 +23,10 @@ UNIT = "safemem-preflight.target"
 #: Where systemd looks for the operator's units first.
 ALIAS = "etc/systemd/system/kexec.target"
 WRAPPER = "usr/lib/safemem/kexec"
-#: Of the distribution; the first one is what a link of ours replaces.
-PLACES = ("usr/sbin/kexec", "sbin/kexec")
+#: The distribution's, by both names of one folder, and where each is diverted to; the first is what a link of ours replaces.
+PLACES = {"usr/sbin/kexec": "usr/sbin/kexec.distrib", "sbin/kexec": "sbin/kexec.distrib.usr-is-merged"}
+_PLACE = "usr/sbin/kexec"
 LOCAL = "usr/local/sbin/kexec"
-_AWAY = ".distrib"
 
 
 class CannotSet(Exception):
@@ -34,7 +35,7 @@ class CannotSet(Exception):
 
 def real(root: str) -> str:
     """Return the path of the distribution's kexec, or "" if there is none."""
-    for name in (*(place + _AWAY for place in PLACES), *PLACES):
+    for name in (*PLACES.values(), *PLACES):
         path = os.path.join(root, name)
         if os.access(path, os.X_OK) and not _is_ours(path):
             return path
@@ -69,10 +70,12 @@ def _enable(root: str) -> None:
     if not os.access(os.path.join(root, WRAPPER), os.X_OK):
         raise CannotSet(f"/{WRAPPER} is missing: install the package")
     if _has_dpkg(root):
-        # Its link can only stand where nothing of the package is; it comes first, and the link at once.
-        _divert(root, "--add", "--rename", PLACES[0])
-        _link(root, PLACES[0])
-        _divert(root, "--add", "--no-rename", PLACES[1])
+        # A link can only stand where nothing of the package is any more; it comes at once.
+        mine = _packaged(root)
+        _divert(root, "--add", "--rename", mine)
+        _link(root, _PLACE)
+        for name in PLACES:
+            _divert(root, "--add", "--no-rename", name)
     else:
         _link(root, LOCAL)
     _systemctl(root, "enable")
@@ -80,13 +83,13 @@ def _enable(root: str) -> None:
 
 def _disable(root: str) -> None:
     _systemctl(root, "disable")
-    for name in (PLACES[0], LOCAL):
+    for name in (_PLACE, LOCAL):
         path = os.path.join(root, name)
         if _is_ours(path):
             os.unlink(path)
     if _has_dpkg(root):
-        _divert(root, "--remove", "--no-rename", PLACES[1])
-        _divert(root, "--remove", "--rename", PLACES[0])
+        for name in PLACES:
+            _divert(root, "--remove", "--rename", name)
 
 
 def _link(root: str, name: str) -> None:
@@ -112,9 +115,19 @@ def _has_dpkg(root: str) -> bool:
     return all(os.path.exists(os.path.join(root, name)) for name in ("usr/bin/dpkg-divert", "var/lib/dpkg/status"))
 
 
+def _packaged(root: str) -> str:
+    """Return the path by which a package brings kexec, or may bring it one day."""
+    for name in PLACES:
+        words = [os.path.join(root, "usr/bin/dpkg-query"), "--search", f"/{name}"]
+        said = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
+        if any(line.endswith(f": /{name}") and "diversion" not in line.split(":")[0] for line in said.splitlines()):
+            return name
+    return _PLACE
+
+
 def _divert(root: str, *words: str) -> None:
     *options, name = words
-    _call(root, "usr/bin/dpkg-divert", "--local", "--quiet", "--divert", f"/{name}{_AWAY}", *options, f"/{name}")
+    _call(root, "usr/bin/dpkg-divert", "--local", "--quiet", "--divert", f"/{PLACES[name]}", *options, f"/{name}")
 
 
 def _systemctl(root: str, verb: str) -> None:

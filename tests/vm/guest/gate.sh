@@ -47,7 +47,7 @@ case $stage in
         run judged kexec -s -l "$bad" --initrd="$INITRD" --append="$base stage=9"
         run nothing systemctl start kexec.target
         echo 'cannot_tell = "refuse"' >/etc/safemem/preflight.toml
-        run past /usr/sbin/kexec.distrib -s -l "$bad" --initrd="$INITRD" --append="$base stage=9"
+        run past /usr/sbin/kexec.distrib* -s -l "$bad" --initrd="$INITRD" --append="$base stage=9"
         refused untold
         run good kexec -s -l "$good" --initrd="$INITRD" --append="$base stage=2"
         cp /etc/safemem/policy.toml /policy
