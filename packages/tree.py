@@ -41,6 +41,7 @@ FILES = (
     File("prometheus/*.yml", "usr/share/safemem/prometheus/"),
     File("safemem/initramfs/files/dracut/module-setup.sh", "usr/lib/dracut/modules.d/50safemem/", 0o755),
     File("packages/next-boot.sh", "usr/lib/safemem/next-boot", 0o755),
+    File("packages/kexec.sh", "usr/lib/safemem/kexec", 0o755),
     # What follows an RPM has by directives of its own, or its distributions have no use for.
     File("safemem/initramfs/files/initramfs-tools/safemem", "usr/share/initramfs-tools/hooks/", 0o755, "deb"),
     File("README.md", _DOC, only="deb"),
@@ -78,7 +79,7 @@ def programs(package: str, command: str) -> dict[str, str]:
     """
     realroot = {
         f"usr/lib/safemem/{name}": REALROOT.format(modules=package, name=name)
-        for name in ("hold", "maintenance", "token")
+        for name in ("gate", "hold", "loading", "maintenance", "token")
     }
     return {"usr/bin/safemem": COMMAND.format(modules=command), **realroot}
 

@@ -101,13 +101,14 @@ def test_units_name_no_modules(package: Path, tmp_path: Path) -> None:
     started = {line.split()[0].partition("=/")[2] for text in units.values() for line in text.splitlines() if line.startswith("ExecStart=")}  # fmt: skip
 
     assert {
+        "usr/lib/safemem/gate",
         "usr/lib/safemem/hold",
         "usr/lib/safemem/maintenance",
         "usr/lib/safemem/token",
         "usr/bin/safemem",
     } == started
     assert started <= set(files) and not [name for name, text in units.items() if "python" in text]
-    for name in ("hold", "maintenance", "token"):
+    for name in ("gate", "hold", "loading", "maintenance", "token"):
         text = files[f"usr/lib/safemem/{name}"].decode()
         assert text.startswith("#!/usr/bin/python3 -IS\n") and '"/usr/lib/python3/dist-packages"' in text
 

@@ -110,6 +110,9 @@ def _tell_journal(root: str, found: standing.Standing) -> None:
     journal.send(root, journal.fields(found, codes.of(found.verdict)))
     for item in previous_boot.unfinished_before(root):
         journal.send(root, journal.warning(render.unfinished_text(item)))
+    if found.judged and (found.judged.forced or found.judged.same is False):
+        for line in render.judged_text(found.judged):
+            journal.send(root, journal.warning(line.split(maxsplit=1)[1]))
 
 
 def _measured(root: str, path: str) -> standing.Standing:

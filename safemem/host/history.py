@@ -60,6 +60,12 @@ def previous(root: str) -> str | None:
     return next((path for path in reversed(boots(root)) if not path.endswith(mine)), None)
 
 
+def boot_of(folder: str) -> str:
+    """Return the kernel's name for the boot that left this folder."""
+    found = _NAME.fullmatch(os.path.basename(folder))
+    return found[3] if found else ""
+
+
 def started(folder: str) -> float:
     """Return when the first thing was written there, in seconds since 1970 and by the clock of then; 0 if that is no time."""
     found = _NAME.fullmatch(os.path.basename(folder))

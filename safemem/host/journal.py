@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import struct
-
 from safemem.host.standing import Standing
+from safemem.realroot.journal import SOCKET as SOCKET
+from safemem.realroot.journal import send as send
 
-SOCKET = "run/systemd/journal/socket"
 #: `journalctl MESSAGE_ID=…` lists the decisions of all boots.
 DECISION = "5ac2c1e3bb1b4cd0a0c1ee0f8f5be0ae"
 #: Of syslog(3): notice, warning; anything else is an error.
@@ -39,18 +36,3 @@ def fields(found: Standing, exit_code: int) -> dict[str, str]:
 def warning(text: str) -> dict[str, str]:
     """Return an entry that says `text`."""
     return {"MESSAGE": text, "PRIORITY": "4", "SYSLOG_IDENTIFIER": "safemem"}
-
-
-def send(root: str, entry: dict[str, str]) -> bool:
-    """Hand one entry to the journal; return False if there is no journal that takes it."""
-    # The native protocol, systemd.io/JOURNAL_NATIVE_PROTOCOL: a value of several lines carries its length.
-    data = b""
-    for name, value in entry.items():
-        raw = value.encode()
-        data += name.encode() + (b"\n" + struct.pack("<Q", len(raw)) if b"\n" in raw else b"=") + raw + b"\n"
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-            out.sendto(data, os.path.join(root, SOCKET))
-    except OSError:
-        return False
-    return True

@@ -11,7 +11,7 @@ from safemem.boot.model import UNKNOWN, Blocks, Decision, Note, Pages, Refused, 
 from safemem.boot.printable import printable
 from safemem.boot.ranges import Range, common, merge_ranges, total, whole_blocks, without
 from safemem.boot.record import RECORD
-from safemem.host import incidents, reader
+from safemem.host import incidents, judged, reader
 from safemem.host.reader import Record, Release
 from safemem.host.verdict import Verdict, faults, tolerated, verdict
 from safemem.realroot import hold as realroot
@@ -43,6 +43,7 @@ class Standing(NamedTuple):
     written: int = 0  #: when the record was, in seconds since 1970 by the clock of then; 0 if that is not known
     announced: bool = False  #: maintenance has been announced, and has not been left since
     kept: bool = False  #: no program can get a gigantic page that nobody has mapped yet
+    judged: judged.Judged | None = None  #: what was said of this kernel before the kexec; None is nothing
 
     @property
     def decision(self) -> Decision:
@@ -257,6 +258,7 @@ def read(root: str) -> Standing:
         _written(path),
         os.path.exists(os.path.join(root, maintenance.ISSUE)),
         gigantic.kept(root, now.gigantic),
+        judged.read(root, record.snapshot.cmdline),
     )
 
 

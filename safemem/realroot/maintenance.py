@@ -76,11 +76,17 @@ def announce(root: str, message: str) -> list[str]:
             storage.put(root, path, data)
         except OSError as error:
             problems.append(f"/{path}: {reason(error, 'cannot be written')}")
+    return [*problems, *on_consoles(root, message)]
+
+
+def on_consoles(root: str, message: str) -> list[str]:
+    """Write the message to every console of the kernel; return what did not work."""
+    problems = []
     try:
         with open(os.path.join(root, CONSOLES), encoding="utf-8") as file:
             consoles = file.read().split()
     except OSError as error:
-        return [*problems, f"/{CONSOLES}: {reason(error)}"]
+        return [f"/{CONSOLES}: {reason(error)}"]
     for name in consoles:
         try:
             # A console that nobody reads must not hold up the boot.

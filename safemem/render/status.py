@@ -11,6 +11,7 @@ from safemem.boot.model import UNKNOWN, Decision, Fact, Note, Pages
 from safemem.boot.ranges import Range, size_text, without
 from safemem.boot.record import Done
 from safemem.host import incidents, reader, suspects
+from safemem.host.judged import Judged
 from safemem.host.previous import Previous
 from safemem.host.reader import Release
 from safemem.host.standing import Standing
@@ -50,8 +51,21 @@ def status_json(found: Standing, exit_code: int) -> str:
         "let_go": [str(area) for area in found.let_go],
         "watch": incidents.to_json(found.watched) if found.watched else None,
         "releases": reader.releases_to_json(found.releases),
+        "preflight": _judged_json(found.judged) if found.judged else None,
     }
     return json.dumps(document, indent=1)
+
+
+def _judged_json(judged: Judged) -> dict[str, object]:
+    return {
+        "judged": list(judged.told),
+        "running": judged.running or None,
+        "same": judged.same,
+        "could_tell": "cannot-tell" not in judged.flags,
+        "forced": judged.forced,
+        "override": judged.override._asdict() if judged.override else None,
+        "problem": judged.problem or None,
+    }
 
 
 def _done_json(done: Done | None) -> dict[str, object] | None:
@@ -75,6 +89,7 @@ def status_text(found: Standing, before: tuple[Release, ...], ways: list[str]) -
     lines = [
         *_why(decision),
         *_asked(found),
+        *(judged_text(found.judged) if found.judged else ()),
         *_offline(found),
         *map(_share, _listed(found)),
     ]
@@ -105,6 +120,26 @@ def unfinished_text(item: Release) -> str:
     """Return that a release of the boot before this one was not finished."""
     areas = ", ".join(map(str, item.ranges))
     return f"in the boot before, a release of {areas} was begun and not finished: {item.reason}"
+
+
+def judged_text(judged: Judged) -> list[str]:
+    """Return what preflight said of this kernel before the kexec, and whether it is the one that runs."""
+    running, lines = judged.running[:16], []
+    if judged.same is False:
+        told = " or ".join(judged.told)
+        lines.append(f"warning   this is another kernel than preflight judged: build ID {running}, and not {told}")
+    elif judged.problem:
+        lines.append(f"judged    whether this kernel was judged before the kexec cannot be told: {judged.problem}")
+    elif judged.same and not judged.forced:
+        said = "was judged before the kexec: compatible"
+        if "cannot-tell" in judged.flags:
+            said = "was looked at before the kexec, which could not tell whether it is compatible"
+        lines.append(f"judged    this kernel {said}; build ID {running}")
+    if judged.forced:
+        override = judged.override
+        why = f"{override.reason} ({override.verdict}: {override.why})" if override else "the reason is not on record"
+        lines.append(f"forced    the kexec that ended the boot before was against the verdict: {why}")
+    return lines
 
 
 def _why(decision: Decision) -> list[str]:

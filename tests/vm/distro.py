@@ -45,9 +45,9 @@ def version(kernel: Path) -> str:
 class Tree:
     """A Debian root in a folder: the package is installed, and commands run inside."""
 
-    def __init__(self, folder: Path, suite: str, maker: str) -> None:
+    def __init__(self, folder: Path, suite: str, maker: str, more: tuple[str, ...] = ()) -> None:
         self.path, self.maker = folder, maker
-        image = debian.root(suite, (maker,))
+        image = debian.root(suite, (maker, *more))
         subprocess.run(["unsquashfs", "-q", "-n", "-d", folder, image], check=True, capture_output=True)
         self.release = version(harness.kernel("current"))
         modules = folder / "usr/lib/modules" / self.release

@@ -20,6 +20,8 @@ installkernel() {
 install() {
     inst_multiple sh sleep mount mkdir rm
     inst_multiple -o halt
+    # dracut takes kexec along for the end of a shutdown; where the gate is enabled that is a script, which starts this.
+    inst_multiple -o /usr/sbin/kexec.distrib /sbin/kexec.distrib.usr-is-merged
     # An image without safemem would be an unguarded boot: rather none, and the old one stays.
     if ! safemem initramfs tree "${initdir:?}"; then
         dfatal "safemem: its files cannot be put into the image"

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: MIT
+"""The gate before a kexec: whether what is loaded may be started; run by safemem-preflight.service, and by the operator.
+
+    gate enable | disable | status      put kexec and kexec.target behind the gate, or take them out again
+    gate override --reason TEXT         let this boot's next kexec go against the verdict
+    gate kexec                          what the service runs: judge what is loaded, and start it or fail
+
+Runs on the distribution's interpreter, whatever else is broken: standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+from safemem.boot.printable import printable
+from safemem.realroot import gatesetup, journal, judge, loaded, maintenance
+from safemem.realroot.judge import CANNOT_TELL, COMPATIBLE, INCOMPATIBLE
+from safemem.realroot.loaded import File, Loaded, Override
+
+USAGE = "usage: gate [--root DIR] enable|disable|status|kexec|override --reason TEXT"
+#: What systemctl kexec would have started, without us in front of it.
+TARGET = "safemem-kexec.target"
+#: Exit codes, as those of `safemem preflight`.
+CODES = {COMPATIBLE: 0, INCOMPATIBLE: 5, CANNOT_TELL: 6}
+#: An override that is given with one call.
+ENVIRONMENT = "SAFEMEM_PREFLIGHT_OVERRIDE"
+WAY_OUT = "`/usr/lib/safemem/gate override --reason TEXT` lets the next kexec go against it"
+#: What must not end up in a journal, or on a console.
+_LONGEST = 400
+
+
+class Answer(NamedTuple):
+    """Whether a kexec may go on."""
+
+    passes: bool
+    verdict: str
+    why: str
+    text: str = ""  #: preflight's report
+    override: str = ""  #: why it goes on against the verdict
+
+
+def main(argv: list[str]) -> int:
+    """Do what the first word says; return 0, 1 if it cannot be done, 2 for a wrong call, 5 or 6 if a kexec is refused."""
+    os.umask(0o022)
+    root, words = "/", list(argv)
+    if words[:1] == ["--root"] and len(words) > 1:
+        root, words = words[1], words[2:]
+    if words == ["kexec"]:
+        return kexec(root)
+    if len(words) == 3 and words[:2] == ["override", "--reason"] and words[2].strip():
+        return _override(root, words[2])
+    if len(words) == 1 and words[0] in gatesetup.VERBS:
+        return gatesetup.run(root, words[0])
+    sys.stderr.write(f"{USAGE}\n")
+    return 2
+
+
+def weigh(root: str, verdict: judge.Verdict, why_over: str) -> Answer:
+    """Return what a verdict comes to, by the operator's settings and by an override; nothing is used up.
+
+    Args:
+        root: of the machine.
+        verdict: what preflight says.
+        why_over: an override that is given otherwise than by `gate override`, or "".
+    """
+    name, why, text = verdict
+    passes = name == COMPATIBLE
+    try:
+        passes = passes or (name == CANNOT_TELL and judge.on_cannot_tell(root) == "allow")
+    except judge.BadSettings as error:
+        passes, why = False, f"{why}; {error}"
+    if passes:
+        return Answer(True, name, why, text)
+    try:
+        over = " ".join((why_over or loaded.permission(root)).split())[:_LONGEST]
+    except (OSError, loaded.Damaged) as error:
+        over, why = "", f"{why}; the override cannot be read: {loaded.why_not(error)}"
+    return Answer(bool(over), name, why, text, over)
+
+
+def consider(root: str, why_over: str = "") -> tuple[Answer, Loaded | None]:
+    """Return whether what is loaded may be started, and what it is as far as it is known."""
+    there = loaded.is_loaded(root)
+    if there is False:
+        why = "no kernel is loaded, and systemd would reboot without a handover: load one with `kexec -s -l` first"
+        return Answer(False, CANNOT_TELL, why), None
+    try:
+        found = loaded.read(root)
+    except (OSError, loaded.Damaged) as error:
+        return weigh(root, judge.Verdict(CANNOT_TELL, loaded.why_not(error), ""), why_over), None
+    if found is None:
+        why = "what is loaded was not loaded by `kexec`, so that nobody knows which kernel it is: load it anew"
+        return weigh(root, judge.Verdict(CANNOT_TELL, why, ""), why_over), None
+    if found.override:
+        return Answer(True, found.verdict, found.why, override=found.override), found
+    for file in (found.kernel, *found.initrds):
+        changed = _changed(file)
+        if changed:
+            return weigh(root, judge.Verdict(CANNOT_TELL, changed, ""), why_over), found
+    # Anew: sessions, the policy and what they say of each other may have changed since it was loaded.
+    paths = tuple(file.path for file in found.initrds)
+    return weigh(root, judge.judge(root, found.kernel.path, paths, found.cmdline, found.loader), why_over), found
+
+
+def _changed(file: File) -> str:
+    """Return why a file is not what was loaded, or ""."""
+    try:
+        return "" if loaded.digest(file.path) == file else f"{file.path} has changed since it was loaded: load it anew"
+    except OSError as error:
+        return f"{loaded.why_not(error)}, which was loaded: load it anew"
+
+
+def kexec(root: str) -> int:
+    """Judge what is loaded, and start it or refuse; what systemd runs when somebody asks it for a kexec."""
+    answer, found = consider(root)
+    if not answer.passes:
+        return refuse(root, answer, "nothing was stopped, and this system goes on")
+    problem = record(root, answer, found.kernel.path if found else "") if answer.override else ""
+    if problem:
+        return refuse(root, answer._replace(why=problem), "nothing was stopped, and this system goes on")
+    tell(root, answer)
+    words = [os.path.join(root, "usr/bin/systemctl"), "start", "--no-block", "--job-mode=replace-irreversibly", TARGET]
+    try:
+        return subprocess.run(words, stdin=subprocess.DEVNULL).returncode and 1
+    except OSError as error:
+        sys.stderr.write(f"safemem: {loaded.why_not(error)}\n")
+        return 1
+
+
+def record(root: str, answer: Answer, kernel: str) -> str:
+    """Keep an override for the next boot, then take the permission back; return why that failed, or ""."""
+    try:
+        boot, now = loaded.boot_id(root), int(time.time())
+        loaded.keep(root, Override(boot, now, answer.override, answer.verdict, answer.why[:_LONGEST], kernel))
+        loaded.use_up(root)
+    except OSError as error:
+        return f"the override cannot be recorded: {loaded.why_not(error)}"
+    return ""
+
+
+def refuse(root: str, answer: Answer, so: str) -> int:
+    """Say on the console and in the journal why there is no kexec; return the exit code."""
+    why = printable(answer.why)
+    lines = [f"kexec refused: {answer.verdict}: {why}", f"{so}; {WAY_OUT}"]
+    if answer.text:
+        sys.stderr.write(answer.text.rstrip("\n") + "\n")
+    for line in lines:
+        sys.stderr.write(f"safemem: {line}\n")
+    journal.send(root, entry(answer, f"{lines[0]}; {lines[1]}", "3"))
+    maintenance.on_consoles(root, "".join(f"safemem: {line}\n" for line in lines))
+    return CODES.get(answer.verdict) or CODES[CANNOT_TELL]
+
+
+def tell(root: str, answer: Answer) -> None:
+    """Say in the journal, and for what is not compatible on the console as well, that a kexec goes on."""
+    text = f"kexec goes on: {answer.verdict}: {printable(answer.why)}"
+    if answer.override:
+        text = f"kexec forced: {printable(answer.override)} ({answer.verdict}: {printable(answer.why)})"
+    journal.send(root, entry(answer, text, "5" if answer.verdict == COMPATIBLE else "4"))
+    if answer.verdict != COMPATIBLE:
+        sys.stderr.write(f"safemem: {text}\n")
+        maintenance.on_consoles(root, f"safemem: {text}\n")
+
+
+def entry(answer: Answer, text: str, priority: str) -> dict[str, str]:
+    """Return the journal's entry for an answer."""
+    return {
+        "MESSAGE": text, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "safemem",
+        "SAFEMEM_PREFLIGHT": answer.verdict, "SAFEMEM_OVERRIDE": answer.override,
+    }  # fmt: skip
+
+
+def _override(root: str, why: str) -> int:
+    why = " ".join(why.split())[:_LONGEST]
+    try:
+        loaded.permit(root, why)
+    except OSError as error:
+        sys.stderr.write(f"safemem: the override cannot be given: {loaded.why_not(error)}\n")
+        return 1
+    text = f"this boot's next kexec may go against the verdict: {printable(why)}"
+    journal.send(root, {"MESSAGE": text, "PRIORITY": "4", "SYSLOG_IDENTIFIER": "safemem"})
+    sys.stdout.write(f"{text}\n")
+    return 0

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""The gate in Debian systems with the package: put in place and taken out, and three kernels behind it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.vm import distro, harness
+from tests.vm.harness import boot, shell
+from tests.vm.kit import policy_text
+
+pytestmark = pytest.mark.vm
+
+GATE = "/usr/lib/safemem/gate"
+IN = "systemctl kexec  goes through the gate\nkexec            goes through the gate: /usr/sbin/kexec\n"
+OUT = "systemctl kexec  goes past the gate\nkexec            goes past the gate\n"
+MAKERS = (("bookworm", "initramfs-tools"), ("trixie", "dracut"))
+VERSIONS = {"bookworm": "252", "trixie": "257"}
+MORE = ("kexec-tools", "dbus")
+
+
+@pytest.fixture(params=MAKERS, ids=[f"@{suite}-gate" for suite, _ in MAKERS])
+def system(request: pytest.FixtureRequest, deb: Callable[[str], Path], tmp_path: Path) -> tuple[str, distro.Tree]:
+    """Return a suite, and a system of it with kexec-tools and the package."""
+    if os.geteuid():
+        pytest.fail("these tests call chroot: run them as root")
+    suite, maker = request.param
+    tree = distro.Tree(tmp_path / "tree", suite, maker, MORE)
+    tree.install(deb(suite))
+    return suite, tree
+
+
+def tools(folder: Path, place: str, text: str) -> bytes:
+    """Return a package kexec-tools of a later version, whose kexec is `text` and lies in `place`."""
+    stage = folder / place.replace("/", "-")
+    (stage / place).mkdir(parents=True)
+    (stage / place / "kexec").write_text(text)
+    (stage / "DEBIAN").mkdir()
+    (stage / "DEBIAN/control").write_text(
+        "Package: kexec-tools\nVersion: 1:9\nArchitecture: all\nMaintainer: nobody <n@safemem.example>\nDescription: test\n"
+    )
+    target = folder / "tools.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "--build", stage, target], check=True, capture_output=True)
+    return target.read_bytes()
+
+
+def test_in_place_and_out(system: tuple[str, distro.Tree], tmp_path: Path) -> None:
+    """Off until it is enabled; an upgrade of kexec-tools leaves it in place, under either name; the package takes it along."""
+    _, tree = system
+    assert tree.run(f"{GATE} status", 1) == OUT
+    before = tree.run("sha256sum /usr/sbin/kexec")
+    for _ in range(2):
+        assert tree.run(f"{GATE} enable") == IN
+    away = "/usr/sbin/kexec.distrib*"
+    assert tree.run(f"sha256sum {away}").split()[0] == before.split()[0]
+    for place in ("sbin", "usr/sbin"):
+        tree.put({"tools.deb": tools(tmp_path, place, f"#!/bin/sh\necho {place}\n")})
+        tree.run("dpkg -i /tools.deb")
+        assert tree.run(f"{GATE} status; cat {away}") == f"{IN}#!/bin/sh\necho {place}\n"
+    assert tree.run(f"{GATE} disable") == OUT
+    assert tree.run("cat /usr/sbin/kexec") == "#!/bin/sh\necho usr/sbin\n"
+    assert tree.run("dpkg-divert --list '*kexec*'") == ""
+    tree.run(f"{GATE} enable")
+    tree.run("dpkg -r safemem")
+    assert tree.run("cat /usr/sbin/kexec; dpkg-divert --list '*kexec*'; ls /etc/systemd/system | grep kexec || :") == (
+        "#!/bin/sh\necho usr/sbin\n"
+    )
+
+
+def test_refused_through_and_forced(system: tuple[str, distro.Tree], tmp_path: Path) -> None:
+    """An incompatible kernel is refused and the system goes on; a compatible one goes through; a forced one is told of in its boot."""
+    suite, tree = system
+    (tree.path / "etc/systemd/system/systemd-logind.service").unlink()  # who asks for a kexec asks it
+    shutil.copy(harness.kernel("old-kho"), tree.path / "boot/vmlinuz-old")
+    initrd = f"/boot/{tree.initrd.name}"
+    tree.run(f"{GATE} enable")
+    place = tmp_path / "system"
+    place.mkdir()
+    built = tree.system(place, policy_text(), {"verdict": shell("gate", INITRD=initrd).encode()})
+    # What was just made is what the system kexecs with.
+    assert initrd in tree.run(f"ls {shlex.quote(initrd)}")
+    result = boot(distro.guest(f"gate-{suite}", built, cmdline="stage=1", boot_mib=2048, dimm_mib=0))
+    report = result.report
+
+    assert result.fate == "poweroff" and report["done"] == "3", result.serial[-4000:]
+    assert (report["version"], report["code_gate"], report["said_gate"]) == (VERSIONS[suite], "0", IN)
+    # Past what is judged nothing of the first kernel is refused that should not be.
+    assert report["code_judged"] == "5" and report["code_judged2"] == "5", report["said_judged"]
+    assert "safemem: kexec refused: incompatible: " in report["said_judged"] and "kho-v3" in report["said_judged"]
+    assert report["code_nothing"] == "1" and "no kernel is loaded" in report["journal_untold"]
+    assert report["code_past"] == "0", report["said_past"]
+    assert report["code_good"] == "0", report["said_good"]
+    for name, why in (
+        ("untold", "cannot tell: what is loaded was not loaded by `kexec`"),
+        ("changed", "incompatible: "),
+    ):
+        assert report[f"jobs_{name}"] == ""
+        assert report[f"active_{name}"].split() == ["active"] * 4
+        assert f"kexec refused: {why}" in report[f"journal_{name}"]
+        assert f"safemem: kexec refused: {why}" in result.serial
+    assert result.serial.count("Linux version") == 3
+    same = f"judged    this kernel was judged before the kexec: compatible; build ID {report['id_2'][32:48]}"
+    assert "judged  " not in report["said_status_1"] and "forced  " not in report["said_status_1"]
+    assert same in report["said_status_2"].splitlines()
+    forced = "forced    the kexec that ended the boot before was against the verdict: the test says so (incompatible: "
+    assert [line for line in report["said_status_3"].splitlines() if line.startswith(forced)]
+    assert (report["code_override"], report["code_forced"]) == ("0", "0"), report["said_forced"]
+    assert "against the verdict: the test says so" in report["journal_end"]
+    assert (report["code_disable"], report["said_disable"], report["kexec"]) == ("0", OUT, "/usr/sbin/kexec")
