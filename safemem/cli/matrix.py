@@ -15,11 +15,12 @@ from safemem.render import pairs as render
 @click.command(short_help="Show which kernels can hand over to which.")
 @click.argument("kernels", metavar="KERNEL...", nargs=-1, required=True)
 @formats("svg")
+@click.pass_context
 @codes.ends(
     done="every kernel can hand over to every other", ended="some cannot", unknown="of some it cannot be told",
     invalid="an image cannot be read",
 )  # fmt: skip
-def matrix(kernels: tuple[str, ...], form: str) -> None:
+def matrix(context: click.Context, kernels: tuple[str, ...], form: str) -> None:
     """Show which of these kernel images can hand over to which, with KHO and LUO on in each.
 
     It reads images only, so it can run anywhere. What a machine really hands over, its policy, initrd and
@@ -39,4 +40,4 @@ def matrix(kernels: tuple[str, ...], form: str) -> None:
         click.echo(render.pairs_svg(found))
     else:
         click.echo(render.pairs_text(found))
-    raise SystemExit(code)
+    context.exit(code)
