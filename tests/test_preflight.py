@@ -444,6 +444,31 @@ def test_luo_as_a_tree(good: Case) -> None:
     assert running.read(str(good.root), good.images).outgoing.speaks.luo == {"luo-v2"}
 
 
+#: The tree of a 7.3.4 as debugfs shows it: it says 285 bytes, and 233 are there.
+SHOWN = bytes.fromhex(
+    "d00dfeed0000011d00000038000000e400000028000000110000001000000000000000390000 00ac00000000000000000000000000000000"
+    "00000001000000000000000300000007000000156b686f2d763400000000000300000008000000000080540000000000000000014c554f00"
+    "00000003000000080000002f200000000000000000000003000000080000002000 50a301000000000000000200000001"
+    "6b657865632d6d65746164617461000000000003000000080000002f4900000000000000000000030000000800000020"
+    "00f0540000000000000000020000000200000009 7072657365"
+)
+
+
+def test_the_tree_is_cut(good: Case) -> None:
+    """A real kernel's file is shorter than its tree: version and nodes stand before the cut, and a cut before them tells nothing."""
+    assert len(SHOWN) == 233
+    case = good.now(speaks=Speaks())
+    now = running.read(str(put(case, "sys/kernel/debug/kho/out/fdt", SHOWN).root), case.images)
+    assert (now.outgoing.speaks.tree, now.nodes, now.outgoing.sure) == (
+        words("kho-v4"),
+        ("LUO", "kexec-metadata"),
+        True,
+    )
+    for length in (0, 39, 60, 80):
+        put(case, "sys/kernel/debug/kho/out/fdt", SHOWN[:length])
+        assert running.read(str(case.root), case.images).tree == "", length
+
+
 def test_what_is_shown_counts_before_the_file(good: Case) -> None:
     """What a kernel writes its tree says, whatever strings are in its file."""
     case = good.now(speaks=speaks(tree=words("kho-v3", "kho-v4"), luo=words("luo-v4")))
@@ -591,7 +616,8 @@ def test_json(call: list[str]) -> None:
         "code": "old-loader", "severity": "error", "message": "kexec_load(2) hands nothing over",
         "evidence": "--loader kexec_load; this boot's handover is none", "remedy": "load it with `kexec -s`",
     }  # fmt: skip
-    assert document["running"]["proven"] is True and document["running"]["tree"] == ["kho-v4"]
+    assert document["running"]["proven"] is True and document["running"]["speaks"]["tree"] == ["kho-v4"]
+    assert document["running"]["luo"] == "yes" and document["kernel"]["speaks"]["luo"] == ["luo-v5"]
     assert document["endings"][0]["expected"] is True
     assert set(document["prediction"]) == {"outcome", "why", "lost", "untold"}
 
@@ -649,6 +675,15 @@ def test_bad_input(call: list[str], tmp_path: Path) -> None:
         rest = call[2:] if words_[0] == "--state" else call
         result = run(*rest, *words_)
         assert (result.exit_code, result.stderr) == (3, "safemem: none/there: no such file or directory\n")
+
+
+def test_a_file_that_is_too_large(call: list[str], tmp_path: Path) -> None:
+    """It is refused by its size, before anything of it is read."""
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate((2 << 30) + 1)
+    for option, size in (("--initrd", 2048), ("--profile", 1)):
+        result = run(*call, option, tmp_path / "large")
+        assert (result.exit_code, result.stderr) == (3, f"safemem: {tmp_path}/large: it is larger than {size} MiB\n")
 
 
 def test_usage(call: list[str]) -> None:

@@ -74,7 +74,7 @@ def preflight_command(
     if len(images) > 1:
         raise click.UsageError("several --kernel are for --write-profile alone")
     wanted, policies = _meant(policy, root, cmdline) if state is None or policy else (None, None)
-    given = None if allowed is None else profile.parse(_bytes(allowed, load.MAX_SIZE + 1), allowed)
+    given = None if allowed is None else profile.parse(_bytes(allowed, load.MAX_SIZE), allowed)
     read = partial(image.read, root=root)
     now = _capture(state, named, read) if state is not None else running.read(root, read, named or "")
     kernels = _kernels(images[0], now.image, read)
@@ -87,8 +87,12 @@ def preflight_command(
 
 
 def _bytes(path: str, limit: int = _LIMIT) -> bytes:
+    """Return the whole file. Raises InputError."""
     with reading(path), open(path, "rb") as file:
-        return file.read(limit)
+        # A read of so many bytes would set them aside first.
+        if os.fstat(file.fileno()).st_size > limit:
+            raise InputError(f"{path}: it is larger than {limit >> 20} MiB")
+        return file.read()
 
 
 def _kernels(path: str, known: Kernel | None, read: running.Reader) -> tuple[Kernel, ...]:

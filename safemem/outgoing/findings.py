@@ -106,7 +106,7 @@ CODES: dict[str, Entry] = {
         "name the file that was booted with --running",
     ),
     "in-module": Entry("note", "files of `{name}` are restored by a module: it has to be loaded before they are asked for"),
-    "image-untold": Entry("note", "the image does not tell: {what}"),
+    "image-untold": Entry("note", "{what}"),
     "several-profiles": Entry(
         "note", "the unified image has several profiles, and the first is looked at", "give --cmdline for another"
     ),

@@ -12,9 +12,10 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from safemem.boot import fdt, files, memory, paths, probe, stake
+from safemem.boot import files, memory, paths, probe, stake
 from safemem.boot.model import UNKNOWN, Blocks, Fact, Refused, Snapshot
 from safemem.boot.ranges import Range, common, merge_ranges, total
+from safemem.outgoing import outtree
 from safemem.outgoing.kernel import Kernel, Speaks
 from safemem.outgoing.prediction import Outgoing
 
@@ -27,8 +28,6 @@ _GNU, _BUILD_ID = b"GNU\0", 3
 #: The kernel's own name for architectures whose pages are 4 KiB whatever is configured.
 _SMALL_PAGES = ("x86_64", "i686", "i586", "i386")
 _ARM64_PAGES = {f"CONFIG_ARM64_{size}K_PAGES": size << 10 for size in (4, 16, 64)}
-#: Beginning of LUO's own data since it is no tree any more (include/linux/kho/abi/luo.h).
-_LUO = b"luo-v"
 
 
 class Running(NamedTuple):
@@ -68,7 +67,8 @@ def read(root: str, images: Reader, named: str = "") -> Running:
     build_id = _running_id(root)
     image, fault, replaced = _image(root, _text(snapshot, "kernel"), build_id, images, named)
     found = _described(snapshot, image, named)
-    tree, nodes, shown = _tree(root)
+    tree = outtree.read(root)
+    shown = tree.speaks
     speaks = found.outgoing.speaks
     # What the kernel shows is what it writes; the file tells the rest.
     speaks = speaks._replace(
@@ -83,8 +83,8 @@ def read(root: str, images: Reader, named: str = "") -> Running:
         root=root,
         at_stake=_stake(root),
         scratch=probe.scratch_now(root),
-        tree=tree,
-        nodes=nodes,
+        tree=tree.at,
+        nodes=tree.nodes,
         build_id=build_id,
         image=image,
         image_fault=fault,
@@ -135,60 +135,6 @@ def _as(fact: Fact, words: dict[str, str]) -> Fact:
 def _text(snapshot: Snapshot, name: str) -> str:
     value = snapshot.facts[name].value
     return "" if value == UNKNOWN else str(value)
-
-
-# ---- the outgoing tree
-
-
-def _tree(root: str) -> tuple[str, tuple[str, ...], Speaks]:
-    """Return where the outgoing tree is, its nodes, and which versions it and the data beside it are written in."""
-    for base in paths.KHO:
-        at = f"{base}/{paths.OUT_TREE}"
-        try:
-            tree = fdt.parse(files.read(root, at))
-        except (OSError, fdt.FdtError):
-            continue
-        versions = frozenset(_strings(tree.properties.get("compatible", b"")))
-        luo: frozenset[str] = frozenset()
-        parts: frozenset[str] = frozenset()
-        producers: frozenset[str] = frozenset()
-        for node in tree.children:
-            data = _blob(root, f"{base}/{paths.PRODUCERS}/{node.name}")
-            if node.name == "LUO":
-                luo, parts = _compatible(data)
-                if data.startswith(_LUO):
-                    luo = frozenset(_strings(data.partition(b"\0")[0]))
-            else:
-                producers = producers.union(*_compatible(data))
-        shown = Speaks(versions, luo, producers=producers, luo_nodes=parts)
-        return at, tuple(node.name for node in tree.children), shown
-    return "", (), Speaks()
-
-
-def _blob(root: str, at: str) -> bytes:
-    try:
-        return files.read(root, at)
-    except (OSError, ValueError):
-        return b""
-
-
-def _compatible(data: bytes) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the versions that a producer's own tree names, at its root and below; nothing if its data is no tree."""
-    try:
-        root = fdt.parse(data)
-    except fdt.FdtError:
-        return frozenset(), frozenset()
-    found: set[str] = set()
-    todo = [*root.children]
-    while todo:
-        node = todo.pop()
-        found.update(_strings(node.properties.get("compatible", b"")))
-        todo += node.children
-    return frozenset(_strings(root.properties.get("compatible", b""))), frozenset(found)
-
-
-def _strings(data: bytes) -> list[str]:
-    return [text for text in data.decode("ascii", "replace").split("\0") if text]
 
 
 def _stake(root: str) -> Fact:

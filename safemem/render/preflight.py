@@ -68,13 +68,13 @@ def as_json(report: Report, exit_code: int) -> str:
         "schema": SCHEMA, "kind": "preflight", "exit_code": exit_code, "verdict": report.verdict,
         "kernel": {
             "path": kernel.path, "release": kernel.release or None, "build_ids": list(kernel.build_ids),
-            **_speaks(kernel.speaks),
+            "speaks": _speaks(kernel.speaks),
         },
         "running": {
             "release": running.outgoing.release or None, "build_id": running.build_id or None,
             "image": running.image.path if running.image else None, "proven": running.proven,
             "kho": running.outgoing.kho.value, "luo": running.outgoing.luo.value,
-            "preserved": running.at_stake.value, "nodes": list(running.nodes), **_speaks(running.outgoing.speaks),
+            "preserved": running.at_stake.value, "nodes": list(running.nodes), "speaks": _speaks(running.outgoing.speaks),
         },
         "prediction": {
             "outcome": outcome.outcome, "why": outcome.why, "lost": list(outcome.lost), "untold": list(outcome.untold),

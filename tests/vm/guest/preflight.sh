@@ -14,11 +14,11 @@ judge() {
 }
 
 arguments
-for image in $KERNELS; do judge "${image##*/}" "$image" --running "$RUNNING"; done
+# shellcheck disable=SC2086
 set -- $KERNELS
-judge loader "$1" --running "$RUNNING" --loader kexec_load
+for image; do judge "${image##*/}" "$image" --running "$RUNNING"; done
 judge other "$1" --running "$2"
 preserve 16
-judge held "$1" --running "$RUNNING"
 safemem preflight --kernel "$1" --initrd "$INITRD" --cmdline "kho=on liveupdate=on $ARGUMENTS" --running "$RUNNING"
+report code_held "$CODE"
 report_file text /tmp/out
