@@ -76,6 +76,7 @@ def command_page() -> str:
         ".SH FILES",
         ".TP", "/etc/safemem/policy.toml", "the policy of this machine, see safemem\\-policy(5)",
         ".TP", "/usr/share/safemem/policies", "policies to begin with, each with its cases",
+        ".TP", "/etc/safemem/preflight.toml", "what the gate before a kexec does where nothing can be told",
         ".TP", "/run/safemem/decision.json", "the record of this boot",
         ".TP", "/var/lib/safemem/history", "the records of earlier boots",
         ".SH EXIT STATUS", codes.listing(),

@@ -121,7 +121,7 @@ def _chosen(tool: Apt, arch: str, versions: int) -> dict[str, list[str]]:
     chosen = [newest[number] for number in (*order[:2], *order[2 - versions :])]
     plain = chosen[-1].replace("cloud-", "")
     result = {}
-    for number, one in enumerate([*chosen, *([plain] if plain in found else [])]):
+    for place, one in enumerate([*chosen, *([plain] if plain in found else [])]):
         kinds = [
             f"linux-binary-{one}",
             f"linux-binary-unsigned-{one}",
@@ -129,7 +129,7 @@ def _chosen(tool: Apt, arch: str, versions: int) -> dict[str, list[str]]:
             f"linux-image-{one}-unsigned",
         ]
         # Signed and unsigned in turn, where there are both.
-        order_of = kinds if number % 2 else [kinds[1], kinds[0], kinds[3], kinds[2]]
+        order_of = kinds if place % 2 else [kinds[1], kinds[0], kinds[3], kinds[2]]
         image = next(kind for kind in order_of if kind in names and not (kind in kinds[2:] and _split(names, one)))
         result[one] = [image, *([f"linux-base-{one}"] if f"linux-base-{one}" in names else [])]
     return result

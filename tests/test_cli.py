@@ -370,7 +370,7 @@ def test_no_unit_needs_pydantic(tmp_path: Path, unit: Path) -> None:
         code = BROKEN.replace("safemem.cli", f"safemem.realroot.{name}").replace(
             "main()", "sys.exit(main(sys.argv[1:]))"
         )
-        done = subprocess.run([sys.executable, "-c", code, "--root", str(root)], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", code, "--root", str(root), *words], capture_output=True, text=True)
         # The fake root has no console to say anything on, and no LUO.
         assert done.returncode == (0 if name == "hold" else 1) and "Traceback" not in done.stderr, done.stderr
         return
