@@ -18,15 +18,18 @@ from safemem.render.text import width
 _WORDS = {
     "accepted": "yes", "none": "nothing", "rejected": "rejected", "unsupported": "no KHO", "panic": "panics", "unknown": "unknown"
 }  # fmt: skip
+#: Where the outcome does not say it.
+_CODES = {"other-arch": "other arch", "page-size": "page size"}
 _COLOURS = {"compatible": "green", "incompatible": "red", "cannot tell": "yellow"}
 #: What a letter takes in a picture at 14 px, and the sizes of a cell; px.
 _LETTER, _CELL, _ROW, _TOP = 8.4, 104, 40, 60
 
 
 def _word(pair: Pair) -> str:
-    return (
-        "in part" if pair.prediction.outcome == "accepted" and pair.prediction.lost else _WORDS[pair.prediction.outcome]
-    )
+    found = pair.prediction
+    if found.code in _CODES:
+        return _CODES[found.code]
+    return "in part" if found.outcome == "accepted" and found.lost else _WORDS[found.outcome]
 
 
 def _why(pair: Pair) -> str:
