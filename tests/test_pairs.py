@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from typing import Any
 
 import click
 import pytest
@@ -20,7 +21,7 @@ from safemem.render import pairs as render
 YES, NO = Fact("yes", "a test"), Fact("no", "a test")
 
 
-def kernel(path: str, tree: str = "kho-v4", luo: str = "luo-v5", handlers: str = "memfd-v2", **more: object) -> Kernel:
+def kernel(path: str, tree: str = "kho-v4", luo: str = "luo-v5", handlers: str = "memfd-v2", **more: Any) -> Kernel:
     """Return a kernel that speaks these."""
     speaks = Speaks(frozenset({tree}), frozenset({luo}), frozenset({handlers}))
     found = Kernel(path, "bzImage", arch="x86_64", release="7.3.4", page_size=4096, kho=YES, luo=YES, speaks=speaks)
