@@ -160,6 +160,7 @@ def test_profiles() -> None:
         ("old", "kho=on old", (b"own",), ["kho-v3"]),
     ]
     assert {item.container for item in found} == {"unified kernel image"}
+    assert found[0].initrds[0] is found[1].initrds[0], "what profiles share is in memory once"
 
 
 def test_two_names_of_one_kernel() -> None:

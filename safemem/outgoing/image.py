@@ -74,11 +74,9 @@ def _kernels(store: Store, path: str, root: str, limit: int, *, modules: bool) -
             inner = Store(store.name, data)
             kernels[profile.kernel.at] = facts.kernel(_open(inner, limit), inner, path, root, modules=modules)
             del data, inner
-    initrds = {
-        section.at: store.cut(section.at, section.size, f"its section `{section.name}`")
-        for profile in profiles
-        for section in profile.initrds
-    }
+    # Profiles share what they have from the base: each section is read, and in memory, once.
+    sections = {section.at: section for profile in profiles for section in profile.initrds}
+    initrds = {at: store.cut(at, item.size, f"its section `{item.name}`") for at, item in sections.items()}
     for profile in profiles:
         own = {"container": UNIFIED, "profile": profile.name, "cmdline": profile.cmdline, "efi": True}
         within = tuple(initrds[section.at] for section in profile.initrds)

@@ -172,7 +172,7 @@ def guards(size: int = 1024, nodes: int = 8) -> None:
     )
 
 
-def images(rounds: int = 5) -> None:
+def images(rounds: int = 9) -> None:
     """A kernel of Debian's and an initrd of 100 MB: reading both against unpacking both, in turn."""
     folder = list(mirror.kernels("amd64", 7).values())[-1]
     (kernel,) = folder.rglob("vmlinuz*")
