@@ -106,6 +106,8 @@ def safe_region(text: str) -> tuple[tuple[Range, ...], bool]:
 
 def _safe(running: Running, text: str) -> Iterator[Finding]:
     told = argument(text, stake.SAFE)
+    if told is None and running.outgoing.kho.value == "no":
+        return
     if told is None:
         yield finding("no-safe", f"{_WHERE}: no {stake.SAFE}=")
         return
