@@ -312,6 +312,7 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     ),
     "no hold": (lambda case: case.line("memhp_default_state=offline", ""), {"memhp-online"}, "compatible"),
     "safemem=off": (lambda case: case.line("", "safemem=off"), {"safemem-off"}, "compatible"),
+    "safemem.dry_run": (lambda case: case.line("", "safemem.dry_run"), {"safemem-off"}, "compatible"),
     "no guard": (lambda case: case._replace(asked=case.asked._replace(cmdline=NO_GUARD)), {"no-guard", "no-safe"}, "compatible"),
     "guard cut": (lambda case: case.line("", "safemem.guard=0x1000000"), {"guard-bad"}, "incompatible"),
     "guard not asked for": (lambda case: case.line("crashkernel=", "crashkernel_x="), {"guard-not-asked"}, "incompatible"),
@@ -371,7 +372,7 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
         lambda case: case.next(config=BLIND).decided(seen("panic", trust_guard=True)), {"reads-unknown"}, "compatible",
     ),
     "no configuration": (
-        lambda case: case.next(config=None).decided(seen("panic")), {"reads-untold", "policy-ends"}, "incompatible",
+        lambda case: case.next(config=None).decided(seen("panic")), {"reads-untold", "policy-ends"}, "cannot tell",
     ),
     "the policy ends all boots": (lambda case: case.decided(policy(NEVER, otherwise="reboot")), {"policy-ends"}, "incompatible"),
     "the policy onlines after a rejection": (

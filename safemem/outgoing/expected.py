@@ -104,7 +104,8 @@ def ending(boot: NextBoot, name: str, *, expected: bool = False) -> Ending:
     found = snapshot(boot, name, fact)
     decision = _decide(boot.policies, found)
     result = forecast(decision, found)
-    action = "online-all" if result.observed else result.ends or decision.action
+    dry = "dry-run" in found.overrides and boot.policies.built_in.allow_cmdline_override
+    action = "online-all" if result.observed or dry else result.ends or decision.action
     return Ending(name, str(fact.value), action, decision.rule.name, expected)
 
 
