@@ -264,14 +264,6 @@ def _image(data: bytes) -> None:
         nextkernel.build(file.name)
 
 
-def _kernel_image(data: bytes) -> None:
-    """A kernel image: no version comes out that does not stand in what went in, or was packed in it."""
-    for kernel in image.read_bytes(data, "k", "/nowhere"):
-        assert kernel.release and kernel.form
-        assert kernel.kho.value != "yes" or kernel.speaks.tree
-    config.options(_text(data))
-
-
 #: What a kernel shows of what it would hand over; the first byte of the input chooses.
 OUTGOING = (
     paths.NOTES,
@@ -308,6 +300,14 @@ def _nextline(data: bytes) -> None:
     assert report.verdict != "compatible"
     with contextlib.suppress(ValueError):
         nextline.safe_region(text)
+
+
+def _kernel_image(data: bytes) -> None:
+    """A kernel image: no version comes out that does not stand in what went in, or was packed in it."""
+    for kernel in image.read_bytes(data, "k", "/nowhere"):
+        assert kernel.release and kernel.form
+        assert kernel.kho.value != "yes" or kernel.speaks.tree
+    config.options(_text(data))
 
 
 TARGETS = {
