@@ -11,7 +11,7 @@ export CI SAFEMEM_KERNELS VERBOSE
 RUN_PACKAGES := python3-venv
 ROOT_PACKAGES := mmdebstrap uidmap
 TEST_PACKAGES := $(RUN_PACKAGES) $(ROOT_PACKAGES) qemu-system-x86 busybox-static kexec-tools systemd udev util-linux \
-	zstd lz4 cpio gcc libc6-dev binutils dash shellcheck squashfs-tools e2fsprogs fakeroot lintian ovmf rpm strace
+	zstd lz4 lzop cpio gcc libc6-dev binutils dash shellcheck squashfs-tools e2fsprogs fakeroot lintian ovmf rpm strace
 
 .PHONY: help run test test-fast pythons lint draws nightly fuzz bench pages vm-demo kernels deb rpm clean
 
@@ -32,7 +32,7 @@ test: $(VENV)/.test  ## everything, guests included; installs packages (30 min)
 	$(PYTEST)
 
 test-fast: $(VENV)/.dev  ## what needs no guest, no root and no package (2 min)
-	$(PYTEST) -m "not vm and not pythons"
+	$(PYTEST) -m "not vm and not pythons and not mirror"
 
 pythons: $(VENV)/.dev  ## the same on Python 3.11 to 3.14, in scratch roots (2 min)
 	$(call apt,$(ROOT_PACKAGES))

@@ -50,8 +50,8 @@ from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Refused, Term
 from safemem.boot.printable import printable
 from safemem.host import history, incidents, previous, reader, standing
 from safemem.initramfs import check, packed, proven, unpack
-from safemem.outgoing import expected, nextkernel, nextline, preflight, profile, running
-from safemem.outgoing.kernel import Kernel, Speaks
+from safemem.outgoing import config, expected, image, nextkernel, nextline, preflight, profile, running
+from safemem.outgoing.kernel import Kernel, NoKernel, Speaks
 from safemem.policy import casefile, cases, compiler, imagined, load, missing, pieces, places
 from safemem.realroot import maintenance, udevrules
 from tests.fakes import machine, make_root, outgoing, pci
@@ -302,6 +302,14 @@ def _nextline(data: bytes) -> None:
         nextline.safe_region(text)
 
 
+def _kernel_image(data: bytes) -> None:
+    """A kernel image: no version comes out that does not stand in what went in, or was packed in it."""
+    for kernel in image.read_bytes(data, "k", "/nowhere"):
+        assert kernel.release and kernel.form
+        assert kernel.kho.value != "yes" or kernel.speaks.tree
+    config.options(_text(data))
+
+
 TARGETS = {
     "fdt": Target(fdt.parse, (fdt.FdtError,), (fdt.parse,)),
     "kernel": Target(_kernel, (), (probe.read_snapshot,)),
@@ -322,6 +330,7 @@ TARGETS = {
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
     "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, unpack.find, packed.pieces, packed.whole, nextkernel.build)),
+    "kernel-image": Target(_kernel_image, (NoKernel,), (image.read_bytes, config.options)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text)),
     "counts": Target(_counted, (), (reader.releases, reader.counts)),
     "standing": Target(_standing, (), (standing.read, maintenance.text, attempts.handed_on)),

@@ -32,7 +32,7 @@ _REPOSITORY = harness.REPOSITORY
 #: that nothing about an interpreter decides; of the random draws a tenth.
 _SUITE = (
     "-m", "pytest", "-q", "--tb=short", "--durations=0", "--durations-min=5", "-p", "no:cacheprovider",
-    "-m", "not vm and not pythons and not bench",
+    "-m", "not vm and not pythons and not bench and not mirror",
     *(f"--ignore=tests/test_{name}.py" for name in ("analysis", "deceptive", "makers", "package", "project", "search", "stricter", "wrapper")),
 )  # fmt: skip
 #: Runs in mount and process namespaces of its own; $1 is the root, $2 the repository, the rest the command. Not by chroot:

@@ -312,6 +312,7 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     ),
     "no hold": (lambda case: case.line("memhp_default_state=offline", ""), {"memhp-online"}, "compatible"),
     "safemem=off": (lambda case: case.line("", "safemem=off"), {"safemem-off"}, "compatible"),
+    "safemem.dry_run": (lambda case: case.line("", "safemem.dry_run"), {"safemem-off"}, "compatible"),
     "no guard": (lambda case: case._replace(asked=case.asked._replace(cmdline=NO_GUARD)), {"no-guard", "no-safe"}, "compatible"),
     "guard cut": (lambda case: case.line("", "safemem.guard=0x1000000"), {"guard-bad"}, "incompatible"),
     "guard not asked for": (lambda case: case.line("crashkernel=", "crashkernel_x="), {"guard-not-asked"}, "incompatible"),
@@ -371,7 +372,7 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
         lambda case: case.next(config=BLIND).decided(seen("panic", trust_guard=True)), {"reads-unknown"}, "compatible",
     ),
     "no configuration": (
-        lambda case: case.next(config=None).decided(seen("panic")), {"reads-untold", "policy-ends"}, "incompatible",
+        lambda case: case.next(config=None).decided(seen("panic")), {"reads-untold", "policy-ends"}, "cannot tell",
     ),
     "the policy ends all boots": (lambda case: case.decided(policy(NEVER, otherwise="reboot")), {"policy-ends"}, "incompatible"),
     "the policy onlines after a rejection": (
@@ -550,7 +551,50 @@ def test_ends(good: Case) -> None:
 
     assert render.endings(report) == [
         "if you kexec now: online-all by rule `live update arrived whole`; the handover reads as `accepted`",
-        "if the handover is rejected, orphaned, unsupported or lost: panic by rule `otherwise`",
+        "if the handover is rejected or lost: panic by rule `otherwise`",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "others"),
+    [
+        (lambda case: case, "accepted", {"rejected", "lost"}),
+        (lambda case: case.line("kho=on", "kho=off"), "orphaned", {"lost"}),
+        (lambda case: case.line("kho=on ", "").next(config=None), "", {"accepted", "rejected", "orphaned", "lost"}),
+        (lambda case: case.next(kho=UNTOLD), "", {"accepted", "rejected", "unsupported", "lost"}),
+        (lambda case: case.next(kho=NO), "unsupported", {"lost"}),
+        (lambda case: case.next(speaks=speaks(tree=words("kho-v3"))), "rejected", {"lost"}),
+        (lambda case: case.next(speaks=speaks(luo=words("luo-v4"))), "panic", {"rejected", "lost"}),
+        (lambda case: case._replace(asked=case.asked._replace(loader="kexec_load")), "none", set()),
+    ],
+)
+def test_which_ends_there_can_be(good: Case, change: Change, first: str, others: set[str]) -> None:
+    """What is predicted stands first; of the others those that may come all the same, and none that cannot."""
+    report = change(good).report()
+    found = [item for item in report.endings if not item.expected]
+
+    assert [item.state for item in report.endings if item.expected] == ([first] if first else [])
+    assert {item.state for item in found} == others
+    assert not first or report.endings[0].expected
+
+
+def test_a_handover_that_does_not_come(good: Case) -> None:
+    """The next boot knows by its command line that one was to come, where handover-args has written it."""
+    old = good._replace(asked=good.asked._replace(loader="kexec_load"))
+    bare = old._replace(asked=old.asked._replace(cmdline=NO_GUARD))
+
+    assert [(item.state, item.reads) for item in old.report().endings] == [("none", "lost")]
+    assert [(item.state, item.reads) for item in bare.report().endings] == [("none", "none")]
+
+
+def test_what_is_said_of_a_panic_and_of_nothing(good: Case) -> None:
+    """A kernel that panics by itself asks no policy; and where nothing is known, that is said first."""
+    report = good.next(speaks=speaks(luo=words("luo-v4"))).report()
+    assert render.endings(report)[0] == "if you kexec now: the next kernel panics by itself"
+    report = good.next(kho=UNTOLD).initrd().report()
+    assert render.endings(report) == [
+        "if you kexec now: what becomes of the handover cannot be told",
+        "if the handover is rejected, unsupported or lost: nothing of safemem's decides",
     ]
 
 

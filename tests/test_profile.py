@@ -82,7 +82,7 @@ GOOD = 'format = 1\nname = "x"\n[[kernel]]\nrelease = "7.3.4"\n'
         (GOOD.replace("= 1", "= 2"), "f:1:1: `2` is not a format that this safemem reads; it reads 1"),
         (GOOD.replace('"x"', '""'), "f:2:1: expected one line of text, not ``"),
         (GOOD.replace('"x"', "7"), "f:2:1: expected text, not `7`"),
-        (GOOD + 'tre = ["x"]\n', "f:5:1: unknown key `tre`; did you mean `tree`?"),
+        (GOOD + 'tree2 = ["x"]\n', "f:5:1: unknown key `tree2`; did you mean `tree`?"),
         (GOOD + 'tree = "x"\n', "f:5:1: expected a list, not `x`"),
         (GOOD + 'tree = ["kho-v4", "k v"]\n', "f:5:19: expected a version such as `kho-v4`, not `k v`"),
         (GOOD + 'build_ids = ["xyz"]\n', "f:5:14: expected a build ID, 16 to 128 hexadecimal digits, not `xyz`"),
@@ -125,7 +125,7 @@ def test_schema() -> None:
 
     assert document["$schema"].endswith("2020-12/schema")
     assert check.is_valid(tomllib.loads(profile.write("fleet", [CURRENT], [DIGEST])))
-    assert not check.is_valid(tomllib.loads(GOOD + 'tre = ["x"]\n'))
+    assert not check.is_valid(tomllib.loads(GOOD + 'tree2 = ["x"]\n'))
     result = CliRunner().invoke(main, ["schema", "--of", "profile", "--reference"])
     assert result.exit_code == 2 and "profiles have a schema, and no page of their own" in result.stderr
 

@@ -56,7 +56,8 @@ def inside(parts: tuple[Part, ...]) -> dict[str, str] | None:
 def beside(path: str, release: str, root: str) -> Config:
     """Return the configuration that lies where distributions put it for an image at `path`, or for its release."""
     folder, name = os.path.split(path)
-    places = [os.path.join(folder, "config")] if path and name == "vmlinuz" else []
+    whole = name == "vmlinuz" or (path and os.path.basename(folder) == release)
+    places = [os.path.join(folder, "config")] if whole else []
     if release and _RELEASE.fullmatch(release):
         places += [os.path.join(folder, f"config-{release}")] if path else []
         places += [os.path.join(root, item.format(release)) for item in CONFIG[1:]]

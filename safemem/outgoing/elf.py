@@ -58,10 +58,11 @@ def read(store: Store, *, symbols: bool = False) -> Elf:
     Raises:
         NoKernel: it is damaged, or of a form that no kernel here has.
     """
-    head = store.cut(0, 64 if store.size >= 64 else 52, "the header of an ELF file")
+    head = store.cut(0, 6, "the header of an ELF file")
     if head[:4] != MAGIC or head[4] not in (1, 2) or head[5] != 1:
         raise store.refused("this is no little-endian ELF file")
     wide = head[4] == 2
+    head = store.cut(0, 64 if wide else 52, "the header of an ELF file")
     kind, machine = struct.unpack_from("<HH", head, 16)
     at = struct.unpack_from("<Q", head, 40)[0] if wide else struct.unpack_from("<I", head, 32)[0]
     entry, count, names = struct.unpack_from("<HHH", head, 58 if wide else 46)

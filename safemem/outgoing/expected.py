@@ -31,6 +31,8 @@ _SOURCES = {
     "lost": "command line",
     "none": paths.SETUP_DATA,
 }
+#: What is on the next command line only if a handover is to come.
+_FOR_A_KEXEC = (asked.ARGUMENT, attempts.ARGUMENT, stake.ARGUMENT, stake.TOKEN)
 
 
 class Policies(NamedTuple):
@@ -76,10 +78,22 @@ def endings(boot: NextBoot, expected: str) -> tuple[Ending, ...]:
     """Return what comes of each state of the handover that there can be, `expected` first."""
     found = [Ending("panic", "", "", expected=True)] if expected == "panic" else []
     for name in sorted(STATES, key=lambda name: (name != expected, STATES.index(name))):
-        if name == "none" and expected != "none":
-            continue
-        found.append(ending(boot, name, expected=name == expected))
+        if name == expected or _may_come(boot, expected, name):
+            found.append(ending(boot, name, expected=name == expected))
     return tuple(found)
+
+
+def _may_come(boot: NextBoot, expected: str, name: str) -> bool:
+    """Return whether the handover may become `name` all the same: damaged on the way, or the machine reset before."""
+    if expected == "none" or name == "none":
+        return False
+    return {
+        "accepted": expected == UNKNOWN,
+        "rejected": boot.kernel.kho.value != "no" and expected in ("accepted", "panic", UNKNOWN),
+        "orphaned": boot.kernel.kho.value != "no" and boot.line.kho is None,
+        "unsupported": boot.kernel.kho.value == UNKNOWN,
+        "lost": True,
+    }[name]
 
 
 def ending(boot: NextBoot, name: str, *, expected: bool = False) -> Ending:
@@ -90,7 +104,8 @@ def ending(boot: NextBoot, name: str, *, expected: bool = False) -> Ending:
     found = snapshot(boot, name, fact)
     decision = _decide(boot.policies, found)
     result = forecast(decision, found)
-    action = "online-all" if result.observed else result.ends or decision.action
+    dry = "dry-run" in found.overrides and boot.policies.built_in.allow_cmdline_override
+    action = "online-all" if result.observed or dry else result.ends or decision.action
     return Ending(name, str(fact.value), action, decision.rule.name, expected)
 
 
@@ -129,8 +144,11 @@ def reads(boot: NextBoot, name: str) -> Fact:
         if by_token(boot):
             return Fact(name, paths.LUO_DEVICE, "the token tells")
         return Fact(UNKNOWN, paths.LUO_CLASS, "the next kernel has no files to show whether it accepted")
-    if name == "lost" and asked.ARGUMENT not in dict(arguments(boot.line.text or "")):
-        return Fact("none", paths.SETUP_DATA, "nothing on the next command line tells that one was to come")
+    if name in ("lost", "none"):
+        # By what nobody but handover-args writes the next boot knows that one was to come (safemem.boot.probe).
+        named = dict(arguments(boot.line.text or ""))
+        told = any(word in named for word in _FOR_A_KEXEC) or ";" in named.get(stake.SAFE, "")
+        name = "lost" if told else "none"
     return Fact(name, _SOURCES[name])
 
 

@@ -61,8 +61,9 @@ def kernel(found: Opened, store: Store, path: str, root: str, *, modules: bool) 
         options = config.beside(path, release, root)
     if options.options is None:
         untold.append(f"how it was configured is not known: {options.fault or 'no configuration in it nor beside it'}")
+    own = versions.sections(found.parts)
     try:
-        said = versions.strings(found.parts)
+        said = versions.strings(found.parts, own)
     except NoKernel as error:
         raise store.refused(str(error)) from None
     kho = _fact("KEXEC_HANDOVER", options, said.tree, found.parts, _KHO_MARKS)
@@ -72,7 +73,6 @@ def kernel(found: Opened, store: Store, path: str, root: str, *, modules: bool) 
     if luo.value == "no":
         # Without LUO no field of 48 bytes is that of a handler.
         said = said._replace(handlers=frozenset())
-    own = versions.sections(found.parts) if kho.value != "no" else ()
     speaks, disagree = _together(said, own)
     ids = elf.build_ids(found.parts)
     result = Kernel(
@@ -121,8 +121,8 @@ def _fact(
 def _together(said: Speaks, own: tuple[versions.Section, ...]) -> tuple[Speaks, list[str]]:
     """Return what a kernel speaks by its strings and its sections, and where the two disagree.
 
-    INVARIANT: of KHO and LUO no version is taken that either denies: what is compared must not meet by mistake. Handlers
-    are those of the sections, which the kernel's own build makes of what registers them.
+    INVARIANT: of KHO and LUO no version is taken that either denies: what is compared must not meet by mistake. What a
+    handler is called is in its structure, which the kernel compares; a section adds those that were not found so.
     """
     disagree = [f"its section `{item.name}` is damaged, and not taken: {item.fault}" for item in own if item.fault]
     sound = [item for item in own if not item.fault]
@@ -136,16 +136,15 @@ def _together(said: Speaks, own: tuple[versions.Section, ...]) -> tuple[Speaks, 
                 )
                 result = result._replace(**{field: strings & theirs})
         result = result._replace(features=result.features + item.speaks.features)
-    if sound:
-        theirs = frozenset[str]().union(*(item.speaks.handlers for item in sound))
-        plain = {name for name in theirs if "-v" not in name}
-        unlike = {name for name in said.handlers ^ theirs if name.partition("-v")[0] not in plain}
-        if unlike:
-            disagree.append(
-                f"its sections have the handlers {_names(theirs)}, and its strings {_names(said.handlers)}: those of the"
-                " sections are taken"
-            )
-        result = result._replace(handlers=theirs)
+    theirs = frozenset[str]().union(*(item.speaks.handlers for item in sound))
+    have = {name.partition("-v")[0] for name in said.handlers}
+    result = result._replace(handlers=said.handlers | {name for name in theirs if name.partition("-v")[0] not in have})
+    versioned = {name for name in theirs if "-v" in name}
+    if versioned and versioned != said.handlers:
+        disagree.append(
+            f"its sections have the handlers {_names(theirs)}, and its strings {_names(said.handlers)}: of one name that of"
+            " the strings is taken"
+        )
     return result, disagree
 
 

@@ -139,7 +139,7 @@ CODES: dict[str, Entry] = {
         "the next kernel may online memory that is hot-added before any program runs",
         "put memhp_default_state=offline on its command line",
     ),
-    "safemem-off": Entry("warning", "safemem=off: the next boot may decide nothing", "take it out"),
+    "safemem-off": Entry("warning", "{word}: the next boot may do nothing of what is decided", "take it out"),
     "no-guard": Entry(
         "warning",
         "no guard: a next kernel that rejects the handover all the same may overwrite boot memory",
@@ -201,7 +201,7 @@ CODES: dict[str, Entry] = {
     ),
     "policy-ends": Entry(
         "error",
-        "the next boot ends in {action} by rule `{rule}`, though nothing is wrong with the handover: it reads as `{state}`",
+        "the next boot ends in {action} by rule `{rule}`, though the handover is accepted: it reads as `{state}`",
         "`safemem simulate` shows why; change the policy, or what the next kernel can show",
     ),
     "policy-holds": Entry(

@@ -94,7 +94,8 @@ def check(running: Running, kernel: Kernel, line: Line, found: Ground | None, wh
         return
     told = line.get(asked.ARGUMENT)
     if told is None:
-        yield finding("no-guard", f"{_WHERE}: no {asked.ARGUMENT}=")
+        if running.outgoing.kho.value != "no":
+            yield finding("no-guard", f"{_WHERE}: no {asked.ARGUMENT}=")
         return
     try:
         wanted = asked.parse(told)

@@ -55,8 +55,10 @@ def check(running: Running, kernel: Kernel, found: Line, policy: Policy | None) 
     yield from _live_update(running, kernel, found)
     if found.get("memhp_default_state") != "offline":
         yield finding("memhp-online", f"{_WHERE}: no memhp_default_state=offline")
-    if "off" in probe.overrides(dict(arguments(found.text))):
-        yield finding("safemem-off", _WHERE)
+    asked = probe.overrides(dict(arguments(found.text)))
+    for override, word in (("off", "safemem=off"), ("dry-run", "safemem.dry_run")):
+        if override in asked:
+            yield finding("safemem-off", _WHERE, word=word)
     resets = found.get("panic")
     if resets not in (None, "", "0") and (policy is None or _may_panic(policy)):
         yield finding("panic-resets", f"{_WHERE}: panic={resets}")
@@ -106,6 +108,8 @@ def safe_region(text: str) -> tuple[tuple[Range, ...], bool]:
 
 def _safe(running: Running, text: str) -> Iterator[Finding]:
     told = argument(text, stake.SAFE)
+    if told is None and running.outgoing.kho.value == "no":
+        return
     if told is None:
         yield finding("no-safe", f"{_WHERE}: no {stake.SAFE}=")
         return

@@ -61,7 +61,7 @@ def predict(outgoing: Outgoing, following: Kernel) -> Prediction:
         why = f"{b.path} is a kernel for {b.arch}, and {a.what} runs on {a.arch}"
         return Prediction("unsupported", why, code="other-arch")
     if a.kho.value == "no":
-        return Prediction("none", f"{a.what} has no KHO: it hands nothing over", code="kho-off")
+        return Prediction("none", f"{a.what} hands nothing over: {_said(a.kho)}".rstrip(": "), code="kho-off")
     if b.kho.value == "no":
         return Prediction("unsupported", f"{b.path} has no KHO: {_said(b.kho)}".rstrip(": "), code="no-kho")
     if a.page_size and b.page_size and a.page_size != b.page_size:

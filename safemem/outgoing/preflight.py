@@ -184,10 +184,13 @@ def _careless(boot: NextBoot) -> bool:
 def _accepted(boot: NextBoot, item: Ending, name: str) -> Iterator[Finding]:
     """Compare what comes of the acceptance that is expected with what would come of one that the next boot can see."""
     evidence = f"policy `{name}`"
+    # Where it is not known what that kernel can show, it may show enough.
+    severity = UNKNOWN if item.reads == UNKNOWN and expected.shows(boot) is None else ""
+    said = {"action": item.action, "rule": item.rule}
     if expected.ends(item):
-        yield finding("policy-ends", evidence, action=item.action, rule=item.rule, state=item.reads)
+        yield finding("policy-ends", evidence, severity=severity, state=item.reads, **said)
     elif item.reads != "accepted":
         seen = boot._replace(kernel=boot.kernel._replace(config={"CONFIG_KEXEC_HANDOVER_DEBUGFS": "y"}))
         wanted = expected.ending(seen, "accepted")
         if wanted.action != item.action:
-            yield finding("policy-holds", evidence, action=item.action, rule=item.rule, wanted=wanted.action)
+            yield finding("policy-holds", evidence, severity=severity, wanted=wanted.action, **said)

@@ -41,10 +41,12 @@ class Section(NamedTuple):
     name: str
     speaks: Speaks
     fault: str = ""  #: what of it cannot be read
+    start: int = 0  #: where it is in the data of its part
+    end: int = 0
 
 
-def strings(parts: tuple[Part, ...], *, handlers: bool = True) -> Speaks:
-    """Return the versions that stand in a kernel, or in a module, as strings.
+def strings(parts: tuple[Part, ...], besides: tuple[Section, ...] = ()) -> Speaks:
+    """Return the versions that stand in a kernel, or in a module, as strings; `besides` those in these sections.
 
     Raises:
         NoKernel: it has so many strings of the kind that it is none.
@@ -56,11 +58,14 @@ def strings(parts: tuple[Part, ...], *, handlers: bool = True) -> Speaks:
             continue
         later: dict[int, str] = {}
         for name, at in _named(part):
+            # Names in a section are strings as well: they would confirm themselves.
+            if any(item.start <= at < item.end for item in besides) and (part.name in (VERSIONS, FEATURES, "")):
+                continue
             if at == part.start or part.data[at - 1] == 0:
                 for form, names in found.items():
                     if form.fullmatch(name):
                         names.add(name)
-            if handlers and _is_field(part, at, len(name)):
+            if _is_field(part, at, len(name)):
                 if _is_pointer(part.data[at - 8 : at]) or part.name.startswith(".data"):
                     files.add(name)
                 elif not part.name:
@@ -122,7 +127,11 @@ def _relocated(part: Part, names: dict[int, str]) -> Iterator[str]:
 
 def sections(parts: tuple[Part, ...]) -> tuple[Section, ...]:
     """Return the sections of live update that a kernel has: by their names, or by their magic where it has no sections."""
-    found = [_read(part.bytes, part.name) for part in parts if part.name in (VERSIONS, FEATURES)]
+    found = [
+        _read(part.bytes, part.name)._replace(start=part.start, end=part.end)
+        for part in parts
+        if part.name in (VERSIONS, FEATURES)
+    ]
     if found:
         return tuple(found)
     return tuple(section for part in parts if not part.name for section in _by_magic(part))
@@ -139,7 +148,7 @@ def _by_magic(part: Part) -> Iterator[Section]:
             read = _read(data, name)
             # What follows the last entry belongs to others: it is no fault.
             if read.speaks != Speaks():
-                yield read._replace(fault="")
+                yield read._replace(fault="", start=at, end=at + read.end)
         at = part.data.find(_MAGIC, at + 8, part.end)
 
 
@@ -161,7 +170,7 @@ def _versions(data: bytes) -> Section:
         names.append(name)
     tree = frozenset(name for name in names if _TREE.fullmatch(name))
     luo = frozenset(name for name in names if _LUO.fullmatch(name))
-    return Section(VERSIONS, Speaks(tree, luo, frozenset(names) - tree - luo), fault)
+    return Section(VERSIONS, Speaks(tree, luo, frozenset(names) - tree - luo), fault, 0, 8 + len(names) * _FIELD)
 
 
 def _features(data: bytes) -> Section:
@@ -175,7 +184,7 @@ def _features(data: bytes) -> Section:
             break
         found.append(feature)
     names = frozenset(item.name for item in found) - {"luo", "kho", "LUO", "KHO"}
-    return Section(FEATURES, Speaks(handlers=names, features=tuple(found)), fault)
+    return Section(FEATURES, Speaks(handlers=names, features=tuple(found)), fault, 0, 8 + len(found) * _ENTRY.size)
 
 
 def _feature(data: bytes, at: int) -> Feature | None:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=sh
-# Has the machine's own command judge a kexec into each of $KERNELS with $INITRD, of the tree at $TREE; at the end with a
-# session held. The running kernel's file is $RUNNING.
+# Has the machine's own command judge a kexec into each of $KERNELS with $INITRD, by the tree at $TREE; the running kernel's
+# file is $RUNNING. Then with a session held, with arguments of before and anew; and hands over.
 export PYTHONPATH="$TREE"
 
-# judge NAME IMAGE [WORDS]: report code, verdict and the whole document.
+# judge NAME IMAGE RUNNING [WORDS]: report code and the output.
 judge() {
-    name=$1 image=$2
-    shift 2
-    safemem preflight --kernel "$image" --initrd "$INITRD" --cmdline "kho=on liveupdate=on $ARGUMENTS" --format json "$@"
+    name=$1 image=$2 booted=$3
+    shift 3
+    safemem preflight --kernel "$image" --initrd "$INITRD" --cmdline "$CMDLINE $ARGUMENTS" --running "$booted" "$@"
     report "code_$name" "$CODE"
     report_file "said_$name" /tmp/out
 }
@@ -16,9 +16,10 @@ judge() {
 arguments
 # shellcheck disable=SC2086
 set -- $KERNELS
-for image; do judge "${image##*/}" "$image" --running "$RUNNING"; done
-judge other "$1" --running "$2"
+for image; do judge "${image##*/}" "$image" "$RUNNING" --format json; done
+judge other "$1" "$2" --format json
 preserve 16
-safemem preflight --kernel "$1" --initrd "$INITRD" --cmdline "kho=on liveupdate=on $ARGUMENTS" --running "$RUNNING"
-report code_held "$CODE"
-report_file text /tmp/out
+judge stale "$1" "$RUNNING"
+arguments
+judge held "$1" "$RUNNING" --format json
+handover "$CMDLINE $ARGUMENTS"
