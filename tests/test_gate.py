@@ -577,7 +577,11 @@ def test_nothing_is_loaded(machine: Machine, capsys: pytest.CaptureFixture[str])
     loaded.permit(machine.path, "now")
     assert gate.main(["--root", machine.path, "kexec"]) == 6
     assert machine.calls() == []
-    assert "no kernel is loaded, and systemd would reboot without a handover: load one with `kexec -s -l` first" in capsys.readouterr().err  # fmt: skip
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "safemem: kexec refused: cannot tell: no kernel is loaded, and systemd would reboot without a handover: load one with"
+        " `kexec -s -l` first",
+        "safemem: nothing was stopped, and this system goes on",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -706,3 +710,36 @@ def test_the_units_are_in_each_others_way_nowhere() -> None:
     assert (real["Requires"], real["After"]) == ("systemd-kexec.service", "systemd-kexec.service")
     assert service["RefuseManualStart"] == "yes" and "Restart" not in service
     assert float(service["TimeoutStartSec"]) > judge.PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("parent", "name", "real", "called"),
+    [
+        ("1", "systemd-shutdow", True, "real"),
+        ("1", "shutdown", True, "real"),  # dracut's, in its initramfs
+        ("1", None, True, "real"),  # /proc is gone already
+        ("1", "systemd", True, "ours"),  # a service that was started by it, or lost its parent
+        ("7", "systemd-shutdow", True, "ours"),
+        ("1", "systemd-shutdow", False, "ours"),  # which says that there is none
+    ],
+)
+def test_at_the_end_of_a_shutdown_nothing_is_judged(
+    tmp_path: Path, parent: str, name: str | None, real: bool, called: str
+) -> None:
+    """What process 1 calls once systemd has handed over to the shutdown is the distribution's kexec; all else is judged."""
+    for program, needed in (("real", real), ("ours", True)):
+        if needed:
+            (tmp_path / program).write_text(f'#!/bin/sh\necho {program} "$@"\n')
+            (tmp_path / program).chmod(0o755)
+    if name is not None:
+        (tmp_path / "comm").write_text(f"{name}\n")
+    text = (ROOT / "packages/kexec.sh").read_text()
+    for old, new in (
+        ("$PPID", parent), ("/proc/1/comm", f"{tmp_path}/comm"), (f"/{gatesetup.PLACES['usr/sbin/kexec']}", f"{tmp_path}/real"),
+        (f"/{gatesetup.PLACES['sbin/kexec']}", f"{tmp_path}/other"), ("/usr/lib/safemem/loading", f"{tmp_path}/ours"),
+    ):  # fmt: skip
+        assert old in text
+        text = text.replace(old, new)
+    result = subprocess.run(["sh", "-c", text, "kexec", "-e"], capture_output=True, text=True)
+
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{called} -e\n", "")

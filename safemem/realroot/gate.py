@@ -41,6 +41,7 @@ class Answer(NamedTuple):
     why: str
     text: str = ""  #: preflight's report
     override: str = ""  #: why it goes on against the verdict
+    final: bool = False  #: no override helps
 
 
 def main(argv: list[str]) -> int:
@@ -87,7 +88,7 @@ def consider(root: str, why_over: str = "") -> tuple[Answer, Loaded | None]:
     there = loaded.is_loaded(root)
     if there is False:
         why = "no kernel is loaded, and systemd would reboot without a handover: load one with `kexec -s -l` first"
-        return Answer(False, CANNOT_TELL, why), None
+        return Answer(False, CANNOT_TELL, why, final=True), None
     try:
         found = loaded.read(root)
     except (OSError, loaded.Damaged) as error:
@@ -121,7 +122,7 @@ def kexec(root: str) -> int:
         return refuse(root, answer, "nothing was stopped, and this system goes on")
     problem = record(root, answer, found.kernel.path if found else "") if answer.override else ""
     if problem:
-        return refuse(root, answer._replace(why=problem), "nothing was stopped, and this system goes on")
+        return refuse(root, answer._replace(why=problem, final=True), "nothing was stopped, and this system goes on")
     tell(root, answer)
     words = [os.path.join(root, "usr/bin/systemctl"), "start", "--no-block", "--job-mode=replace-irreversibly", TARGET]
     try:
@@ -145,7 +146,7 @@ def record(root: str, answer: Answer, kernel: str) -> str:
 def refuse(root: str, answer: Answer, so: str) -> int:
     """Say on the console and in the journal why there is no kexec; return the exit code."""
     why = printable(answer.why)
-    lines = [f"kexec refused: {answer.verdict}: {why}", f"{so}; {WAY_OUT}"]
+    lines = [f"kexec refused: {answer.verdict}: {why}", so if answer.final else f"{so}; {WAY_OUT}"]
     if answer.text:
         sys.stderr.write(answer.text.rstrip("\n") + "\n")
     for line in lines:

@@ -59,7 +59,9 @@ def _exec(root: str, program: str, words: list[str]) -> int:
     kernel = found.kernel.path if found else ""
     problem = gate.record(root, answer, kernel) if answer.passes and answer.override else ""
     if problem or not answer.passes:
-        return gate.refuse(root, answer._replace(why=problem or answer.why), "this system goes on")
+        return gate.refuse(
+            root, answer._replace(why=problem or answer.why, final=bool(problem) or answer.final), "this system goes on"
+        )
     gate.tell(root, answer)
     return _run(program, words)
 
@@ -74,7 +76,7 @@ def _unclear(root: str, program: str, words: list[str], call: Call) -> int:
         return gate.refuse(root, answer, _SO)
     problem = gate.record(root, answer, call.kernel) if answer.override else ""
     if problem:
-        return gate.refuse(root, answer._replace(why=problem), _SO)
+        return gate.refuse(root, answer._replace(why=problem, final=True), _SO)
     gate.tell(root, answer)
     loaded.forget(root)
     return _run(program, words)
@@ -96,7 +98,7 @@ def _load(root: str, program: str, call: Call) -> int:
     answer = gate.weigh(root, verdict, os.environ.get(gate.ENVIRONMENT, ""))
     problem = gate.record(root, answer, files[0].path) if answer.passes and answer.override else ""
     if problem or not answer.passes:
-        return gate.refuse(root, answer._replace(why=problem or answer.why), _SO)
+        return gate.refuse(root, answer._replace(why=problem or answer.why, final=bool(problem) or answer.final), _SO)
     gate.tell(root, answer)
     line = f"{line} {word}{_flags(answer)}".strip()
     # INVARIANT: a record never stands beside a kernel that it does not describe, wherever this is interrupted.
@@ -134,7 +136,7 @@ def _written(root: str, program: str, found: Loaded) -> int:
     if not why:
         return 0
     _run(program, ["--unload"])
-    answer = Answer(False, CANNOT_TELL, why)
+    answer = Answer(False, CANNOT_TELL, why, final=True)
     return gate.refuse(root, answer, "what was loaded is unloaded again")
 
 
