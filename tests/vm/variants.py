@@ -38,8 +38,7 @@ def _featured(*entries: tuple[str, int, int, int]) -> bytes:
 VARIANTS = {
     "new-kho": Variant((("kho-v4", "kho-v5"),)),
     "new-luo": Variant((("luo-v5", "luo-v6"),)),
-    "new-memfd": Variant((("memfd-v2", "memfd-v3"),)),
-    "versions": Variant((), ((".liveupdate_versions", _listed("luo-v5", "memfd-v2")),)),
+    "new-memfd": Variant((("memfd-v2", "memfd-v3"),), ((".liveupdate_versions", _listed("luo-v5", "memfd-v3")),)),
     # In this design handlers have names without versions.
     "features": Variant(
         (("memfd-v2", "memfd\0\0\0"),), ((".liveupdate_features", _featured(("luo", 3, 1, 1), ("memfd", 1, 1, 0))),)

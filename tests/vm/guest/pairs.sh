@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=sh
 # Goes from one kernel of $ROUTE to the next, each time with a preserved memfd, and reports what each makes of its
-# predecessor's handover. What the kernel shows decides, not what safemem says.
+# predecessor's handover. What the kernel shows decides, not what safemem says; $QUICK makes its boot short.
 mount -t debugfs d /sys/kernel/debug
 mkdir /kernels
 mount -t 9p -o trans=virtio,version=9p2000.L,ro kernels /kernels
@@ -24,7 +24,7 @@ next="$(nth $((STAGE + 1)))"
 [ -n "$next" ] || poweroff -f
 report "from$STAGE" "$(nth "$STAGE")"
 [ ! -e /dev/liveupdate ] || preserve 1
-kexec -s -l "/kernels/$next" --initrd=/kernels/initrd --command-line="$CMDLINE quiet stage=$((STAGE + 1))" ||
+kexec -s -l "/kernels/$next" --initrd=/kernels/initrd --command-line="$CMDLINE $QUICK stage=$((STAGE + 1))" ||
     report failed "$STAGE"
 kexec -e
 report failed "$STAGE"
