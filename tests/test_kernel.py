@@ -8,10 +8,12 @@ import gzip
 import json
 import lzma
 import os
+import random
 import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -389,6 +391,47 @@ def test_real_kernels(name: str, arch: str) -> None:
     assert found.config.get("CONFIG_KEXEC_HANDOVER_DEBUGFS", "n") == (
         "y" if name in ("current", "old-kho", "old-luo") else "n"
     )
+
+
+def real(name: str) -> bytes:
+    """Return one of the guests' kernels."""
+    from tests.vm import harness
+
+    try:
+        return harness.kernel(name).read_bytes()
+    except FileNotFoundError as error:
+        lacking(str(error))
+
+
+def test_real_forms() -> None:
+    """A real Image says the same of itself in whatever it is packed."""
+    data = real("arm64/current")
+    plain = one(data)
+    for name in ("gzip", "zstd", "lz4"):
+        assert one(PACKINGS[name](data)) == plain._replace(packed=name)
+    assert one(images.zboot(gzip.compress(data, 1))) == plain._replace(form="EFI zboot", packed="gzip")
+
+
+def test_a_damaged_real_kernel() -> None:
+    """Wherever a real kernel is cut or changed it is refused, or it is the kernel that it was: never another one."""
+    data = real("current")
+    whole = one(data)
+    source = random.Random(16)
+    start = 1024
+    while not data[start:].startswith(b"\xfd7zXZ"):
+        start = data.index(b"\xfd7zXZ", start + 1)
+    size = struct.unpack_from("<I", data, 0x24C)[0]
+    for place in (0, 60, 0x210, 0x250, start, start + 9, start + size // 2, start + size - 1):
+        started = time.process_time()
+        assert refused(data[:place])
+        assert time.process_time() - started < 2
+    for _ in range(12):
+        place = source.randrange(start, start + size)
+        assert refused(images.lying(data, place, data[place] ^ 1 << source.randrange(8), 1))
+    for _ in range(12):
+        place = source.randrange(0x300, start)
+        found = one(images.lying(data, place, data[place] ^ 1 << source.randrange(8), 1))
+        assert found._replace(untold=()) == whole._replace(untold=())
 
 
 # ---- what is refused
