@@ -21,6 +21,7 @@ from safemem.boot.model import ACTIONS, DRIVERS, FACTS, FINAL, ZONES
 from safemem.cli import COMMANDS, main
 from safemem.cli.explain import known_words
 from safemem.host import catalogue
+from safemem.outgoing import findings
 from safemem.policy import glossary, reference
 from safemem.render import glossary as render
 from safemem.render.decision import VERBS
@@ -176,6 +177,7 @@ def test_a_fact() -> None:
         ("exposed_max", "exposed_max  (key of a policy)\n"),
         ("reboot-loop", "reboot-loop  (finding of check)\n  Found where this does not hold: No reboot finds the state that i"),
         ("no-decision", "no-decision  (finding of doctor)\n  safemem decided nothing in this boot (severe)\n"),
+        ("kho-differs", "kho-differs  (finding of preflight)\n  the next kernel rejects the handover"),
         ("status", "status  (command)\n  Show what was decided in this boot, and what is held."),
         ("safemem.guard=", "safemem.guard  (kernel argument)\n"),
         ("Dry-Run", "dry run  (word)\n"),
@@ -251,5 +253,5 @@ def test_a_finding_is_explained_without_what_a_check_fills_in() -> None:
     """`{node}` is a name of the source; capitals stand for it, as in the help of commands."""
     assert "pages of the guard on node NODE, NUMBER of them" in " ".join(run("page-mapped").stdout.split())
     assert "a warning of this boot's decision" in run("too-late").stdout
-    for code in catalogue.CODES:
+    for code in (*catalogue.CODES, *findings.CODES):
         assert not re.search(r"\{\w+\}", run(code).stdout), code

@@ -160,6 +160,7 @@ def test_profiles() -> None:
         ("old", "kho=on old", (b"own",), ["kho-v3"]),
     ]
     assert {item.container for item in found} == {"unified kernel image"}
+    assert found[0].initrds[0] is found[1].initrds[0], "what profiles share is in memory once"
 
 
 def test_two_names_of_one_kernel() -> None:
@@ -441,6 +442,9 @@ HOSTILE = {
     "two kernels": (images.pe([(".linux", KERNEL), (".linux", KERNEL)]), "2 sections `.linux` for one boot: one is needed"),
     "unified outside": (images.lying(UNIFIED, ROW + 20, 0xFFFFFE00), "its section `.linux` ends at byte "),
     "unified overlapping": (images.lying(UNIFIED, ROW + 40 + 20, 512), "its sections overlap at byte 512"),
+    "two forms": (images.lying(KERNEL, 56, 0x644D5241), "this is bzImage and arm64 Image at once: what a loader takes it for cannot be told"),
+    "bzImage and unified": (images.lying(images.lying(UNIFIED, 0x202, 0x53726448), 0x1FE, 0xAA55, 2),
+                            "this is a unified kernel image and bzImage at once: what a loader takes it for cannot be told"),
     "long text": (images.pe([(".linux", KERNEL), (".cmdline", b"x" * (1 << 17))]), "its section `.cmdline` has 131072 bytes, and is text"),
 }  # fmt: skip
 

@@ -487,6 +487,16 @@ def test_notes_without_a_build_id(good: Case, notes: bytes) -> None:
     assert now.image_fault == "/sys/kernel/notes shows no build ID by which a file could be known"
 
 
+@pytest.mark.parametrize(("size", "expected"), [(4, 4096), (16, 16384), (64, 65536), (0, 0)])
+def test_pages_of_arm64(good: Case, size: int, expected: int) -> None:
+    """Its configuration says how large they are; without one and without its file nobody knows."""
+    config = f"CONFIG_ARM64_{size}K_PAGES=y\nCONFIG_KEXEC_HANDOVER=y\n" if size else "CONFIG_X=y\n"
+    case = put(gone(good, "proc/config.gz", "boot/vmlinuz-7.3.4"), "proc/config.gz", gzip.compress(config.encode()))
+    put(case, "proc/sys/kernel/arch", "aarch64\n")
+
+    assert running.read(str(case.root), case.images).outgoing.page_size == expected
+
+
 FACTS = [YES, NO, UNTOLD]
 
 

@@ -12,6 +12,7 @@ import click
 from safemem.cli import codes
 from safemem.cli.common import InputError
 from safemem.host import catalogue
+from safemem.outgoing import findings as preflight
 from safemem.policy import glossary
 from safemem.policy.catalogue import CODES
 from safemem.policy.glossary import Entry
@@ -29,7 +30,7 @@ def explain(words: tuple[str, ...], page: bool) -> None:
     """Say what WORD means and where it is read; without one, list all of them.
 
     A WORD is a term, a fact, FACT=VALUE, a value, a key of a policy, an argument of the kernel, a command, or the code
-    of a finding of `check` or `doctor`.
+    of a finding of `check`, `doctor` or `preflight`.
     """
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     if page:
@@ -83,10 +84,11 @@ def known_words() -> tuple[list[Entry], str]:
     known += [Entry(name, "command", f"{entry.help} See `safemem {name} --help`.") for name, entry in COMMANDS.items()]
     known += [
         Entry(
-            code, "finding of doctor", f"{_plain(item.message)} ({item.severity})",
+            code, f"finding of {command}", f"{_plain(item.message)} ({item.severity})",
             item.remedy and f"What to do: {_plain(item.remedy)}.",
         )
-        for code, item in catalogue.CODES.items()
+        for command, found in (("doctor", catalogue.CODES), ("preflight", preflight.CODES))
+        for code, item in found.items()
     ]  # fmt: skip
     return known, lacking
 

@@ -11,9 +11,9 @@ import bz2
 import importlib
 import io
 import lzma
+import os
 import subprocess
 import sys
-import tempfile
 import zlib
 from collections.abc import Generator
 from typing import Any, Protocol
@@ -162,7 +162,7 @@ def whole(data: bytes, at: int, limit: int, *, alone: bool = False) -> tuple[byt
 
 
 def _by_program(command: tuple[str, ...], data: bytes, at: int) -> Generator[bytes]:
-    with tempfile.TemporaryFile() as packed:
+    with open(os.memfd_create("packed", os.MFD_CLOEXEC), "w+b") as packed:
         packed.write(data)
         packed.seek(0)
         try:

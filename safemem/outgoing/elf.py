@@ -17,6 +17,11 @@ _NOBITS, _NOTE, _SYMTAB, _ALLOC = 8, 7, 2, 2
 #: Sections; vmlinux has some fifty, a module about as many, and one built with a section for each function a few thousand.
 _SECTIONS = 20_000
 _NAME = 128
+#: Beginnings of the names of sections that hold code, or tables of it: more than half of a kernel, and nothing to be found.
+_CODE = (
+    ".text", ".init.text", ".exit.text", ".BTF", ".orc_", ".init.scratch", ".call_sites", ".return_sites", ".retpoline_sites",
+    ".altinstr", ".rela",
+)  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -35,7 +40,7 @@ class Part(NamedTuple):
 
 
 class Elf(NamedTuple):
-    """What an ELF file is, and those of its sections that are loaded."""
+    """What an ELF file is, and those of its sections that are loaded and hold data."""
 
     arch: str  #: as uname(1) says it, or ""
     type: int
@@ -71,7 +76,8 @@ def read(store: Store, *, symbols: bool = False) -> Elf:
     _apart(store, loaded)
     table = found[names] if names < len(found) else None
     labels = store.cut(table.at, table.size, "the names of sections") if table and table.type != _NOBITS else b""
-    parts = tuple(_part(store, item, _label(labels, item.name)) for item in loaded)
+    named = ((item, _label(labels, item.name)) for item in loaded)
+    parts = tuple(_part(store, item, name) for item, name in named if not name.startswith(_CODE))
     return Elf(_MACHINES.get(machine, ""), kind, parts, _symbols(store, found) if symbols else None)
 
 

@@ -113,7 +113,9 @@ def _fact(
         return Fact("no", options.source, told)
     if said:
         return Fact("yes", STRINGS, f"{names} is in the image")
-    if any(part.data.find(mark, part.start, part.end) >= 0 for part in parts for mark in marks):
+    # Messages are read-only data, and names of arguments that of the start.
+    told_in = [part for part in parts if not part.name or part.name.startswith((".rodata", ".init"))]
+    if any(part.data.find(mark, part.start, part.end) >= 0 for part in told_in for mark in marks):
         return Fact("unknown", STRINGS, "messages of it are in the image, and no version of it")
     return Fact("no", STRINGS, "no version and no message of it is in the image")
 

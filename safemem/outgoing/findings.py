@@ -106,7 +106,7 @@ CODES: dict[str, Entry] = {
         "name the file that was booted with --running",
     ),
     "in-module": Entry("note", "files of `{name}` are restored by a module: it has to be loaded before they are asked for"),
-    "image-untold": Entry("note", "{what}"),
+    "image-untold": Entry("note", "not known from the image: {what}"),
     "several-profiles": Entry(
         "note", "the unified image has several profiles, and the first is looked at", "give --cmdline for another"
     ),
@@ -156,7 +156,7 @@ CODES: dict[str, Entry] = {
     "guard-overwritten": Entry(
         "warning", "`{word}`: the next kernel writes over all memory that is not guarded", "take it out"
     ),
-    "guard-pages": Entry("warning", "{note}", "ask for fewer pages on the next command line"),
+    "guard-pages": Entry("warning", "huge pages leave a kernel that rejects too little: {note}", "ask for fewer pages on the next command line"),
     "no-kdump": Entry("note", "crashkernel= is the guard's: the next kernel reserves nothing for kdump"),
     "no-safe": Entry(
         "warning",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+from safemem.boot.files import reason
 from safemem.initramfs import packed
 from safemem.outgoing import elf, facts, pe
 from safemem.outgoing.elf import Elf, Part
@@ -19,6 +20,7 @@ from safemem.outgoing.store import Store, opened
 #: Bytes of a kernel as it is unpacked. The largest of Debian has two thirds of that.
 LIMIT = 96 << 20
 UNIFIED = "unified kernel image"
+_BZIMAGE, _ZBOOT, _IMAGE, _ELF = "bzImage", "EFI zboot", "arm64 Image", "ELF"
 #: Offsets in a bzImage: number of sectors before the kernel, magic, version, place of the release, flags, payload.
 _SECTORS, _HDRS, _PROTOCOL, _RELEASE, _XLOADFLAGS, _PAYLOAD = 0x1F1, 0x202, 0x206, 0x20E, 0x236, 0x248
 _PAGES = {1: 4096, 2: 16384, 3: 65536}
@@ -60,6 +62,8 @@ def read_bytes(data: bytes, path: str = "", root: str = "/", limit: int = LIMIT)
 
 def _kernels(store: Store, path: str, root: str, limit: int, *, modules: bool) -> tuple[Kernel, ...]:
     profiles = pe.profiles(store)
+    if profiles and (forms := _forms(store.head(0, 1024))):
+        raise store.refused(f"this is a {UNIFIED} and {forms[0]} at once: what a loader takes it for cannot be told")
     if not profiles:
         return (facts.kernel(_open(store, limit), store, path, root, modules=modules),)
     kernels: dict[int, Kernel] = {}
@@ -70,11 +74,9 @@ def _kernels(store: Store, path: str, root: str, limit: int, *, modules: bool) -
             inner = Store(store.name, data)
             kernels[profile.kernel.at] = facts.kernel(_open(inner, limit), inner, path, root, modules=modules)
             del data, inner
-    initrds = {
-        section.at: store.cut(section.at, section.size, f"its section `{section.name}`")
-        for profile in profiles
-        for section in profile.initrds
-    }
+    # Profiles share what they have from the base: each section is read, and in memory, once.
+    sections = {section.at: section for profile in profiles for section in profile.initrds}
+    initrds = {at: store.cut(at, item.size, f"its section `{item.name}`") for at, item in sections.items()}
     for profile in profiles:
         own = {"container": UNIFIED, "profile": profile.name, "cmdline": profile.cmdline, "efi": True}
         within = tuple(initrds[section.at] for section in profile.initrds)
@@ -89,14 +91,17 @@ def _kernels(store: Store, path: str, root: str, limit: int, *, modules: bool) -
 def _open(store: Store, limit: int, *, inner: bool = False) -> Opened:
     """Return the kernel in the image; `inner` is one that was packed as a whole, and is packed no second time."""
     head = store.head(0, 1024)
-    if head[56:60] == _ARM64:
+    forms = _forms(head)
+    if len(forms) > 1:
+        raise store.refused(f"this is {' and '.join(forms)} at once: what a loader takes it for cannot be told")
+    if forms == [_IMAGE]:
         return _arm64(store, head, limit)
-    if head.startswith(elf.MAGIC):
+    if forms == [_ELF]:
         return _elf(store)
     if not inner:
-        if head[_HDRS : _HDRS + 4] == b"HdrS":
+        if forms == [_BZIMAGE]:
             return _bzimage(store, head, limit)
-        if head[:2] == b"MZ" and head[4:8] == b"zimg":
+        if forms == [_ZBOOT]:
             return _zboot(store, head, limit)
         if name := packed.compression(head):
             data = _unpacked(store, store.whole(limit), limit, alone=True)
@@ -104,11 +109,22 @@ def _open(store: Store, limit: int, *, inner: bool = False) -> Opened:
     raise store.refused("this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one")
 
 
+def _forms(head: bytes) -> list[str]:
+    """Return the forms that the beginning of an image has the marks of."""
+    marks = {
+        _BZIMAGE: head[_HDRS : _HDRS + 4] == b"HdrS", _ZBOOT: head[:2] == b"MZ" and head[4:8] == b"zimg",
+        _IMAGE: head[56:60] == _ARM64, _ELF: head.startswith(elf.MAGIC),
+    }  # fmt: skip
+    return [form for form, has in marks.items() if has]
+
+
 def _unpacked(store: Store, data: bytes, limit: int, *, alone: bool = False) -> bytes:
     try:
         return packed.whole(data, 0, limit, alone=alone)[0]
     except packed.Unreadable as error:
         raise store.refused(f"its packed kernel: {error}") from None
+    except OSError as error:
+        raise store.refused(f"its packed kernel cannot be unpacked here: {reason(error)}") from None
 
 
 def _arm64(store: Store, head: bytes, limit: int) -> Opened:
@@ -116,14 +132,14 @@ def _arm64(store: Store, head: bytes, limit: int) -> Opened:
     data = store.whole(limit)
     arch = "aarch64_be" if flags & 1 else "aarch64"
     parts = (Part("", data, 0, len(data)),)
-    return Opened("arm64 Image", parts, "", arch, _PAGES.get(flags >> 1 & 3, 0), efi=head[:2] == b"MZ")
+    return Opened(_IMAGE, parts, "", arch, _PAGES.get(flags >> 1 & 3, 0), efi=head[:2] == b"MZ")
 
 
 def _elf(store: Store) -> Opened:
     found = elf.read(store)
     if found.type not in elf.KERNEL:
         raise store.refused("this is an object file, and no kernel")
-    return Opened("ELF", _parts(store, found), "", found.arch, _page_size(found.arch))
+    return Opened(_ELF, _parts(store, found), "", found.arch, _page_size(found.arch))
 
 
 def _parts(store: Store, found: Elf) -> tuple[Part, ...]:
@@ -162,7 +178,7 @@ def _bzimage(store: Store, head: bytes, limit: int) -> Opened:
     flags = struct.unpack_from("<H", head, _XLOADFLAGS)[0] if protocol >= 0x20C else 0
     arch = found.arch or ("x86_64" if flags & 1 else "")
     return Opened(
-        "bzImage", _parts(inner, found), name, arch, _page_size(arch), _release(store, head), head[:2] == b"MZ"
+        _BZIMAGE, _parts(inner, found), name, arch, _page_size(arch), _release(store, head), head[:2] == b"MZ"
     )
 
 
@@ -188,4 +204,4 @@ def _zboot(store: Store, head: bytes, limit: int) -> Opened:
         found = _open(inner, limit, inner=True)
     else:
         found = Opened("", (Part("", data, 0, len(data)),), arch=pe.arch(store))
-    return found._replace(form="EFI zboot", packed=name, efi=True)
+    return found._replace(form=_ZBOOT, packed=name, efi=True)

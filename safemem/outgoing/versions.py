@@ -54,8 +54,6 @@ def strings(parts: tuple[Part, ...], besides: tuple[Section, ...] = ()) -> Speak
     found: dict[re.Pattern[str], set[str]] = {_TREE: set(), _LUO: set(), _NODE: set(), _PRODUCER: set()}
     files: set[str] = set()
     for part in parts:
-        if part.name.startswith((".text", ".init.text", ".exit.text")):
-            continue
         later: dict[int, str] = {}
         for name, at in _named(part):
             # Names in a section are strings as well: they would confirm themselves.

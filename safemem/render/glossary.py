@@ -51,6 +51,7 @@ _PLURALS = {
     "command": "commands",
     "finding of check": "findings of check",
     "finding of doctor": "findings of doctor",
+    "finding of preflight": "findings of preflight",
     "key of a policy": "keys of a policy",
     "key of a file of cases": "keys of a file of cases",
 }
