@@ -391,6 +391,12 @@ def test_an_override_is_for_one_kexec(machine: Machine, capsys: pytest.CaptureFi
     assert machine.load() == 5
     # What is loaded is what was loaded with the override, and so it may be started.
     assert gate.main(["--root", machine.path, "kexec"]) == 0
+    kept = machine.override()
+    assert kept and kept.started
+    # Another one is loaded in its place.
+    machine.tell(0)
+    assert machine.load() == 0
+    assert machine.override() is None
 
 
 def test_an_override_that_cannot_be_recorded_is_none(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -464,10 +470,11 @@ def test_what_is_no_live_update_is_kexecs_own(machine: Machine, words: list[str]
 
 
 def test_unload_forgets(machine: Machine) -> None:
-    """The record goes with the kernel."""
+    """The record goes with the kernel, and so does what was forced."""
     machine.load()
+    loaded.keep(machine.path, Override(BOOT, 0, "r", "incompatible", "w", ""))
     assert loading.main(["-u"], machine.path) == 0
-    assert loaded.read(machine.path) is None
+    assert (loaded.read(machine.path), machine.override()) == (None, None)
 
 
 def test_what_the_line_does_not_tell(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -486,6 +493,14 @@ def test_what_the_line_does_not_tell(machine: Machine, capsys: pytest.CaptureFix
         "safemem: kexec refused: cannot tell: what is to be loaded cannot be told: the option `--new` is not known here\n"
     )
     assert machine.calls() == []
+
+
+def test_a_file_that_is_not_there(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says which one; preflight is not asked."""
+    machine.initrd.unlink()
+    assert machine.load() == 1
+    assert capsys.readouterr().err == f"safemem: {machine.initrd}: no such file or directory\n"
+    assert machine.calls() == [] and not (machine.base / "asked").exists()
 
 
 def test_without_kexec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -526,7 +541,7 @@ def test_refuses_what_no_longer_is(machine: Machine, capsys: pytest.CaptureFixtu
     assert gate.main(["--root", machine.path, "kexec"]) == 0
     assert machine.calls() == [START]
     kept = machine.override()
-    assert kept and (kept.reason, kept.verdict) == ("now", "incompatible")
+    assert kept and (kept.reason, kept.verdict, kept.started) == ("now", "incompatible", True)
     assert gate.main(["--root", machine.path, "kexec"]) == 5
 
 

@@ -94,12 +94,15 @@ def test_a_forced_kexec_is_shown_with_its_reason(root: Path) -> None:
     assert shown(status(root, f"safemem.preflight={MINE[:16]},overridden")) == [line.format("another boot's")]
     before(root)
     assert shown(status(root, f"safemem.preflight={MINE[:16]},overridden")) == [line.format("the host burns")]
+    # It was loaded only, and this boot is another one.
+    assert shown(status(root, "")) == []
     # Loaded past the wrapper, and let through by the gate: no word names it.
+    loaded.keep(str(root), FORCED._replace(started=True))
     assert shown(status(root, "")) == [line.format("the host burns")]
     document = json.loads(status(root, f"safemem.preflight={MINE[:16]},overridden", "json"))
     assert document["preflight"] == {
         "judged": [MINE[:16]], "running": MINE, "same": True, "could_tell": True, "forced": True,
-        "override": FORCED._asdict(), "problem": None,
+        "override": FORCED._replace(started=True)._asdict(), "problem": None,
     }  # fmt: skip
 
 

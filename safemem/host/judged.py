@@ -66,6 +66,8 @@ def _override(root: str, *, overridden: bool) -> tuple[Override | None, str]:
         before = history.previous(root)
         found = loaded.kept(root, history.boot_of(before)) if before else None
         # A boot before without a record: of a policy that is not installed, or whose disk was full.
+        if found and not (found.started or overridden):
+            return None, ""  # it was loaded, and never started
         return found or (loaded.newest(root) if overridden else None), ""
     except (OSError, loaded.Damaged) as error:
         return None, f"the override of the boot before cannot be read: {loaded.why_not(error)}" if overridden else ""

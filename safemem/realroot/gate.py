@@ -120,7 +120,8 @@ def kexec(root: str) -> int:
     answer, found = consider(root)
     if not answer.passes:
         return refuse(root, answer, "nothing was stopped, and this system goes on")
-    problem = record(root, answer, found.kernel.path if found else "") if answer.override else ""
+    kernel = found.kernel.path if found else ""
+    problem = record(root, answer, kernel, started=True) if answer.override else ""
     if problem:
         return refuse(root, answer._replace(why=problem, final=True), "nothing was stopped, and this system goes on")
     tell(root, answer)
@@ -132,11 +133,12 @@ def kexec(root: str) -> int:
         return 1
 
 
-def record(root: str, answer: Answer, kernel: str) -> str:
+def record(root: str, answer: Answer, kernel: str, *, started: bool) -> str:
     """Keep an override for the next boot, then take the permission back; return why that failed, or ""."""
     try:
         boot, now = loaded.boot_id(root), int(time.time())
-        loaded.keep(root, Override(boot, now, answer.override, answer.verdict, answer.why[:_LONGEST], kernel))
+        why = answer.why[:_LONGEST]
+        loaded.keep(root, Override(boot, now, answer.override, answer.verdict, why, kernel, started))
         loaded.use_up(root)
     except OSError as error:
         return f"the override cannot be recorded: {loaded.why_not(error)}"

@@ -62,6 +62,9 @@ class Override(NamedTuple):
     verdict: str
     why: str
     kernel: str  #: the path of the image, "" if that is not known
+    started: bool = (
+        False  #: a kexec was asked for; otherwise it is loaded, and the next command line tells whether it came
+    )
 
 
 def digest(path: str) -> File:
@@ -151,7 +154,7 @@ def keep(root: str, entry: Override) -> None:
 
 
 def dismiss(root: str) -> None:
-    """Drop this boot's override: the kernel could not be loaded. Raises OSError, but not if there is none."""
+    """Drop this boot's override: what was loaded with it is not loaded any more. Raises OSError, but not if there is none."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(root, OVERRIDES, f"{boot_id(root)}.json"))
 
@@ -180,7 +183,9 @@ def _override(root: str, name: str) -> Override | None:
         found = Override(**values)
     except TypeError:
         raise Damaged(f"/{name} is damaged") from None
-    _check(name, (*found[:1], *found[2:]), found.time)
+    _check(name, (*found[:1], *found[2:6]), found.time)
+    if type(found.started) is not bool:
+        raise Damaged(f"/{name} is damaged")
     return found
 
 

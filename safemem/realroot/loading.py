@@ -29,10 +29,19 @@ def main(argv: list[str], root: str = "/") -> int:
     if not program:
         sys.stderr.write("safemem: kexec is not installed: there is no /usr/sbin/kexec.distrib\n")
         return 127
-    call = kexecline.parse(argv, os.uname().machine)
+    try:
+        return _do(root, program, argv, kexecline.parse(argv, os.uname().machine))
+    except OSError as error:
+        sys.stderr.write(f"safemem: {loaded.why_not(error)}\n")
+        return 1
+
+
+def _do(root: str, program: str, argv: list[str], call: Call) -> int:
+    """Do what the call asks for, if it may. Raises OSError: a file of ours, or one that is to be loaded, cannot be used."""
     if call.does == "other" or call.crash:
         return _run(program, argv)
     if call.does == "unload":
+        loaded.dismiss(root)
         loaded.forget(root)  # first: what is loaded without a record cannot be told, and that is the safe side
         return _run(program, argv)
     if call.does == "exec":
@@ -57,7 +66,7 @@ def _run(program: str, words: list[str]) -> int:
 def _exec(root: str, program: str, words: list[str]) -> int:
     answer, found = gate.consider(root, os.environ.get(gate.ENVIRONMENT, ""))
     kernel = found.kernel.path if found else ""
-    problem = gate.record(root, answer, kernel) if answer.passes and answer.override else ""
+    problem = gate.record(root, answer, kernel, started=True) if answer.passes and answer.override else ""
     if problem or not answer.passes:
         return gate.refuse(
             root, answer._replace(why=problem or answer.why, final=bool(problem) or answer.final), "this system goes on"
@@ -74,35 +83,30 @@ def _unclear(root: str, program: str, words: list[str], call: Call) -> int:
     answer = gate.weigh(root, verdict, os.environ.get(gate.ENVIRONMENT, ""))
     if not answer.passes:
         return gate.refuse(root, answer, _SO)
-    problem = gate.record(root, answer, call.kernel) if answer.override else ""
+    problem = gate.record(root, answer, call.kernel, started=False) if answer.override else ""
     if problem:
         return gate.refuse(root, answer._replace(why=problem, final=True), _SO)
     gate.tell(root, answer)
-    loaded.forget(root)
+    _clear(root, answer)
     return _run(program, words)
 
 
 def _load(root: str, program: str, call: Call) -> int:
-    try:
-        files = [loaded.digest(os.path.abspath(path)) for path in (call.kernel, call.initrd) if path]
-        with open(os.path.join(root, paths.CMDLINE), encoding="utf-8", errors="surrogateescape") as file:
-            line = kexecline.cmdline(call, file.read())
-    except OSError as error:
-        sys.stderr.write(f"safemem: {loaded.why_not(error)}\n")
-        return 1
+    files = [loaded.digest(os.path.abspath(path)) for path in (call.kernel, call.initrd) if path]
+    with open(os.path.join(root, paths.CMDLINE), encoding="utf-8", errors="surrogateescape") as file:
+        line = kexecline.cmdline(call, file.read())
     ids = judge.build_ids(root, files[0].path)
     word = f"{ARGUMENT}={'+'.join(ids) or 'unknown'}"
     loader = "kexec_load" if call.loader == "kexec_load" else "kexec_file"
     initrds = tuple(file.path for file in files[1:])
     verdict = judge.judge(root, files[0].path, initrds, f"{line} {word}".strip(), loader)
     answer = gate.weigh(root, verdict, os.environ.get(gate.ENVIRONMENT, ""))
-    problem = gate.record(root, answer, files[0].path) if answer.passes and answer.override else ""
+    problem = gate.record(root, answer, files[0].path, started=False) if answer.passes and answer.override else ""
     if problem or not answer.passes:
         return gate.refuse(root, answer._replace(why=problem or answer.why, final=bool(problem) or answer.final), _SO)
     gate.tell(root, answer)
     line = f"{line} {word}{_flags(answer)}".strip()
-    # INVARIANT: a record never stands beside a kernel that it does not describe, wherever this is interrupted.
-    loaded.forget(root)
+    _clear(root, answer)
     status = _run(program, kexecline.again(call, line))
     if status == 0:
         found = Loaded(
@@ -114,6 +118,16 @@ def _load(root: str, program: str, call: Call) -> int:
         loaded.dismiss(root)
         return status
     return _go_on(root, program, call)
+
+
+def _clear(root: str, answer: Answer) -> None:
+    """Remove what is said of the kernel that was loaded before this one.
+
+    INVARIANT: a record never stands beside a kernel that it does not describe, wherever this is interrupted.
+    """
+    loaded.forget(root)
+    if not answer.override:
+        loaded.dismiss(root)
 
 
 def _flags(answer: Answer) -> str:
