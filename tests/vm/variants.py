@@ -39,9 +39,9 @@ VARIANTS = {
     "new-kho": Variant((("kho-v4", "kho-v5"),)),
     "new-luo": Variant((("luo-v5", "luo-v6"),)),
     "new-memfd": Variant((("memfd-v2", "memfd-v3"),), ((".liveupdate_versions", _listed("luo-v5", "memfd-v3")),)),
-    # In this design handlers have names without versions.
+    # In this design handlers have names without versions; what requires nothing suits a kernel that knows no features.
     "features": Variant(
-        (("memfd-v2", "memfd\0\0\0"),), ((".liveupdate_features", _featured(("luo", 3, 1, 1), ("memfd", 1, 1, 0))),)
+        (("memfd-v2", "memfd\0\0\0"),), ((".liveupdate_features", _featured(("luo", 3, 0, 1), ("memfd", 1, 0, 0))),)
     ),
 }
 #: Sections of `current` that only give their headers and the place of their names: what is loaded goes by segments.
