@@ -63,8 +63,7 @@ DESCRIPTORS = "proc/{}/fd"
 #: predecessor's found, `right`, `wrong`, `missing` or `none`, the digest that was asked for, and why.
 TOKEN_HELD = "run/safemem/token"
 TOKEN_TAKEN = "run/safemem/token-taken"
-#: ELF notes, the build ID's among them; and whether a kernel is loaded for a kexec.
-NOTES = "sys/kernel/notes"
+#: Whether a kernel is loaded for a kexec.
 KEXEC_LOADED = "sys/kernel/kexec_loaded"
 BOOT_ID = "proc/sys/kernel/random/boot_id"
 
