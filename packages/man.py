@@ -122,6 +122,7 @@ EXAMPLES = (
 ENVIRONMENT = (
     ("COLUMNS", "How wide text may be, where no terminal says it."),
     ("NO_COLOR", "If it is set and not empty, nothing is in colour."),
+    ("SAFEMEM_PREFLIGHT_OVERRIDE", "Of kexec, where the gate is enabled: why this call goes against the verdict."),
     ("_SAFEMEM_COMPLETE", "With `bash_source`, `zsh_source` or `fish_source`: print what completes commands in that shell."),
 )  # fmt: skip
 
