@@ -80,12 +80,14 @@ def test_verdict_and_word(first: Kernel, second: Kernel, verdict: str, word: str
     assert told or found.pairs[1].prediction.why.split(":")[0] in " ".join(text.split())
 
 
-def test_a_narrow_terminal_gets_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_kernels_get_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """No table is wider than the terminal, and no name is broken."""
-    monkeypatch.setenv("COLUMNS", "20")
-    lines = click.unstyle(render.pairs_text(pairs(tuple(kernel(f"/boot/a-kernel-{n}") for n in range(5))))).splitlines()
+    monkeypatch.setenv("COLUMNS", "60")
+    found = pairs((OLD, *(kernel(f"/boot/a-kernel-{n}") for n in range(14))))
+    lines = click.unstyle(render.pairs_text(found)).splitlines()
 
-    assert lines[:4] == ["1 a-kernel-0", "  yes to 1, 2, 3, 4, 5", "2 a-kernel-1", "  yes to 1, 2, 3, 4, 5"]
+    assert lines[:3] == [" 1 old", "  yes to 1", f"  rejected to {', '.join(map(str, range(2, 16)))}"]
+    assert lines[3] == " 2 a-kernel-0" and max(map(len, lines)) <= 60
 
 
 def test_the_picture_is_well_formed() -> None:
