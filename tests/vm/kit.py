@@ -7,6 +7,7 @@ import base64
 import functools
 import io
 import json
+import os
 import sys
 import tarfile
 import tempfile
@@ -29,6 +30,9 @@ from tests.vm.harness import Guest, Result
 HELD, ALL_ONLINE = "offline*8", "online*8"
 BLOCK = 128 << 20
 DIMM = 0x1_0000_0000
+
+#: `make nightly`: every combination, where `make test` takes one of each kind.
+ALL = bool(os.environ.get("SAFEMEM_ALL"))
 
 #: The command in this machine's own environment, on its root: a guest shares it, read-only.
 SAFEMEM = f"{Path(sys.executable).parent}/safemem"

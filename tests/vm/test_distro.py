@@ -27,12 +27,14 @@ from safemem.initramfs.items import PREFIX
 from safemem.initramfs.on_failure import unit_files
 from tests.vm import distro, harness
 from tests.vm.harness import GIB, boot
-from tests.vm.kit import ALL_ONLINE, DEADLINE, HELD, RAMOOPS, decided, policy_text
+from tests.vm.kit import ALL, ALL_ONLINE, DEADLINE, HELD, RAMOOPS, decided, policy_text
 
 pytestmark = pytest.mark.vm
 
 #: Tests of one tree go to one worker (tests/conftest.py): the tree and its systems are made once.
 MAKERS = [pytest.param(suite, maker, id=f"@{suite}-{maker}") for suite, maker in distro.MAKERS]
+#: Nightly each of these, otherwise one with each kind of initramfs.
+PANICS, MAINTAINED = (MAKERS[::2], MAKERS[::2]) if ALL else (MAKERS[2:], MAKERS[:1])
 VERSIONS = {"bookworm": "252", "trixie": "257"}
 
 
@@ -213,7 +215,7 @@ def test_command_line(make: Make, suite: str, maker: str) -> None:
         assert f"warning   {text}" in lines, lines
 
 
-@pytest.mark.parametrize(("suite", "maker"), MAKERS[::2])
+@pytest.mark.parametrize(("suite", "maker"), PANICS)
 def test_rejected_panic(make: Make, suite: str, maker: str, tmp_path: Path) -> None:
     """The kernel panics before udev is started, and no shell of the initramfs comes up; the next boot, a cold one, knows why.
 
@@ -298,7 +300,7 @@ _MAINTENANCE = {
 }
 
 
-@pytest.mark.parametrize(("suite", "maker"), MAKERS[::2])
+@pytest.mark.parametrize(("suite", "maker"), MAINTAINED)
 def test_rejected_maintenance(make: Make, suite: str, maker: str) -> None:
     """The boot ends in maintenance: the reason on the console and at the login, the network up, nothing else, and a way on."""
     with make.copy(suite, maker) as tree:

@@ -23,15 +23,17 @@ BUILT = ("current", "old-kho", "old-luo", "no-debugfs", "no-kho")
 NAMES = (*BUILT, *variants.VARIANTS)
 #: Where LUO's version is another, but not the tree's, the kernel panics: a walk ends there. By construction, not as foretold.
 LUO = {"old-luo": 4, "new-luo": 6}
-TREE = {"old-kho": 3, "new-kho": 5, "no-kho": 0}
+TREE = {"old-kho": 3, "no-kho": 0}
+#: A kernel without the handler of a file that it is handed opens /dev/liveupdate to nobody, and can preserve nothing itself.
+HANDLERS = {"new-luo": 3, "features": 0}
 #: What the next kernel says when LUO's data is of another version.
 PANIC = "Kernel panic - not syncing: The incoming tree failed to initialize properly"
 
 
-#: A hundred boots: no line that nobody reads, no calibration, and the kernel where it was built to be.
+#: Many boots: no line that nobody reads, no calibration, and the kernel where it was built to be.
 QUICK = "quiet lpj=4000000 nokaslr"
-#: Steps of a walk before the one that panics: few, so that walks run side by side.
-LONG = 6
+#: Steps of a walk before the last: few, so that walks run side by side.
+LONG = 4
 
 
 def panics(first: str, second: str) -> bool:
@@ -39,11 +41,17 @@ def panics(first: str, second: str) -> bool:
     return TREE.get(first, 4) == TREE.get(second, 4) and LUO.get(first, 5) != LUO.get(second, 5)
 
 
+def ends(first: str, second: str) -> bool:
+    """Return whether a walk has to end with a pair: the next kernel panics, or cannot preserve anything."""
+    same = all(kind.get(first, 0) == kind.get(second, 0) for kind in (TREE, LUO))
+    return panics(first, second) or (same and first != "no-kho" and HANDLERS.get(first, 2) != HANDLERS.get(second, 2))
+
+
 def walks() -> list[list[str]]:
-    """Return walks that take every ordered pair once between them; where one panics, that is the end of it."""
+    """Return walks that take every ordered pair once between them; where one has to end, that is the last of it."""
     pairs = [(first, second) for first in NAMES for second in NAMES]
-    last = [pair for pair in pairs if panics(*pair)]
-    left = [pair for pair in pairs if not panics(*pair)]
+    last = [pair for pair in pairs if ends(*pair)]
+    left = [pair for pair in pairs if not ends(*pair)]
     found = [list(pair) for pair in last]
     for walk in found:
         while len(walk) < 2 + LONG and (before := [pair for pair in left if pair[1] == walk[0]]):

@@ -34,11 +34,11 @@ def _featured(*entries: tuple[str, int, int, int]) -> bytes:
     return struct.pack("<II", 0x4C565550, 1) + b"".join(found)
 
 
-#: Of `current`, by name.
+#: Of `current`, by name; older versions of the tree and of LUO's data are built ones.
 VARIANTS = {
-    "new-kho": Variant((("kho-v4", "kho-v5"),)),
-    "new-luo": Variant((("luo-v5", "luo-v6"),)),
-    "new-memfd": Variant((("memfd-v2", "memfd-v3"),), ((".liveupdate_versions", _listed("luo-v5", "memfd-v3")),)),
+    "new-luo": Variant(
+        (("luo-v5", "luo-v6"), ("memfd-v2", "memfd-v3")), ((".liveupdate_versions", _listed("luo-v6", "memfd-v3")),)
+    ),
     # In this design handlers have names without versions; what requires nothing suits a kernel that knows no features.
     "features": Variant(
         (("memfd-v2", "memfd\0\0\0"),), ((".liveupdate_features", _featured(("luo", 3, 0, 1), ("memfd", 1, 0, 0))),)

@@ -115,16 +115,17 @@ def many() -> None:
     say("line", applied[-1])
 
 
-def kill(seed: str) -> None:
-    """Kill `watch` 50 times at random while blocks arrive and go; blocks 72 and up of each plug must stay held."""
+def kill(seed: str, turns: int) -> None:
+    """Kill `watch` at random while blocks arrive and go; blocks 72 and up of each plug must stay held."""
     draw = random.Random(int(seed))
     wanted, forbidden, bad, killed = [*range(40, 72)], [*range(32, 40)], [], 0
     early = cut = 0
-    for turn in range(50):
+    plugs = (turns // 5, turns // 2, turns * 4 // 5)
+    for turn in range(turns):
         child = start("/run/watch.log")
-        if turn in (10, 25, 40):
+        if turn in plugs:
             say("checkpoint", turn)
-            first = 40 + 64 * (10, 25, 40).index(turn)
+            first = 40 + 64 * plugs.index(turn)
             forbidden += range(first + (32 if first == 40 else 0), first + 64)
         time.sleep(draw.uniform(0, 0.2))
         for number in wanted:
@@ -162,4 +163,4 @@ if sys.argv[1] == "race":
 elif sys.argv[1] == "many":
     many()
 else:
-    kill(sys.argv[2])
+    kill(sys.argv[2], int(sys.argv[3]))
