@@ -53,6 +53,9 @@ def test_unified_kernel_image() -> None:
             check.inside(broken)
 
 
+UNIT = "systemd/system/safemem-decide.service"
+
+
 def test_nothing_inside() -> None:
     """An image without safemem."""
     assert check.inside(archive({"init": b"#!/bin/sh\n"})) is None
@@ -77,6 +80,17 @@ def test_nothing_inside() -> None:
         ({**units(), "usr/lib/systemd/systemd": None, "init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
         ({"init": b"#!/bin/sh\n"}, "", "nothing in it starts the boot program"),
         ({**units(), f"{PREFIX}/boot": None}, "systemd", "usr/lib/safemem/boot is missing"),
+        ({**units(), f"{PREFIX}/boot": b""}, "systemd", "usr/lib/safemem/boot is missing or empty"),
+        ({**units(), "init": b"#!/bin/sh\n"}, "systemd", "/init is not systemd"),
+        ({**units(), "init": b"/usr/lib/systemd/systemd"}, "systemd", ""),
+        ({**units(), f"etc/{UNIT}": b""}, "systemd", f"etc/{UNIT} may change"),
+        ({**units(), f"run/{UNIT}.d/x.conf": b"[Unit]\nConditionPathExists=/x\n"}, "systemd", "x.conf may change"),
+        ({**units(), f"usr/lib/{UNIT}.d/x.conf": b"[Service]\nExecStart=\n"}, "systemd", "x.conf may change"),
+        ({**units(), f"lib/{UNIT}": b""}, "systemd", f"lib/{UNIT} may change"),
+        ({**units(), f"usr/lib/{UNIT}": b""}, "systemd", "does not start /usr/lib/safemem/boot"),
+        ({**units(), f"usr/lib/{UNIT}": b"[Service]\nExecStart=/bin/true\n"}, "systemd", "does not start /usr/lib/safemem/boot"),
+        ({**units(), "etc/systemd/system/sysinit.target.d/50-safemem.conf": b""}, "systemd", "50-safemem.conf may change"),
+        ({**units(), "usr/lib/systemd/system/sysinit.target.d/50-safemem.conf": b"\n"}, "systemd", "does not wait for"),
     ],
 )  # fmt: skip
 def test_inside(files: dict[str, bytes | None], start: str, fault: str) -> None:

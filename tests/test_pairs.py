@@ -39,6 +39,7 @@ UNTOLD = kernel("/boot/untold", kho=Fact("unknown", "a test", "nothing tells"))
         (["/x/boot/vmlinuz", "/y/boot/vmlinuz"], ["x/boot/vmlinuz", "y/boot/vmlinuz"]),
         (["a", "x/a"], ["a", "x/a"]),
         (["/boot/a", "/boot/a"], ["a", "a (2)"]),
+        (["a", "a", "a (2)"], ["a", "a (2)", "a (2) (2)"]),
     ],
 )
 def test_names_tell_kernels_apart(paths: list[str], names: list[str]) -> None:

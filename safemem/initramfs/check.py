@@ -29,10 +29,13 @@ PLACES = (
 
 #: Where an initramfs has systemd; an archive that was appended may bring our units to one without.
 _SYSTEMD = ("usr/lib/systemd/systemd", "lib/systemd/systemd")
-_UNITS = (
-    f"usr/lib/systemd/system/{UNIT}",
-    *(f"usr/lib/systemd/system/{unit}.d/50-safemem.conf" for unit in GUARDED),
-)
+_OURS = (UNIT, *(f"{unit}.d/50-safemem.conf" for unit in GUARDED))
+_VENDOR = "usr/lib/systemd/system"
+#: Where systemd looks for units before that, and the other name of it: what a later part of an image puts there wins.
+_BEFORE = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "lib/systemd/system")
+_OVER = tuple(f"{folder}/{name}" for folder in _BEFORE for name in _OURS)
+#: Folders of what changes our unit, or one that waits for it.
+_DROP_INS = tuple(f"{folder}/{UNIT}.d/" for folder in (*_BEFORE, _VENDOR))
 
 
 class Inside(NamedTuple):
@@ -57,9 +60,27 @@ class Wanted(NamedTuple):
 
 def _by_systemd(found: Mapping[str, bytes]) -> str | None:
     """A unit starts it, and those that may load a driver require that unit."""
-    if _UNITS[0] not in found or not any(path in found for path in _SYSTEMD):
+    units = [f"{_VENDOR}/{name}" for name in _OURS]
+    if units[0] not in found or not any(path in found for path in _SYSTEMD):
         return None
-    return next((f"{path} is missing" for path in _UNITS if path not in found), "")
+    init = found.get("init", b"")
+    if init and not init.startswith(b"\x7fELF") and not init.endswith(b"systemd/systemd"):
+        return "/init is not systemd"
+    missing = next((path for path in units if path not in found), "")
+    if missing:
+        return f"{missing} is missing"
+    changed = next((path for path in found if path in _OVER or path.startswith(_DROP_INS)), "")
+    if changed:
+        return f"{changed} may change what {UNIT} does"
+    starts, *waits = (found[path].decode("utf-8", "replace").splitlines() for path in units)
+    if [line for line in starts if line.startswith(("ExecStart=", "Condition", "Assert"))] != [
+        f"ExecStart=/{PREFIX}/boot"
+    ]:
+        return f"{units[0]} does not start /{PREFIX}/boot, or not always"
+    for path, lines in zip(units[1:], waits, strict=True):
+        if f"After={UNIT}" not in lines or not {f"Requires={UNIT}", f"Wants={UNIT}"} & {*lines}:
+            return f"{path} does not wait for {UNIT}"
+    return ""
 
 
 def _by_init(found: Mapping[str, bytes]) -> str | None:
@@ -73,7 +94,7 @@ def _by_init(found: Mapping[str, bytes]) -> str | None:
 
 #: The first that an image has counts.
 STARTS = (
-    Start("systemd", (*_SYSTEMD, *_UNITS), _by_systemd),
+    Start("systemd", ("init", *_SYSTEMD, *(f"{_VENDOR}/{name}" for name in _OURS), *_OVER, *_DROP_INS), _by_systemd),
     *(maker.start for maker in MAKERS),
     Start("init", ("init",), _by_init),
 )
@@ -116,7 +137,7 @@ def inside(data: bytes) -> Inside | None:
 
 def _started(found: Mapping[str, bytes]) -> tuple[str, str]:
     """Return what starts the boot program, and why it would not be started before everything else."""
-    missing = f"{PREFIX}/boot is missing" if f"{PREFIX}/boot" not in found else ""
+    missing = "" if found.get(f"{PREFIX}/boot") else f"{PREFIX}/boot is missing or empty"
     for start in STARTS:
         fault = start.fault(found)
         if fault is not None:

@@ -46,13 +46,14 @@ def _path(kernel: Kernel) -> str:
 
 
 def _names(paths: list[str]) -> list[str]:
-    """Return for each path the shortest end of it, in whole parts, that no other has; of equal paths the later ones are numbered."""
+    """Return for each path the shortest end of it, in whole parts, that no other has; equal ones are numbered."""
     parts = [os.path.normpath(path).split(os.sep) for path in paths]
     names: list[str] = []
-    for number, own in enumerate(parts):
+    for own in parts:
         others = [other for other in parts if other != own]
         size = next((size for size in range(1, len(own)) if all(own[-size:] != other[-size:] for other in others)), 0)
         name = os.sep.join(own[-size:])
-        same = parts[:number].count(own)
-        names.append(f"{name} ({same + 1})" if same else name)
+        names.append(
+            next(word for n in range(1, len(paths) + 1) if (word := f"{name} ({n})" if n > 1 else name) not in names)
+        )
     return names
