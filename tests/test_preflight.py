@@ -156,6 +156,11 @@ def put(case: Case, name: str, text: str | bytes) -> Case:
     return case
 
 
+def bare(case: Case) -> Case:
+    """Have a next command line without what handover-args prints."""
+    return case._replace(asked=case.asked._replace(cmdline=NO_GUARD))
+
+
 def no_kho(case: Case) -> Case:
     """Have this kernel built without KHO."""
     for name in ("fdt", "scratch_phys", "scratch_len"):
@@ -214,7 +219,7 @@ Change = Callable[[Case], Case]
 TABLE: dict[str, tuple[Change, set[str], str]] = {
     # This kernel.
     "no KHO here": (no_kho, {"kho-off", "guard-untold"}, "incompatible"),
-    "no debugfs here": (no_debugfs, {"scratch-untold", "stake-untold", "word-stale", "policy-loose", "guard-untold"}, "cannot tell"),
+    "no debugfs here": (no_debugfs, {"scratch-untold", "stake-untold", "word-stale", "policy-loose", "guard-untold"}, "incompatible"),
     "kernel replaced": (lambda case: case.now(build_ids=("cd" * 20,)), {"other-file", "handlers-untold"}, "compatible"),
     "kernel not found": (lambda case: gone(case, "boot/vmlinuz-7.3.4"), {"handlers-untold"}, "compatible"),
     "not found and a session held": (
@@ -229,7 +234,7 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     "a session held": (hold, {"at-stake"}, "compatible"),
     "processes hidden": (
         lambda case: put(case, "proc/self/mountinfo", "22 27 0:21 / /proc rw - proc proc rw,hidepid=2\n"),
-        {"stake-untold", "word-stale", "policy-loose"}, "cannot tell",
+        {"stake-untold", "word-stale", "policy-loose"}, "incompatible",
     ),
     "movable": (lambda case: hot(case, "Movable"), set(), "compatible"),
     "kernel zone, nothing held": (lambda case: hot(case, "Normal"), {"kernel-zone"}, "compatible"),
@@ -313,7 +318,17 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     "no hold": (lambda case: case.line("memhp_default_state=offline", ""), {"memhp-online"}, "compatible"),
     "safemem=off": (lambda case: case.line("", "safemem=off"), {"safemem-off"}, "compatible"),
     "safemem.dry_run": (lambda case: case.line("", "safemem.dry_run"), {"safemem-off"}, "compatible"),
-    "no guard": (lambda case: case._replace(asked=case.asked._replace(cmdline=NO_GUARD)), {"no-guard", "no-safe"}, "compatible"),
+    "no guard": (lambda case: bare(case), {"no-guard", "no-safe", "lost-unseen"}, "compatible"),
+    "no guard, a session held": (
+        lambda case: bare(hold(case)), {"no-guard", "no-safe", "lost-unseen", "at-stake"}, "incompatible",
+    ),
+    "no guard, processes hidden": (
+        lambda case: bare(put(case, "proc/self/mountinfo", "22 27 0:21 / /proc rw - proc proc rw,hidepid=2\n")),
+        {"no-guard", "no-safe", "lost-unseen", "stake-untold"}, "incompatible",
+    ),
+    "no guard, and the policy holds at each boot": (
+        lambda case: bare(hold(case)).decided(seen("online-safe")), {"no-guard", "no-safe", "at-stake"}, "compatible",
+    ),
     "guard cut": (lambda case: case.line("", "safemem.guard=0x1000000"), {"guard-bad"}, "incompatible"),
     "guard not asked for": (lambda case: case.line("crashkernel=", "crashkernel_x="), {"guard-not-asked"}, "incompatible"),
     "guard in scratch": (
@@ -361,6 +376,13 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     ),
     "no policy of that name": (lambda case: case.line("", "safemem.policy=x"), {"policy-not-named"}, "compatible"),
     "only observes": (lambda case: case.decided(seen("panic", observe=True)), {"only-observes"}, "compatible"),
+    "only observes, a session held": (
+        lambda case: hold(case).decided(seen("panic", observe=True)), {"only-observes", "at-stake"}, "incompatible",
+    ),
+    "safemem.dry_run, a session held": (
+        lambda case: hold(case).line("", "safemem.dry_run").decided(seen("panic", allow_cmdline_override=True)),
+        {"safemem-off", "policy-loose", "at-stake"}, "incompatible",
+    ),
     # What the policy makes of it.
     "cannot show, and the policy panics": (
         lambda case: case.next(config=BLIND).decided(seen("panic")), {"reads-unknown", "policy-ends"}, "incompatible",
@@ -376,7 +398,14 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     ),
     "the policy ends all boots": (lambda case: case.decided(policy(NEVER, otherwise="reboot")), {"policy-ends"}, "incompatible"),
     "the policy onlines after a rejection": (
-        lambda case: hold(case).decided(policy(NEVER, otherwise="online-all")), {"policy-loose", "at-stake"}, "compatible",
+        lambda case: hold(case).decided(policy(NEVER, otherwise="online-all")), {"policy-loose", "at-stake"}, "incompatible",
+    ),
+    "the policy onlines after a loss": (
+        lambda case: hold(case).decided(
+            policy(rule("online-all", name="cold", when=when("handover", Term("is", "lost"))),
+                   rule("online-all", name="seen", when=when("handover", Term("is", "accepted"))), otherwise="panic")
+        ),
+        {"policy-loose", "at-stake"}, "incompatible",
     ),
 }  # fmt: skip
 AREAS = "0x22400000-0x307fffff,0x33c00000-0x397fffff"
@@ -528,7 +557,12 @@ def desk(a: Kernel, b: Kernel, stake: str) -> Report:
     known = snapshot(kho="on", luo="ready", arch=a.arch, kernel=a.release, handover="none")
     outgoing = prediction.of_image(a)._replace(what="this kernel")
     now = Running(outgoing, known, at_stake=Fact(stake, "test"), image=a, build_id=ID)
-    asked = Asked((b,), NO_GUARD, (Initrd("initrd", DATA),), wanted=Wanted(load.read(POLICY).digest, {}))
+    asked = Asked(
+        (b,),
+        f"{NO_GUARD} safemem.preserved=yes",
+        (Initrd("initrd", DATA),),
+        wanted=Wanted(load.read(POLICY).digest, {}),
+    )
     return preflight.examine(now, asked)
 
 
@@ -588,13 +622,20 @@ def test_which_ends_there_can_be(good: Case, change: Change, first: str, others:
     assert not first or report.endings[0].expected
 
 
+def test_what_a_loss_reads_as(good: Case) -> None:
+    """Where an end is another one's, because the next boot cannot see what has happened, that is said."""
+    assert render.endings(bare(good).report())[1:] == [
+        "if the handover is rejected: panic by rule `otherwise`",
+        "if the handover is lost: online-all by rule `clean boot`, because it reads as `none`",
+    ]
+
+
 def test_a_handover_that_does_not_come(good: Case) -> None:
     """The next boot knows by its command line that one was to come, where handover-args has written it."""
     old = good._replace(asked=good.asked._replace(loader="kexec_load"))
-    bare = old._replace(asked=old.asked._replace(cmdline=NO_GUARD))
 
     assert [(item.state, item.reads) for item in old.report().endings] == [("none", "lost")]
-    assert [(item.state, item.reads) for item in bare.report().endings] == [("none", "none")]
+    assert [(item.state, item.reads) for item in bare(old).report().endings] == [("none", "none")]
 
 
 def test_what_is_said_of_a_panic_and_of_nothing(good: Case) -> None:

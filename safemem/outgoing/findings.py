@@ -187,7 +187,7 @@ CODES: dict[str, Entry] = {
     "policy-not-named": Entry(
         "warning", "safemem.policy={name} names no policy of the initrd: the one that is built in decides", _REBUILD
     ),
-    "only-observes": Entry("warning", "the policy only observes: nothing of what it decides is done"),
+    "only-observes": Entry("warning", "the policy only observes: nothing of what it decides is done", "have it decide: without `observe`"),
     # What the policy makes of it.
     "reads-unknown": Entry(
         "note",
@@ -210,8 +210,14 @@ CODES: dict[str, Entry] = {
         "`safemem simulate` shows why; change the policy, or what the next kernel can show",
     ),
     "policy-loose": Entry(
-        "warning", "should the handover fail, rule `{rule}` onlines all memory all the same: it reads as `{state}`",
+        "error", "should the handover fail, rule `{rule}` onlines all memory all the same: it reads as `{state}`",
         "`safemem check` proves a policy",
+    ),
+    "lost-unseen": Entry(
+        "error",
+        "if the handover is lost, the next boot takes it for a cold boot and onlines all memory: nothing on its command line"
+        " says that a handover is to come",
+        "append what `safemem handover-args` prints",
     ),
     # The profile.
     "profile-kernel": Entry("error", "the profile `{name}` does not allow the next kernel", "see --write-profile"),

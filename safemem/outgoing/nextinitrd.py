@@ -58,8 +58,11 @@ def policies(looked: Looked, line: Line) -> Policies | None:
     return Policies(inside.built_in, (other,) if other else ())
 
 
-def checks(looked: Looked, line: Line, wanted: check.Wanted | None) -> Iterator[Finding]:
-    """Yield what is wrong with the initrd; `wanted` are the policies that are meant, None if nobody says."""
+def checks(looked: Looked, line: Line, wanted: check.Wanted | None, *, careless: bool = False) -> Iterator[Finding]:
+    """Yield what is wrong with the initrd; `wanted` are the policies that are meant, None if nobody says.
+
+    `careless` is that nothing is preserved, so that a boot which holds nothing back harms nothing.
+    """
     yield from looked.found
     inside = looked.inside
     if inside is None:
@@ -71,7 +74,7 @@ def checks(looked: Looked, line: Line, wanted: check.Wanted | None) -> Iterator[
     if why := check.unproven(inside):
         yield finding("initrd-unproven", looked.names, why=why)
     if inside.built_in.observe:
-        yield finding("only-observes", looked.names)
+        yield finding("only-observes", looked.names, severity="warning" if careless else "error")
     named = line.get("safemem.policy")
     if named is not None and named not in inside.others:
         yield finding("policy-not-named", looked.names, name=named)

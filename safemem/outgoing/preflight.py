@@ -73,7 +73,7 @@ def examine(running: Running, asked: Asked) -> Report:
         *_loader(running, asked.loader),
         *nextline.check(running, kernel, line, policies.built_in if policies else None),
         *guardline.check(running, kernel, line, ground, why),
-        *nextinitrd.checks(looked, line, asked.wanted),
+        *nextinitrd.checks(looked, line, asked.wanted, careless=running.at_stake.value == "no"),
         *_ends(boot, endings, state),
         *(profile.check(asked.profile, kernel, policies) if asked.profile else ()),
     ]
@@ -171,14 +171,25 @@ def _ends(boot: NextBoot, endings: tuple[Ending, ...], state: str) -> Iterator[F
     for item in endings:
         if item.state == "accepted" and item.expected:
             yield from _accepted(boot, item, name)
-        elif state == "accepted" and item.state == "rejected" and item.action == "online-all" and not _careless(boot):
-            yield finding("policy-loose", f"policy `{name}`", rule=item.rule, state=item.reads)
+    if not boot.policies.built_in.observe:  # told of already, and as gravely
+        yield from _loose(boot, endings, name)
 
 
-def _careless(boot: NextBoot) -> bool:
-    """Return whether a policy that onlines everything after a rejection does no harm, or is told of already."""
-    observes = boot.policies is not None and boot.policies.built_in.observe
-    return observes or boot.running.at_stake.value == "no"
+def _loose(boot: NextBoot, endings: tuple[Ending, ...], name: str) -> Iterator[Finding]:
+    """Yield which ways in which the handover may fail end with all memory online: what is preserved is written over."""
+    held, seen = boot.running.at_stake.value != "no", set[tuple[str, str]]()
+    # What is preserved a capture does not tell; and without a command line nobody knows what the next boot will be told.
+    looked = boot.running.root or boot.running.at_stake.value != UNKNOWN
+    severity = "warning" if not held else "error" if looked and boot.line.text is not None else UNKNOWN
+    for item in endings:
+        if item.expected or item.state == "accepted" or item.action != "online-all":
+            continue
+        if item.state == "lost" and item.reads == "none":
+            if boot.line.text is not None:
+                yield finding("lost-unseen", f"policy `{name}`, rule `{item.rule}`", severity=severity)
+        elif held and (item.rule, item.reads) not in seen:
+            seen.add((item.rule, item.reads))
+            yield finding("policy-loose", f"policy `{name}`", severity=severity, rule=item.rule, state=item.reads)
 
 
 def _accepted(boot: NextBoot, item: Ending, name: str) -> Iterator[Finding]:

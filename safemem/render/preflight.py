@@ -52,7 +52,8 @@ def endings(report: Report) -> list[str]:
         if item.expected:
             lines.append(f"if you kexec now: {what}; the handover reads as `{item.reads}`")
         elif item.state != "accepted":  # that it could be accepted is nothing that goes wrong
-            failures.setdefault(what, []).append(item.state)
+            because = f", because it reads as `{item.reads}`" if item.reads != item.state else ""
+            failures.setdefault(what + because, []).append(item.state)
     if not lines:
         lines.append("if you kexec now: what becomes of the handover cannot be told")
     for what, states in failures.items():
