@@ -772,6 +772,15 @@ def test_bad_input(call: list[str], tmp_path: Path) -> None:
         assert (result.exit_code, result.stderr) == (3, "safemem: none/there: no such file or directory\n")
 
 
+def test_folders(call: list[str], tmp_path: Path) -> None:
+    """A folder that is not there is no machine; one in place of a file is called so, whatever file it is."""
+    result = run("--root", "/nonexistent", *call[2:])
+    assert (result.exit_code, result.stderr) == (3, "safemem: /nonexistent: no such directory\n")
+    for option in ("--initrd", "--kernel"):
+        found = run("--kernel", tmp_path) if option == "--kernel" else run(*call, option, tmp_path)
+        assert (found.exit_code, found.stderr) == (3, f"safemem: {tmp_path}: is a directory\n")
+
+
 def test_a_file_that_is_too_large(call: list[str], tmp_path: Path) -> None:
     """It is refused by its size, before anything of it is read."""
     with open(tmp_path / "large", "wb") as file:
@@ -793,6 +802,6 @@ def test_help() -> None:
     """It fits a screen, and has an example."""
     text = run("--help").stdout
 
-    assert "safemem preflight --kernel /boot/vmlinuz" in text
-    assert len(text.splitlines()) <= 34
+    assert '--cmdline "kho=on liveupdate=on $(safemem handover-args)"' in text and "Example: safemem" in text
+    assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 80
     assert click.unstyle(text) == text

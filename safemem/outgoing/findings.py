@@ -220,7 +220,7 @@ CODES: dict[str, Entry] = {
         "append what `safemem handover-args` prints",
     ),
     # The profile.
-    "profile-kernel": Entry("error", "the profile `{name}` does not allow the next kernel", "see --write-profile"),
-    "profile-versions": Entry("error", "the next kernel speaks other versions than the profile says: {why}", "see --write-profile"),
-    "profile-policy": Entry("error", "the profile `{name}` does not allow the policy of the next boot", "see --write-profile"),
+    "profile-kernel": Entry("error", "the profile `{name}` does not allow the next kernel", "allow it: `safemem preflight --kernel IMAGE --write-profile FILE`"),
+    "profile-versions": Entry("error", "the next kernel speaks other versions than the profile says: {why}", "allow it: `safemem preflight --kernel IMAGE --write-profile FILE`"),
+    "profile-policy": Entry("error", "the profile `{name}` does not allow the policy of the next boot", "allow it: `safemem preflight --kernel IMAGE --policy POLICY --write-profile FILE`"),
 }  # fmt: skip
