@@ -23,7 +23,7 @@ from safemem.boot.model import Fact, Policy, Term
 from safemem.cli import main
 from safemem.initramfs.check import Wanted
 from safemem.initramfs.items import PREFIX
-from safemem.outgoing import image, prediction, preflight, running
+from safemem.outgoing import image, modules, nextline, prediction, preflight, running
 from safemem.outgoing.findings import CODES, SEVERITIES
 from safemem.outgoing.kernel import Feature, Kernel, Module, Speaks
 from safemem.outgoing.nextinitrd import Initrd
@@ -161,6 +161,12 @@ def bare(case: Case) -> Case:
     return case._replace(asked=case.asked._replace(cmdline=NO_GUARD))
 
 
+def within(case: Case) -> Case:
+    """Have the command line in the image, and none given."""
+    kernel = case.kernel._replace(cmdline=case.cmdline)
+    return case._replace(asked=case.asked._replace(kernels=(kernel,), cmdline=None))
+
+
 def no_kho(case: Case) -> Case:
     """Have this kernel built without KHO."""
     for name in ("fdt", "scratch_phys", "scratch_len"):
@@ -213,6 +219,7 @@ def seen(fallback: str, **more: Any) -> Policy:
     )
 
 
+BUILT_IN = {**CONFIG, "CONFIG_CMDLINE_BOOL": "y", "CONFIG_CMDLINE": '"kho=off quiet"'}
 BLIND = {**CONFIG, "CONFIG_KEXEC_HANDOVER_DEBUGFS": ""}
 Change = Callable[[Case], Case]
 #: What is done to a kexec in which nothing is wrong -> the findings that are then made beside the notes, and the verdict.
@@ -290,16 +297,42 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     "several profiles": (
         lambda case: case._replace(asked=case.asked._replace(kernels=case.asked.kernels * 2)), {"several-profiles"}, "compatible",
     ),
+    "several profiles, with kernels of their own": (
+        lambda case: case._replace(asked=case.asked._replace(kernels=(case.kernel, case.kernel._replace(speaks=Speaks())))),
+        {"several-profiles"}, "cannot tell",
+    ),
+    "several profiles, with lines that are not taken": (
+        lambda case: case._replace(asked=case.asked._replace(kernels=(case.kernel, case.kernel._replace(cmdline="x")))),
+        {"several-profiles"}, "compatible",
+    ),
+    "a module of this kernel has more": (
+        lambda case: hold(case.now(modules=(Module("m.ko", words("vfio-pci-v1")),))), {"handler-missing", "at-stake"}, "incompatible",
+    ),
+    "modules of this kernel are not there": (
+        lambda case: hold(case.now(untold=(modules.find("/nonexistent", "7.3.4").fault,))), {"handlers-untold", "at-stake"}, "cannot tell",
+    ),
     # The loader.
     "old loader": (lambda case: case._replace(asked=case.asked._replace(loader="kexec_load")), {"old-loader"}, "incompatible"),
     # The next command line.
     "no command line": (
         lambda case: case._replace(asked=case.asked._replace(cmdline=None)), {"no-cmdline"}, "cannot tell",
     ),
-    "the image's own": (
-        lambda case: case.next(cmdline=case.cmdline)._replace(asked=case.next(cmdline=case.cmdline).asked._replace(cmdline=None)),
-        set(), "compatible",
+    "the image's own": (lambda case: within(case), {"cmdline-of-image"}, "compatible"),
+    "the image's own, a session held": (lambda case: within(hold(case)), {"cmdline-of-image", "at-stake"}, "cannot tell"),
+    "the built-in line takes over": (
+        lambda case: case.next(config={**BUILT_IN, "CONFIG_CMDLINE_OVERRIDE": "y"}),
+        {"cmdline-dropped", "kho-not-asked", "luo-not-asked", "memhp-online", "no-guard", "no-safe", "lost-unseen"}, "incompatible",
     ),
+    "the built-in line comes first": (lambda case: case.next(config=BUILT_IN), set(), "compatible"),
+    "the built-in line alone has kho=": (
+        lambda case: case.next(config=BUILT_IN).line("kho=on ", ""), {"kho-not-asked", "luo-not-asked"}, "incompatible",
+    ),
+    "another program first": (lambda case: case.line("", "rdinit=/bin/sh"), {"word-undoes"}, "incompatible"),
+    "/init first": (lambda case: case.line("", "rdinit=/init"), set(), "compatible"),
+    "the unit masked": (lambda case: case.line("", "rd.systemd.mask=safemem-decide.service"), {"word-undoes"}, "incompatible"),
+    "another unit masked": (lambda case: case.line("", "systemd.mask=x.service systemd.mask=y.service"), set(), "compatible"),
+    "calls left out": (lambda case: case.line("", "initcall_blacklist=kho_init"), {"word-undoes"}, "cannot tell"),
+    "other memory": (lambda case: case.line("", "memmap=1G!4G"), {"word-undoes"}, "cannot tell"),
     "quotation mark": (lambda case: case.line("", 'x="y'), {"quote-open"}, "incompatible"),
     "too long": (lambda case: case.line("", "x=" + "y" * 2000), {"cmdline-long"}, "incompatible"),
     "kho=off": (lambda case: case.line("kho=on", "kho=off"), {"kho-not-asked", "luo-not-asked"}, "incompatible"),
@@ -360,6 +393,16 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     "an initrd that is none": (
         lambda case: case._replace(asked=case.asked._replace(initrds=(Initrd("x", b"\x1f\x8bx" * 9),))),
         {"initrd-unreadable"}, "incompatible",
+    ),
+    "an initrd that is empty": (
+        lambda case: case._replace(asked=case.asked._replace(initrds=(*case.asked.initrds, Initrd("x", b"")))), {"initrd-none"}, "incompatible",
+    ),
+    "an initrd that is a kernel": (
+        lambda case: case._replace(asked=case.asked._replace(initrds=(Initrd("x", b"MZ" + bytes(600)), *case.asked.initrds))),
+        {"initrd-none"}, "incompatible",
+    ),
+    "the initrd in the image is not passed": (
+        lambda case: case.next(initrds=(case.asked.initrds[0].data,)).initrd({"init": b"x"}), {"initrd-without-safemem"}, "incompatible",
     ),
     "safemem is not in it": (lambda case: case.initrd({"init": b"#!/bin/sh\n"}), {"initrd-without-safemem"}, "incompatible"),
     "another format": (
@@ -556,7 +599,7 @@ def desk(a: Kernel, b: Kernel, stake: str) -> Report:
     """Return what preflight says of one kernel after another, with all else as it should be."""
     known = snapshot(kho="on", luo="ready", arch=a.arch, kernel=a.release, handover="none")
     outgoing = prediction.of_image(a)._replace(what="this kernel")
-    now = Running(outgoing, known, at_stake=Fact(stake, "test"), image=a, build_id=ID)
+    now = Running(outgoing, known, "/nonexistent", at_stake=Fact(stake, "test"), image=a, build_id=ID)
     asked = Asked(
         (b,),
         f"{NO_GUARD} safemem.preserved=yes",
@@ -756,12 +799,16 @@ def test_a_capture(call: list[str], good: Case, tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["capture", "--root", str(good.root), "-o", state]).exit_code == 0
     alone, named = (
         run(*call[2:], "--state", state),
-        run(*call[2:], "--state", state, "--running", "/boot/vmlinuz-7.3.4"),
+        run(*call[2:], "--state", state, "--running", "/boot/vmlinuz-7.3.4", "--format", "json"),
     )
+    found = json.loads(named.stdout)
 
     assert (alone.exit_code, alone.stdout.splitlines()[-1]) == (6, "cannot tell"), alone.stdout
     assert "which version of the tree passes cannot be told: this kernel writes none that is known" in alone.stdout
-    assert "that the running kernel is /boot/vmlinuz-7.3.4 is taken as said" in named.stdout
+    assert (named.exit_code, found["verdict"]) == (6, "cannot tell")
+    assert {item["code"] for item in found["findings"] if item["severity"] == "unknown"} >= {
+        "running-on-word", "stake-untold", "scratch-untold", "guard-untold",
+    }  # fmt: skip
 
 
 def test_bad_input(call: list[str], tmp_path: Path) -> None:
@@ -788,6 +835,29 @@ def test_a_file_that_is_too_large(call: list[str], tmp_path: Path) -> None:
     for option, size in (("--initrd", 2048), ("--profile", 1)):
         result = run(*call, option, tmp_path / "large")
         assert (result.exit_code, result.stderr) == (3, f"safemem: {tmp_path}/large: it is larger than {size} MiB\n")
+
+
+def test_what_is_no_text(call: list[str], good: Case, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 are looked at like any other."""
+    odd = shutil.copy(call[3], tmp_path / "vmlinuz-\udcff")
+    words_ = [*call[:3], str(odd), *call[4:], "--cmdline", f"{good.cmdline} x=\udcff", "--format"]
+    assert [run(*words_, form).exit_code for form in ("text", "json", "sarif", "junit")] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("config", "given_", "expected"),
+    [
+        ({"CONFIG_CMDLINE": '"a"'}, "b", "b"),
+        ({"CONFIG_CMDLINE": '"a"'}, "", "a"),
+        ({"CONFIG_CMDLINE": '"a"', "CONFIG_CMDLINE_EXTEND": "y"}, "b", "b a"),
+        ({"CONFIG_CMDLINE": '"a"', "CONFIG_CMDLINE_FORCE": "y"}, "b", "a"),
+        ({"CONFIG_CMDLINE": '"a"', "CONFIG_CMDLINE_FORCE": "y"}, None, "a"),
+        ({"CONFIG_CMDLINE": '"a"'}, None, None),
+    ],
+)
+def test_built_in_on_arm64(config: dict[str, str], given_: str | None, expected: str | None) -> None:
+    """There it counts where nothing is given, unless it says otherwise."""
+    assert nextline.line(CURRENT._replace(arch="aarch64", config=config), given_).text == expected
 
 
 def test_usage(call: list[str]) -> None:

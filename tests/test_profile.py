@@ -102,6 +102,10 @@ def test_what_is_wrong(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [
+        (
+            CURRENT._replace(build_ids=()),
+            "/boot/vmlinuz: it has no build ID, so no profile can tell it from others of its release",
+        ),
         (CURRENT._replace(release=""), "/boot/vmlinuz: its release cannot be told, so no profile can name it"),
         (
             CURRENT._replace(release="7\n"),

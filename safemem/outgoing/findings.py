@@ -46,7 +46,7 @@ def verdict(found: Iterable[Finding]) -> str:
 _OTHER = "choose a kernel that speaks what this one does, or end what is preserved and boot through the firmware"
 _ANEW = "compute the arguments anew right before the kexec: `safemem handover-args`"
 _AS_ROOT = "run it as root, with debugfs on /sys/kernel/debug"
-_REBUILD = "rebuild the initrd: `safemem initramfs install`"
+REBUILD = "rebuild the initrd: `safemem initramfs install`"
 
 #: In the order in which a person would look.
 CODES: dict[str, Entry] = {
@@ -102,13 +102,18 @@ CODES: dict[str, Entry] = {
     "producer-missing": Entry("error", "the next kernel does not know `{name}`: what it preserved is lost", _OTHER),
     "handlers-untold": Entry(
         "unknown",
-        "which files sessions may hold cannot be told, as the running kernel's own file was not found",
-        "name the file that was booted with --running",
+        "which files sessions may hold cannot be told, as {what} not found",
+        "{help}",
     ),
     "in-module": Entry("note", "files of `{name}` are restored by a module: it has to be loaded before they are asked for"),
     "image-untold": Entry("note", "not known from the image: {what}"),
     "several-profiles": Entry(
-        "note", "the unified image has several profiles, and the first is looked at", "give --cmdline for another"
+        "note", "the unified image has several profiles, and the first is looked at", "give --cmdline and --initrd"
+    ),
+    "cmdline-of-image": Entry(
+        "warning",
+        "the command line in the unified image was looked at, and kexec(8) passes another one or none",
+        "give the same line to both, with --cmdline and --command-line",
     ),
     # How it is loaded.
     "old-loader": Entry("error", "kexec_load(2) hands nothing over", "load it with `kexec -s`"),
@@ -121,6 +126,11 @@ CODES: dict[str, Entry] = {
     "no-cmdline": Entry(
         "unknown", "the next command line is not known: kho= and the guard stand there", "give it with --cmdline"
     ),
+    "cmdline-dropped": Entry(
+        "error", "the next kernel drops the command line that it is given, and takes the one that is built in",
+        "choose a kernel that is built without {option}",
+    ),
+    "word-undoes": Entry("error", "`{word}`: {why}", "take it out"),
     "quote-open": Entry("error", "a quotation mark is not closed: what comes behind it is one argument", "close it"),
     "cmdline-long": Entry(
         "error", "the next command line has {size} bytes, and the kernel takes {most}", "take words out of it"
@@ -178,14 +188,15 @@ CODES: dict[str, Entry] = {
     "no-initrd": Entry(
         "unknown", "no initrd was looked at: whether safemem decides in the next boot is not known", "give it with --initrd"
     ),
-    "initrd-unreadable": Entry("error", "the initrd cannot be read as the kernel reads it: {why}", _REBUILD),
-    "initrd-without-safemem": Entry("error", "safemem is not in the next initrd: nothing decides there", _REBUILD),
-    "initrd-policy-unfit": Entry("error", "the policy in the initrd cannot be used: {why}", _REBUILD),
-    "initrd-not-first": Entry("error", "safemem is in the initrd and would not be started first: {why}", _REBUILD),
-    "initrd-other-policy": Entry("error", "the initrd has another policy than is meant: {why}", _REBUILD),
-    "initrd-unproven": Entry("warning", "the initrd does not say what was proved of its policy: {why}", _REBUILD),
+    "initrd-unreadable": Entry("error", "the initrd cannot be read as the kernel reads it: {why}", REBUILD),
+    "initrd-none": Entry("error", "the initrd is none: {why}", "{help}"),
+    "initrd-without-safemem": Entry("error", "safemem is not in the next initrd: nothing decides there", REBUILD),
+    "initrd-policy-unfit": Entry("error", "the policy in the initrd cannot be used: {why}", REBUILD),
+    "initrd-not-first": Entry("error", "safemem is in the initrd and would not be started first: {why}", REBUILD),
+    "initrd-other-policy": Entry("error", "the initrd has another policy than is meant: {why}", REBUILD),
+    "initrd-unproven": Entry("warning", "the initrd does not say what was proved of its policy: {why}", REBUILD),
     "policy-not-named": Entry(
-        "warning", "safemem.policy={name} names no policy of the initrd: the one that is built in decides", _REBUILD
+        "warning", "safemem.policy={name} names no policy of the initrd: the one that is built in decides", REBUILD
     ),
     "only-observes": Entry("warning", "the policy only observes: nothing of what it decides is done", "have it decide: without `observe`"),
     # What the policy makes of it.

@@ -11,6 +11,7 @@ from safemem.boot import asked, files, handover_args, pagewords
 from safemem.boot.cmdline import argument, arguments, boolean, memparse, split
 from safemem.boot.ground import Build, CannotSay, Ground, read_ground
 from safemem.boot.guard import best_guards, gaps
+from safemem.boot.model import UNKNOWN
 from safemem.boot.ranges import Range, size_text, total, without
 from safemem.outgoing import layout
 from safemem.outgoing.findings import Finding, finding
@@ -71,7 +72,10 @@ def scratch(running: Running, kernel: Kernel, initrd: int, found: Ground | None)
 
     Segments of an image go into scratch, each into one area (kernel/liveupdate/kexec_handover.c, kho_locate_mem_hole).
     """
-    if running.outgoing.kho.value == "no" or not running.root:
+    if running.outgoing.kho.value == "no":
+        return
+    if not running.root:
+        yield finding("scratch-untold", "a capture does not tell them")
         return
     if not running.scratch:
         # What does not fit `kexec -s` refuses to load. A kernel before 7.3 may still starve once it has started.
@@ -107,7 +111,8 @@ def check(running: Running, kernel: Kernel, line: Line, found: Ground | None, wh
         yield finding("guard-not-asked", f"{_WHERE}: {asked.ARGUMENT}={told}", missing=missing)
     yield from _defeated(line.text)
     if found is None:
-        yield finding("guard-untold", f"{asked.ARGUMENT}={told}", why=why)
+        severity = "note" if running.at_stake.value == "no" else UNKNOWN
+        yield finding("guard-untold", f"{asked.ARGUMENT}={told}", severity=severity, why=why)
         return
     free = tuple(gaps(found))
     if without((wanted.range,), free):

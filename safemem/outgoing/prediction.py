@@ -47,7 +47,7 @@ def of_image(kernel: Kernel) -> Outgoing:
         kernel.release,
         kernel.kho,
         kernel.luo,
-        kernel.speaks,
+        kernel.speaks._replace(handlers=kernel.handlers),
     )
 
 
@@ -124,7 +124,7 @@ def _luo(a: Outgoing, b: Kernel) -> Prediction:
 
 
 def _accepted(a: Outgoing, b: Kernel, why: str, *lost: str) -> Prediction:
-    there = b.speaks.handlers.union(b.speaks.producers, *(module.handlers for module in b.modules))
+    there = b.handlers | b.speaks.producers
     gone = sorted((a.speaks.handlers | a.speaks.producers | a.preserves) - there)
     return Prediction("accepted", why, (*lost, *gone), code="agreed")
 

@@ -56,7 +56,7 @@ def examine(running: Running, asked: Asked) -> Report:
     kernel = asked.kernels[0]
     line = nextline.line(kernel, asked.cmdline if asked.cmdline is not None else kernel.cmdline)
     own = tuple(Initrd(f"{kernel.path} (initrd {n})", data) for n, data in enumerate(kernel.initrds, 1))
-    looked = nextinitrd.look((*own, *asked.initrds))
+    looked = nextinitrd.look(asked.initrds or own)  # kexec(8) passes one or the other
     policies = nextinitrd.policies(looked, line) or asked.policies
     boot = NextBoot(running, kernel, line, policies)
     outcome = prediction.predict(running.outgoing, kernel)
@@ -69,7 +69,7 @@ def examine(running: Running, asked: Asked) -> Report:
         *_running(running),
         *guardline.scratch(running, kernel, looked.size, ground),
         *_pairing(running, kernel, outcome),
-        *_image(running, asked.kernels),
+        *_image(running, asked),
         *_loader(running, asked.loader),
         *nextline.check(running, kernel, line, policies.built_in if policies else None),
         *guardline.check(running, kernel, line, ground, why),
@@ -93,7 +93,9 @@ def _running(running: Running) -> Iterator[Finding]:
         yield finding("kho-untold", f"{kho.source}: {kho.reason}")
     stake = running.at_stake
     if stake.value != "no" and kho.value != "no":
-        yield finding("at-stake" if stake.value == "yes" else "stake-untold", stake.reason)
+        # Here it counts as yes; of a capture nobody has looked.
+        severity = "" if running.root or stake.value == "yes" else UNKNOWN
+        yield finding("at-stake" if stake.value == "yes" else "stake-untold", stake.reason, severity=severity)
     for area in running.in_kernel_zone:
         yield finding("kernel-zone", area, severity="warning" if stake.value == "no" else "error")
     if running.replaced:
@@ -106,7 +108,8 @@ def _running(running: Running) -> Iterator[Finding]:
     elif image.release and image.release != running.outgoing.release:
         yield finding("running-differs", f"it is {image.release}, and {running.outgoing.release} runs", path=image.path)
     else:
-        yield finding("running-on-word", "--running", path=image.path)
+        shown = running.root and running.tree and stake.value == "no"
+        yield finding("running-on-word", "--running", severity="warning" if shown else UNKNOWN, path=image.path)
 
 
 def _pairing(running: Running, kernel: Kernel, outcome: Prediction) -> Iterator[Finding]:
@@ -131,19 +134,42 @@ def _pairing(running: Running, kernel: Kernel, outcome: Prediction) -> Iterator[
             )
         else:
             yield finding("producer-missing", a.what, severity=held, name=name)
-    if a.luo.value != "no" and "LUO" not in outcome.lost and running.image is None:
-        severity = "note" if running.at_stake.value == "no" else ""
-        yield finding("handlers-untold", running.image_fault, severity=severity)
+    if a.luo.value != "no" and "LUO" not in outcome.lost:
+        yield from _handlers(running)
     for module in kernel.modules:
         for name in sorted(module.handlers & a.speaks.handlers - kernel.speaks.handlers):
             yield finding("in-module", module.path, name=name)
 
 
-def _image(running: Running, kernels: tuple[Kernel, ...]) -> Iterator[Finding]:
+def _handlers(running: Running) -> Iterator[Finding]:
+    """Yield whether handlers of the running kernel may be missing from what is compared."""
+    severity = "note" if running.at_stake.value == "no" else ""
+    if running.image is None:
+        what, remedy = "the running kernel's own file was", "name the file that was booted with --running"
+        yield finding("handlers-untold", running.image_fault, severity=severity, what=what, help=remedy)
+    elif why := running.image.modules_untold:
+        what, remedy = "modules of the running kernel were", "keep its modules in /usr/lib/modules"
+        yield finding("handlers-untold", why, severity=severity, what=what, help=remedy)
+
+
+def _image(running: Running, asked: Asked) -> Iterator[Finding]:
+    kernels, kernel = asked.kernels, asked.kernels[0]
     if len(kernels) > 1:
-        yield finding("several-profiles", ", ".join(item.profile or "the first" for item in kernels))
-    for what in kernels[0].untold:
-        yield finding("image-untold", kernels[0].path, what=what)
+        # Which section of several a loader takes is its own affair: kexec(8) takes the last there is.
+        names = ", ".join(item.profile or "the first" for item in kernels)
+        same = len({_judged(item, asked) for item in kernels}) == 1
+        yield finding("several-profiles", names, severity="" if same else UNKNOWN)
+    if asked.cmdline is None and kernel.cmdline is not None:
+        severity = "warning" if running.at_stake.value == "no" or running.outgoing.kho.value == "no" else UNKNOWN
+        yield finding("cmdline-of-image", kernel.path, severity=severity)
+    for what in kernel.untold:
+        yield finding("image-untold", kernel.path, what=what)
+
+
+def _judged(kernel: Kernel, asked: Asked) -> tuple[object, ...]:
+    """Return what of a profile of a unified image the judgement is of."""
+    line, initrds = kernel.cmdline if asked.cmdline is None else "", () if asked.initrds else kernel.initrds
+    return kernel.release, kernel.build_ids, kernel.speaks, kernel.untold, kernel.arch, kernel.page_size, line, initrds
 
 
 def _loader(running: Running, loader: str) -> Iterator[Finding]:

@@ -169,11 +169,10 @@ def _entry(kernel: Kernel) -> AllowedKernel:
     """Return what allows a kernel. Raises Unspeakable."""
     if not kernel.release:
         raise Unspeakable(f"{kernel.path}: its release cannot be told, so no profile can name it")
-    speaks = kernel.speaks
-    found = {
-        "build_ids": kernel.build_ids, "tree": speaks.tree, "luo": speaks.luo, "handlers": _handlers(kernel),
-        "producers": speaks.producers,
-    }  # fmt: skip
+    if not kernel.build_ids:
+        # Without any a profile allows whatever kernel calls itself so.
+        raise Unspeakable(f"{kernel.path}: it has no build ID, so no profile can tell it from others of its release")
+    found = {"build_ids": frozenset(kernel.build_ids), **_spoken(kernel)}
     for text in (kernel.release, *(text for texts in found.values() for text in texts)):
         _quoted(text, kernel.path)
     lists = {key: sorted(set(texts)) for key, texts in found.items()}
@@ -208,10 +207,6 @@ def _quoted(text: str, where: str) -> str:
     return json.dumps(text)
 
 
-def _handlers(kernel: Kernel) -> frozenset[str]:
-    return kernel.speaks.handlers.union(*(module.handlers for module in kernel.modules))
-
-
 # ---- comparing
 
 
@@ -240,7 +235,7 @@ def check(allowed: Profile, kernel: Kernel, policies: Policies | None) -> Iterat
 
 def _spoken(kernel: Kernel) -> dict[str, frozenset[str]]:
     speaks = kernel.speaks
-    return {"tree": speaks.tree, "luo": speaks.luo, "handlers": _handlers(kernel), "producers": speaks.producers}
+    return {"tree": speaks.tree, "luo": speaks.luo, "handlers": kernel.handlers, "producers": speaks.producers}
 
 
 def _fits(entry: AllowedKernel, kernel: Kernel) -> bool:

@@ -119,7 +119,7 @@ def _described(snapshot: Snapshot, image: Kernel | None, named: str) -> Running:
         _text(snapshot, "kernel"),
         _as(kho, {"on": "yes", "off": "no"}),
         _as(luo, {"ready": "yes", "failed": "yes", "busy": "yes", "off": "no", "missing": "no"}),
-        image.speaks if image else Speaks(),
+        image.speaks._replace(handlers=image.handlers) if image else Speaks(),
     )
     if outgoing.arch in _SMALL_PAGES:
         outgoing = outgoing._replace(page_size=4096)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.metadata import version
 from urllib.parse import quote
 
@@ -105,7 +106,7 @@ def sarif(report: Report) -> str:
         {
             "ruleId": item.code, "ruleIndex": codes.index(item.code), "level": _LEVEL[item.severity],
             "message": {"text": _sentence(item)},
-            "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(report.kernel.path)}}}],
+            "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(os.fsencode(report.kernel.path))}}}],
             "properties": {"severity": item.severity, "evidence": item.evidence},
         }
         for item in report.found
