@@ -31,6 +31,7 @@ from safemem.outgoing.preflight import Asked, Report
 from safemem.outgoing.running import Running
 from safemem.policy import compiler, load
 from safemem.render import preflight as render
+from safemem.render.text import rooted
 from tests import fakes
 from tests.fakes import machine
 from tests.kit import NEVER, POLICY, archive, base, policy, proof, rule, snapshot, units, when
@@ -504,7 +505,7 @@ def test_running(good: Case) -> None:
     """The tree and LUO's data say in which versions they are, notes which file it is, the file what else it has."""
     now = running.read(str(good.root), good.images)
 
-    assert now.outgoing.speaks == SPEAKS and now.outgoing.sure and now.build_id == ID
+    assert now.outgoing.speaks == SPEAKS and now.build_id == ID
     assert now.nodes == ("LUO", "kexec-metadata", "memblock")
     assert (now.outgoing.page_size, now.outgoing.arch, now.outgoing.release) == (4096, "x86_64", "7.3.4")
     assert (now.outgoing.kho.value, now.outgoing.luo.value, now.at_stake.value) == ("yes", "yes", "no")
@@ -532,11 +533,7 @@ def test_the_tree_is_cut(good: Case) -> None:
     assert len(SHOWN) == 233
     case = good.now(speaks=Speaks())
     now = running.read(str(put(case, "sys/kernel/debug/kho/out/fdt", SHOWN).root), case.images)
-    assert (now.outgoing.speaks.tree, now.nodes, now.outgoing.sure) == (
-        words("kho-v4"),
-        ("LUO", "kexec-metadata"),
-        True,
-    )
+    assert (now.outgoing.speaks.tree, now.nodes) == (words("kho-v4"), ("LUO", "kexec-metadata"))
     for length in (0, 39, 60, 80):
         put(case, "sys/kernel/debug/kho/out/fdt", SHOWN[:length])
         assert running.read(str(case.root), case.images).tree == "", length
@@ -649,6 +646,7 @@ def test_ends(good: Case) -> None:
         (lambda case: case.line("kho=on", "kho=off"), "orphaned", {"lost"}),
         (lambda case: case.line("kho=on ", "").next(config=None), "", {"accepted", "rejected", "orphaned", "lost"}),
         (lambda case: case.next(kho=UNTOLD), "", {"accepted", "rejected", "unsupported", "lost"}),
+        (lambda case: case.next(arch="aarch64"), "", set()),
         (lambda case: case.next(kho=NO), "unsupported", {"lost"}),
         (lambda case: case.next(speaks=speaks(tree=words("kho-v3"))), "rejected", {"lost"}),
         (lambda case: case.next(speaks=speaks(luo=words("luo-v4"))), "panic", {"rejected", "lost"}),
@@ -663,6 +661,55 @@ def test_which_ends_there_can_be(good: Case, change: Change, first: str, others:
     assert [item.state for item in report.endings if item.expected] == ([first] if first else [])
     assert {item.state for item in found} == others
     assert not first or report.endings[0].expected
+
+
+#: What is done to a kexec -> the code of a finding, and what it has seen and advises.
+SAID: list[tuple[Change, str, str, str]] = [
+    (lambda case: case.line("liveupdate=on ", ""), "luo-not-asked", "the next command line: no liveupdate=on", ""),
+    (lambda case: case.line("liveupdate=on", "liveupdate=off"), "luo-not-asked", "the next command line: liveupdate=off", ""),
+    (no_kho, "kho-off", "KHO is not built in, by /proc/config.gz", ""),
+    (
+        lambda case: case.now(build_ids=("cd" * 20,))._replace(named="/boot/old"), "running-differs",
+        f"the kernel has build ID {ID}, and the file {'cd' * 20}", "with --running, name the file this kernel was booted from",
+    ),
+    (lambda case: case.next(untold=("a b", "c d")), "image-untold", "a b; c d", ""),
+    (
+        lambda case: case.next(kho=UNTOLD, arch="", speaks=Speaks()), "pairing-untold",
+        "KHO of vmlinuz: image: nothing tells; the architecture cannot be told; which version of the tree vmlinuz reads cannot be told",
+        "`safemem kernel IMAGE` shows what the next one's image tells; keep the `config` file beside it",
+    ),
+    (
+        lambda case: gone(no_debugfs(case), "boot/vmlinuz-7.3.4"), "pairing-untold",
+        "which version of the tree this kernel writes cannot be told: its outgoing tree cannot be read, and no file of release"
+        " 7.3.4 is there", "run it as root, with debugfs on /sys/kernel/debug",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "code", "evidence", "remedy"), SAID)
+def test_what_is_said(good: Case, change: Change, code: str, evidence: str, remedy: str) -> None:
+    """Once, with what was seen, and what would help here."""
+    case = change(good)
+    (found,) = [item for item in case.report().found if item.code == code]
+
+    assert rooted(found.evidence).replace(case.kernel.path, "vmlinuz") == evidence
+    assert not remedy or found.remedy == remedy
+
+
+def test_a_kernel_that_accepts_nothing(good: Case) -> None:
+    """With KHO off on its command line no note says that it accepts; one for another machine is not loaded."""
+    assert "agreed" not in codes(good.line("kho=on", "kho=off").report())
+    assert render.endings(good.next(arch="aarch64").report()) == ["if you kexec now: it cannot be loaded here"]
+
+
+def test_paths_are_said_once(good: Case) -> None:
+    """As an operator types them."""
+    case = gone(no_debugfs(good), "sys/class/misc/liveupdate/dev", "proc/config.gz")
+    (case.root / "sys/class/misc/liveupdate").rmdir()
+    shutil.rmtree(case.root / "sys/kernel/debug")
+    seen = [line for line in render.text(case.report()).splitlines() if line.startswith("    seen: ")]
+
+    assert "    seen: /sys/kernel/debug: no such file or directory" in seen
 
 
 def test_what_a_loss_reads_as(good: Case) -> None:
@@ -688,7 +735,7 @@ def test_what_is_said_of_a_panic_and_of_nothing(good: Case) -> None:
     report = good.next(kho=UNTOLD).initrd().report()
     assert render.endings(report) == [
         "if you kexec now: what becomes of the handover cannot be told",
-        "if the handover is rejected, unsupported or lost: nothing of safemem's decides",
+        "if the handover is rejected, unsupported or lost: safemem does not run in that boot",
     ]
 
 
@@ -717,7 +764,7 @@ def test_text(call: list[str]) -> None:
     lines = result.stdout.splitlines()
 
     assert (result.exit_code, lines[-1], result.stderr) == (0, "compatible", "")
-    assert lines[0] == f"{call[3]}: 7.3.4, after 7.3.4"
+    assert lines[0] == f"{call[3]}: next 7.3.4, running 7.3.4"
     assert lines[1:3] == [
         "note: the next kernel accepts what this one hands over [agreed]",
         "    seen: both speak kho-v4 and luo-v5",
@@ -752,7 +799,7 @@ def test_json(call: list[str]) -> None:
     assert document["verdict"] == "incompatible"
     assert document["findings"][0] == {
         "code": "old-loader", "severity": "error", "message": "kexec_load(2) hands nothing over",
-        "evidence": "--loader kexec_load; this boot's handover is none", "remedy": "load it with `kexec -s`",
+        "evidence": "--loader kexec_load", "remedy": "load it with `kexec -s`",
     }  # fmt: skip
     assert document["running"]["proven"] is True and document["running"]["speaks"]["tree"] == ["kho-v4"]
     assert document["running"]["luo"] == "yes" and document["kernel"]["speaks"]["luo"] == ["luo-v5"]
@@ -804,7 +851,10 @@ def test_a_capture(call: list[str], good: Case, tmp_path: Path) -> None:
     found = json.loads(named.stdout)
 
     assert (alone.exit_code, alone.stdout.splitlines()[-1]) == (6, "cannot tell"), alone.stdout
-    assert "which version of the tree passes cannot be told: this kernel writes none that is known" in alone.stdout
+    assert (
+        "    seen: a capture does not hold which version of the tree this kernel writes\n"
+        "    help: add --running IMAGE, the file that machine was booted from\n"
+    ) in alone.stdout
     assert (named.exit_code, found["verdict"]) == (6, "cannot tell")
     assert {item["code"] for item in found["findings"] if item["severity"] == "unknown"} >= {
         "running-on-word", "stake-untold", "scratch-untold", "guard-untold",

@@ -45,18 +45,18 @@ def verdict(found: Iterable[Finding]) -> str:
 
 _OTHER = "choose a kernel that speaks what this one does, or end what is preserved and boot through the firmware"
 _ANEW = "compute the arguments anew right before the kexec: `safemem handover-args`"
-_AS_ROOT = "run it as root, with debugfs on /sys/kernel/debug"
+AS_ROOT = "run it as root, with debugfs on /sys/kernel/debug"
 REBUILD = "rebuild the initrd: `safemem initramfs install`"
 
 #: In the order in which a person would look.
 CODES: dict[str, Entry] = {
     # This kernel.
     "kho-off": Entry("error", "this kernel hands nothing over: KHO is off", "boot a kernel that has KHO with kho=on"),
-    "kho-untold": Entry("unknown", "whether this kernel hands anything over cannot be told", _AS_ROOT),
+    "kho-untold": Entry("unknown", "whether this kernel hands anything over cannot be told", AS_ROOT),
     "other-file": Entry(
         "warning",
         "the file that should be the running kernel is another one: it was replaced since",
-        "name the file that was booted with --running, or reboot once",
+        "with --running, name the file this kernel was booted from; or reboot once",
     ),
     "running-on-word": Entry(
         "warning",
@@ -64,16 +64,16 @@ CODES: dict[str, Entry] = {
         "run it on the machine itself, where /sys/kernel/notes tells",
     ),
     "running-differs": Entry(
-        "unknown", "{path} is no image of the kernel that runs", "name the file that was booted with --running"
+        "unknown", "{path} is no image of the kernel that runs", "with --running, name the file this kernel was booted from"
     ),
     "at-stake": Entry("note", "something is preserved"),
-    "stake-untold": Entry("note", "whether anything is preserved cannot be told, and counts as yes", _AS_ROOT),
+    "stake-untold": Entry("note", "whether anything is preserved cannot be told, and counts as yes", AS_ROOT),
     "kernel-zone": Entry(
         "error",
         "hot-added memory is in a kernel zone: with preserved pages in it the next kernel dies before its first line",
         "online hot-added memory as movable, which policies do by default, and boot through the firmware once",
     ),
-    "scratch-untold": Entry("unknown", "the scratch areas, from which the next kernel starts, cannot be read", _AS_ROOT),
+    "scratch-untold": Entry("unknown", "the scratch areas, from which the next kernel starts, cannot be read", AS_ROOT),
     "scratch-small": Entry(
         "error",
         "the scratch areas do not hold the next kernel and its initrd: {need} of {have}",
@@ -95,7 +95,7 @@ CODES: dict[str, Entry] = {
     "pairing-untold": Entry(
         "unknown",
         "whether the next kernel takes the handover cannot be told",
-        "`safemem kernel IMAGE` shows what an image tells; keep the `config` file beside it",
+        "{help}",
     ),
     "no-luo": Entry("error", "the next kernel has no LUO: every session is lost", _OTHER),
     "handler-missing": Entry("error", "the next kernel cannot restore files of `{name}`: they are lost", _OTHER),
@@ -106,7 +106,7 @@ CODES: dict[str, Entry] = {
         "{help}",
     ),
     "in-module": Entry("note", "files of `{name}` are restored by a module: it has to be loaded before they are asked for"),
-    "image-untold": Entry("note", "not known from the image: {what}"),
+    "image-untold": Entry("note", "not known from the image"),
     "several-profiles": Entry(
         "note", "the unified image has several profiles, and the first is looked at", "give --cmdline and --initrd"
     ),

@@ -126,7 +126,9 @@ def _live_update(running: Running, kernel: Kernel, found: Line) -> Iterator[Find
         yield finding(code, f"{_WHERE}: {said}" if found.kho is False else f"{_WHERE}: no kho=, and no configuration")
     if not found.luo and running.outgoing.luo.value != "no" and kernel.luo.value != "no":
         severity = "warning" if running.at_stake.value == "no" else "error"
-        yield finding("luo-not-asked", f"{_WHERE}: liveupdate={found.get('liveupdate') or ''}", severity=severity)
+        asked = found.get("liveupdate")
+        said = "no liveupdate=on" if asked is None else f"liveupdate={asked}"
+        yield finding("luo-not-asked", f"{_WHERE}: {said}", severity=severity)
 
 
 def _undone(text: str) -> Iterator[Finding]:

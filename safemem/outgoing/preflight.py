@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from safemem.boot.model import UNKNOWN
+from safemem.boot.model import UNKNOWN, Fact
 from safemem.initramfs.check import Wanted
 from safemem.outgoing import expected, guardline, nextinitrd, nextline, prediction, profile
 from safemem.outgoing.expected import Ending, NextBoot, Policies
-from safemem.outgoing.findings import SEVERITIES, Finding, finding, verdict
+from safemem.outgoing.findings import AS_ROOT, SEVERITIES, Finding, finding, verdict
 from safemem.outgoing.kernel import Kernel
 from safemem.outgoing.nextinitrd import Initrd
 from safemem.outgoing.prediction import Prediction
@@ -64,11 +64,12 @@ def examine(running: Running, asked: Asked) -> Report:
         outcome = outcome._replace(outcome="none", why="kexec_load(2) hands nothing over", code="old-loader")
     ground, why = guardline.ground(running, kernel, looked.size)
     state = expected.state(outcome, line)
-    endings = expected.endings(boot, state)
+    # What is for another machine is not loaded, and nothing comes of it.
+    endings = () if outcome.code == "other-arch" else expected.endings(boot, state)
     found = [
         *_running(running),
         *guardline.scratch(running, kernel, looked.size, ground),
-        *_pairing(running, kernel, outcome),
+        *_pairing(running, kernel, outcome, line),
         *_image(running, asked),
         *_loader(running, asked.loader),
         *nextline.check(running, kernel, line, policies.built_in if policies else None),
@@ -90,7 +91,7 @@ def _order(found: Finding) -> int:
 def _running(running: Running) -> Iterator[Finding]:
     kho = running.outgoing.kho
     if kho.value == UNKNOWN:
-        yield finding("kho-untold", f"{kho.source}: {kho.reason}")
+        yield finding("kho-untold", prediction.said(kho))
     stake = running.at_stake
     if stake.value != "no" and kho.value != "no":
         # Here it counts as yes; of a capture nobody has looked.
@@ -104,7 +105,8 @@ def _running(running: Running) -> Iterator[Finding]:
     if image is None or running.proven:
         return
     if running.build_id and image.build_ids:
-        yield finding("running-differs", f"the kernel has build ID {running.build_id}", path=image.path)
+        seen = f"the kernel has build ID {running.build_id}, and the file {' and '.join(image.build_ids)}"
+        yield finding("running-differs", seen, path=image.path)
     elif image.release and image.release != running.outgoing.release:
         yield finding("running-differs", f"it is {image.release}, and {running.outgoing.release} runs", path=image.path)
     else:
@@ -112,14 +114,17 @@ def _running(running: Running) -> Iterator[Finding]:
         yield finding("running-on-word", "--running", severity="warning" if shown else UNKNOWN, path=image.path)
 
 
-def _pairing(running: Running, kernel: Kernel, outcome: Prediction) -> Iterator[Finding]:
+def _pairing(running: Running, kernel: Kernel, outcome: Prediction, line: nextline.Line) -> Iterator[Finding]:
     """Yield what becomes of the handover by what both kernels speak, and what is lost of one that is accepted."""
     held = "warning" if running.at_stake.value == "no" else "error"
     if outcome.code == "old-loader":
         return  # said of the loader
-    yield finding(outcome.code, outcome.why)
-    for why in outcome.untold:
-        yield finding("pairing-untold", why)
+    if outcome.code == "pairing-untold":
+        yield finding(outcome.code, "; ".join((outcome.why, *outcome.untold)), help=_missing(running, kernel))
+    elif outcome.code == "kho-off":
+        yield finding(outcome.code, _off(running.outgoing.kho))
+    elif outcome.code != "agreed" or line.kho:  # one that is told to have KHO off accepts nothing
+        yield finding(outcome.code, outcome.why)
     if outcome.outcome != "accepted":
         return
     a = running.outgoing
@@ -141,11 +146,30 @@ def _pairing(running: Running, kernel: Kernel, outcome: Prediction) -> Iterator[
             yield finding("in-module", module.path, name=name)
 
 
+def _off(kho: Fact) -> str:
+    """Return by what it is known that this kernel hands nothing over."""
+    if kho.reason == "not built in":
+        return f"KHO is not built in, by {kho.source}"
+    return f"{kho.reason or 'it is off'}, by {kho.source}" if kho.source else kho.reason
+
+
+def _missing(running: Running, kernel: Kernel) -> str:
+    """Return what would help to tell what becomes of the handover, by what is missing."""
+    a, found = running.outgoing, []
+    if not running.root and running.image is None:
+        found.append("add --running IMAGE, the file that machine was booted from")
+    elif a.kho.value == UNKNOWN or not a.speaks.tree:
+        found.append(AS_ROOT if running.root else "look on that machine itself")
+    if kernel.kho.value != "yes" or not (kernel.speaks.tree and kernel.arch and kernel.page_size):
+        found.append("`safemem kernel IMAGE` shows what the next one's image tells; keep the `config` file beside it")
+    return "; ".join(found) or "`safemem kernel IMAGE` shows what an image tells"
+
+
 def _handlers(running: Running) -> Iterator[Finding]:
     """Yield whether handlers of the running kernel may be missing from what is compared."""
     severity = "note" if running.at_stake.value == "no" else ""
     if running.image is None:
-        what, remedy = "the running kernel's own file was", "name the file that was booted with --running"
+        what, remedy = "the running kernel's own file was", "with --running, name the file this kernel was booted from"
         yield finding("handlers-untold", running.image_fault, severity=severity, what=what, help=remedy)
     elif why := running.image.modules_untold:
         what, remedy = "modules of the running kernel were", "keep its modules in /usr/lib/modules"
@@ -162,8 +186,8 @@ def _image(running: Running, asked: Asked) -> Iterator[Finding]:
     if asked.cmdline is None and kernel.cmdline is not None:
         severity = "warning" if running.at_stake.value == "no" or running.outgoing.kho.value == "no" else UNKNOWN
         yield finding("cmdline-of-image", kernel.path, severity=severity)
-    for what in kernel.untold:
-        yield finding("image-untold", kernel.path, what=what)
+    if kernel.untold:
+        yield finding("image-untold", "; ".join(kernel.untold))
 
 
 def _judged(kernel: Kernel, asked: Asked) -> tuple[object, ...]:
@@ -178,7 +202,10 @@ def _loader(running: Running, loader: str) -> Iterator[Finding]:
     handed = running.snapshot.facts["handover"].value
     # kexec-tools copies the whole device tree there, with what the kernel before has left in it.
     stale = running.outgoing.arch == "aarch64" and handed != "none"
-    yield finding("stale-handover" if stale else "old-loader", f"--loader {loader}; this boot's handover is {handed}")
+    if stale:
+        yield finding("stale-handover", f"--loader {loader}; this boot's handover is {handed}")
+    else:
+        yield finding("old-loader", f"--loader {loader}")
 
 
 # ---- the policy

@@ -74,9 +74,12 @@ def read(root: str, images: Reader, named: str = "") -> Running:
         luo=shown.luo or speaks.luo,
         luo_nodes=shown.luo_nodes if shown.luo else speaks.luo_nodes,
     )
-    outgoing = found.outgoing._replace(speaks=speaks, sure=bool(shown.tree), preserves=shown.producers)
+    outgoing = found.outgoing._replace(speaks=speaks, preserves=shown.producers)
+    if not speaks.tree:
+        why = f"its outgoing tree cannot be read, and {fault or 'its file has none'}"
+        outgoing = outgoing._replace(untold=f"which version of the tree this kernel writes cannot be told: {why}")
     page_size = _page_size(root, outgoing.arch) or outgoing.page_size
-    running = found._replace(
+    return found._replace(
         outgoing=outgoing._replace(page_size=page_size),
         root=root,
         at_stake=_stake(root),
@@ -89,7 +92,6 @@ def read(root: str, images: Reader, named: str = "") -> Running:
         replaced=replaced,
         in_kernel_zone=_in_kernel_zone(root, snapshot),
     )
-    return running._replace(outgoing=running.outgoing._replace(sure=running.outgoing.sure or running.proven))
 
 
 def of_capture(snapshot: Snapshot, images: Reader, named: str = "") -> Running:
@@ -97,6 +99,9 @@ def of_capture(snapshot: Snapshot, images: Reader, named: str = "") -> Running:
     image = images(named)[0] if named else None
     found = _described(snapshot, image, named)
     why = "" if image else "a capture does not tell from which file the kernel was booted"
+    if image is None:
+        untold = "a capture does not hold which version of the tree this kernel writes"
+        found = found._replace(outgoing=found.outgoing._replace(untold=untold))
     return found._replace(at_stake=Fact(UNKNOWN, "capture", "a capture does not tell"), image=image, image_fault=why)
 
 
@@ -137,7 +142,7 @@ def _text(snapshot: Snapshot, name: str) -> str:
 
 def _stake(root: str) -> Fact:
     value, why = stake.read(root)
-    return Fact(value, f"/{paths.PROC}", why)
+    return Fact(value, f"/{paths.PROC}", f"/{why}" if why.startswith(f"{paths.PROC}:") else why)
 
 
 # ---- the file
