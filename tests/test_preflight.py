@@ -621,6 +621,14 @@ def test_compatible_takes_versions_that_meet(a: Kernel, b: Kernel, stake: str) -
         assert a.speaks.handlers <= b.speaks.handlers and (a.luo.value == "no" or b.luo.value == "yes")
 
 
+def test_handlers_of_modules_are_handed_over() -> None:
+    """What the modules of the kernel that hands over have, the next one has to know too."""
+    more = CURRENT._replace(modules=(Module("m.ko", words("vfio-pci-v1")),))
+
+    assert prediction.predict(prediction.of_image(more), CURRENT).lost == ("vfio-pci-v1",)
+    assert desk(more, CURRENT, "yes").verdict == "incompatible" and desk(more, more, "yes").verdict == "compatible"
+
+
 def test_the_desk_can_say_compatible() -> None:
     """What the property is about does happen."""
     assert desk(CURRENT, CURRENT, "yes").verdict == "compatible"
@@ -732,10 +740,12 @@ def test_what_is_said_of_a_panic_and_of_nothing(good: Case) -> None:
     """A kernel that panics by itself asks no policy; and where nothing is known, that is said first."""
     report = good.next(speaks=speaks(luo=words("luo-v4"))).report()
     assert render.endings(report)[0] == "if you kexec now: the next kernel panics by itself"
+    report = good.initrd({"init": b"x"}).report()
+    assert render.endings(report)[0].startswith("if you kexec now: safemem does not run in that boot")
     report = good.next(kho=UNTOLD).initrd().report()
     assert render.endings(report) == [
         "if you kexec now: what becomes of the handover cannot be told",
-        "if the handover is rejected, unsupported or lost: safemem does not run in that boot",
+        "if the handover is rejected, unsupported or lost: what safemem makes of it is not known",
     ]
 
 

@@ -45,12 +45,14 @@ def text(report: Report) -> str:
 def endings(report: Report) -> list[str]:
     """Return what comes of a kexec now, and of each way in which it can fail; those with one end in one sentence."""
     lines = []
+    unseen = any(item.code == "no-initrd" for item in report.found)
+    nobody = "what safemem makes of it is not known" if unseen else "safemem does not run in that boot"
     failures: dict[str, list[str]] = {}
     for item in report.endings:
         if item.state == "panic":
             lines.append("if you kexec now: the next kernel panics by itself")
             continue
-        what = f"{item.action} by rule `{item.rule}`" if item.action else "safemem does not run in that boot"
+        what = f"{item.action} by rule `{item.rule}`" if item.action else nobody
         if item.expected:
             lines.append(f"if you kexec now: {what}; the handover reads as `{item.reads}`")
         elif item.state != "accepted":  # that it could be accepted is nothing that goes wrong
