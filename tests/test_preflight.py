@@ -220,6 +220,7 @@ def seen(fallback: str, **more: Any) -> Policy:
     )
 
 
+ZONES = [f"sys/devices/system/memory/memory{number}/valid_zones" for number in range(32, 40)]
 BUILT_IN = {**CONFIG, "CONFIG_CMDLINE_BOOL": "y", "CONFIG_CMDLINE": '"kho=off quiet"'}
 BLIND = {**CONFIG, "CONFIG_KEXEC_HANDOVER_DEBUGFS": ""}
 Change = Callable[[Case], Case]
@@ -247,6 +248,8 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     "movable": (lambda case: hot(case, "Movable"), set(), "compatible"),
     "kernel zone, nothing held": (lambda case: hot(case, "Normal"), {"kernel-zone"}, "compatible"),
     "kernel zone": (lambda case: hold(hot(case, "Normal")), {"kernel-zone", "at-stake"}, "incompatible"),
+    "zone not shown, nothing held": (lambda case: gone(hot(case, "Normal"), *ZONES), {"zone-untold"}, "compatible"),
+    "zone not shown": (lambda case: hold(gone(hot(case, "Normal"), *ZONES)), {"zone-untold", "at-stake"}, "cannot tell"),
     "scratch too small": (big, {"scratch-small", "guard-untold"}, "incompatible"),
     "scratch tight": (
         lambda case: big(case)._replace(
@@ -343,7 +346,10 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
         set(), "compatible",
     ),
     "no kho=, no configuration": (
-        lambda case: case.line("kho=on ", "").next(config=None), {"kho-ask-untold"}, "cannot tell",
+        lambda case: case.line("kho=on ", "").next(config=None), {"kho-ask-untold", "built-in-untold"}, "cannot tell",
+    ),
+    "no configuration, a session held": (
+        lambda case: hold(case.next(config=None)), {"built-in-untold", "reads-untold", "policy-ends", "at-stake"}, "cannot tell",
     ),
     "no liveupdate=": (lambda case: case.line("liveupdate=on ", ""), {"luo-not-asked"}, "compatible"),
     "no liveupdate=, a session held": (
@@ -438,7 +444,7 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
         lambda case: case.next(config=BLIND).decided(seen("panic", trust_guard=True)), {"reads-unknown"}, "compatible",
     ),
     "no configuration": (
-        lambda case: case.next(config=None).decided(seen("panic")), {"reads-untold", "policy-ends"}, "cannot tell",
+        lambda case: case.next(config=None).decided(seen("panic")), {"reads-untold", "built-in-untold", "policy-ends"}, "cannot tell",
     ),
     "the policy ends all boots": (lambda case: case.decided(policy(NEVER, otherwise="reboot")), {"policy-ends"}, "incompatible"),
     "the policy onlines after a rejection": (

@@ -73,6 +73,11 @@ CODES: dict[str, Entry] = {
         "hot-added memory is in a kernel zone: with preserved pages in it the next kernel dies before its first line",
         "online hot-added memory as movable, which policies do by default, and boot through the firmware once",
     ),
+    "zone-untold": Entry(
+        "unknown",
+        "the zone of hot-added memory cannot be told: with preserved pages in a kernel zone the next kernel dies",
+        "look at valid_zones of its blocks in /sys/devices/system/memory",
+    ),
     "scratch-untold": Entry("unknown", "the scratch areas, from which the next kernel starts, cannot be read", AS_ROOT),
     "scratch-small": Entry(
         "error",
@@ -131,6 +136,10 @@ CODES: dict[str, Entry] = {
         "choose a kernel that is built without {option}",
     ),
     "word-undoes": Entry("error", "`{word}`: {why}", "take it out"),
+    "built-in-untold": Entry(
+        "unknown", "whether the next kernel takes a command line of its own cannot be told: its configuration was not found",
+        "keep the `config` file beside the image",
+    ),
     "quote-open": Entry("error", "a quotation mark is not closed: what comes behind it is one argument", "close it"),
     "cmdline-long": Entry(
         "error", "the next command line has {size} bytes, and the kernel takes {most}", "take words out of it"

@@ -89,6 +89,9 @@ def check(running: Running, kernel: Kernel, found: Line, policy: Policy | None) 
         return
     if found.dropped:
         yield finding("cmdline-dropped", f"{kernel.path}: {found.text}", option=found.dropped)
+    if kernel.config is None and running.outgoing.kho.value != "no":
+        severity = "note" if running.at_stake.value == "no" else UNKNOWN
+        yield finding("built-in-untold", kernel.path, severity=severity)
     yield from _whole(kernel, found.text)
     yield from _undone(found.text)
     yield from _live_update(running, kernel, found)

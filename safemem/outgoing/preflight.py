@@ -99,6 +99,8 @@ def _running(running: Running) -> Iterator[Finding]:
         yield finding("at-stake" if stake.value == "yes" else "stake-untold", stake.reason, severity=severity)
     for area in running.in_kernel_zone:
         yield finding("kernel-zone", area, severity="warning" if stake.value == "no" else "error")
+    for area in running.zone_untold:
+        yield finding("zone-untold", area, severity="note" if stake.value == "no" else "")
     if running.replaced:
         yield finding("other-file", running.image_fault)
     image = running.image

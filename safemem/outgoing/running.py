@@ -43,6 +43,7 @@ class Running(NamedTuple):
     image_fault: str = ""  #: why it is not
     replaced: str = ""  #: a file that should be it, and is another kernel
     in_kernel_zone: tuple[str, ...] = ()  #: hot-added memory that preserved pages may lie in
+    zone_untold: tuple[str, ...] = ()  #: hot-added memory of which that cannot be told
 
     @property
     def proven(self) -> bool:
@@ -74,6 +75,7 @@ def read(root: str, images: Reader, named: str = "") -> Running:
         luo=shown.luo or speaks.luo,
         luo_nodes=shown.luo_nodes if shown.luo else speaks.luo_nodes,
     )
+    kernel_zone, zone_untold = _zones(root, snapshot)
     outgoing = found.outgoing._replace(speaks=speaks, preserves=shown.producers)
     if not speaks.tree:
         why = f"its outgoing tree cannot be read, and {fault or 'its file has none'}"
@@ -90,7 +92,8 @@ def read(root: str, images: Reader, named: str = "") -> Running:
         image=image,
         image_fault=fault,
         replaced=replaced,
-        in_kernel_zone=_in_kernel_zone(root, snapshot),
+        in_kernel_zone=kernel_zone,
+        zone_untold=zone_untold,
     )
 
 
@@ -188,17 +191,21 @@ def _page_size(root: str, arch: str) -> int:
 # ---- memory
 
 
-def _in_kernel_zone(root: str, snapshot: Snapshot) -> tuple[str, ...]:
-    """Return the hot-added memory that is online outside the movable zone: a kernel does not survive preserved pages there.
+def _zones(root: str, snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the hot-added memory that is online outside the movable zone, and that of which its zone cannot be told.
+
+    A kernel does not survive preserved pages there.
 
     Seen on 7.2 and 7.3: the next kernel's early boot does not know of that memory, and dies before its first line.
     """
-    found = []
+    found: list[Range] = []
+    untold: list[Range] = []
     for run in snapshot.blocks:
         if run.state != "online" or not hot_added(snapshot, run):
             continue
         for number in range(run.first, run.last + 1):
             zones = files.word(root, f"{paths.MEMORY}/memory{number}/valid_zones").split()
-            if zones and zones[0] != "Movable":
-                found.append(Range(number * snapshot.block_size, (number + 1) * snapshot.block_size))
-    return tuple(str(area) for area in merge_ranges(tuple(found)))
+            if zones[:1] != ["Movable"]:
+                span = Range(number * snapshot.block_size, (number + 1) * snapshot.block_size)
+                (found if zones else untold).append(span)
+    return tuple(map(str, merge_ranges(tuple(found)))), tuple(map(str, merge_ranges(tuple(untold))))
