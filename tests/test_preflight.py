@@ -23,7 +23,7 @@ from safemem.boot.model import Fact, Policy, Term
 from safemem.cli import main
 from safemem.initramfs.check import Wanted
 from safemem.initramfs.items import PREFIX
-from safemem.outgoing import image, prediction, preflight, running
+from safemem.outgoing import image, modules, nextline, prediction, preflight, running
 from safemem.outgoing.findings import CODES, SEVERITIES
 from safemem.outgoing.kernel import Feature, Kernel, Module, Speaks
 from safemem.outgoing.nextinitrd import Initrd
@@ -31,6 +31,7 @@ from safemem.outgoing.preflight import Asked, Report
 from safemem.outgoing.running import Running
 from safemem.policy import compiler, load
 from safemem.render import preflight as render
+from safemem.render.text import rooted
 from tests import fakes
 from tests.fakes import machine
 from tests.kit import NEVER, POLICY, archive, base, policy, proof, rule, snapshot, units, when
@@ -156,6 +157,17 @@ def put(case: Case, name: str, text: str | bytes) -> Case:
     return case
 
 
+def bare(case: Case) -> Case:
+    """Have a next command line without what handover-args prints."""
+    return case._replace(asked=case.asked._replace(cmdline=NO_GUARD))
+
+
+def within(case: Case) -> Case:
+    """Have the command line in the image, and none given."""
+    kernel = case.kernel._replace(cmdline=case.cmdline)
+    return case._replace(asked=case.asked._replace(kernels=(kernel,), cmdline=None))
+
+
 def no_kho(case: Case) -> Case:
     """Have this kernel built without KHO."""
     for name in ("fdt", "scratch_phys", "scratch_len"):
@@ -208,13 +220,15 @@ def seen(fallback: str, **more: Any) -> Policy:
     )
 
 
+ZONES = [f"sys/devices/system/memory/memory{number}/valid_zones" for number in range(32, 40)]
+BUILT_IN = {**CONFIG, "CONFIG_CMDLINE_BOOL": "y", "CONFIG_CMDLINE": '"kho=off quiet"'}
 BLIND = {**CONFIG, "CONFIG_KEXEC_HANDOVER_DEBUGFS": ""}
 Change = Callable[[Case], Case]
 #: What is done to a kexec in which nothing is wrong -> the findings that are then made beside the notes, and the verdict.
 TABLE: dict[str, tuple[Change, set[str], str]] = {
     # This kernel.
     "no KHO here": (no_kho, {"kho-off", "guard-untold"}, "incompatible"),
-    "no debugfs here": (no_debugfs, {"scratch-untold", "stake-untold", "word-stale", "policy-loose", "guard-untold"}, "cannot tell"),
+    "no debugfs here": (no_debugfs, {"scratch-untold", "stake-untold", "word-stale", "policy-loose", "guard-untold"}, "incompatible"),
     "kernel replaced": (lambda case: case.now(build_ids=("cd" * 20,)), {"other-file", "handlers-untold"}, "compatible"),
     "kernel not found": (lambda case: gone(case, "boot/vmlinuz-7.3.4"), {"handlers-untold"}, "compatible"),
     "not found and a session held": (
@@ -229,11 +243,13 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     "a session held": (hold, {"at-stake"}, "compatible"),
     "processes hidden": (
         lambda case: put(case, "proc/self/mountinfo", "22 27 0:21 / /proc rw - proc proc rw,hidepid=2\n"),
-        {"stake-untold", "word-stale", "policy-loose"}, "cannot tell",
+        {"stake-untold", "word-stale", "policy-loose"}, "incompatible",
     ),
     "movable": (lambda case: hot(case, "Movable"), set(), "compatible"),
     "kernel zone, nothing held": (lambda case: hot(case, "Normal"), {"kernel-zone"}, "compatible"),
     "kernel zone": (lambda case: hold(hot(case, "Normal")), {"kernel-zone", "at-stake"}, "incompatible"),
+    "zone not shown, nothing held": (lambda case: gone(hot(case, "Normal"), *ZONES), {"zone-untold"}, "compatible"),
+    "zone not shown": (lambda case: hold(gone(hot(case, "Normal"), *ZONES)), {"zone-untold", "at-stake"}, "cannot tell"),
     "scratch too small": (big, {"scratch-small", "guard-untold"}, "incompatible"),
     "scratch tight": (
         lambda case: big(case)._replace(
@@ -285,16 +301,42 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     "several profiles": (
         lambda case: case._replace(asked=case.asked._replace(kernels=case.asked.kernels * 2)), {"several-profiles"}, "compatible",
     ),
+    "several profiles, with kernels of their own": (
+        lambda case: case._replace(asked=case.asked._replace(kernels=(case.kernel, case.kernel._replace(speaks=Speaks())))),
+        {"several-profiles"}, "cannot tell",
+    ),
+    "several profiles, with lines that are not taken": (
+        lambda case: case._replace(asked=case.asked._replace(kernels=(case.kernel, case.kernel._replace(cmdline="x")))),
+        {"several-profiles"}, "compatible",
+    ),
+    "a module of this kernel has more": (
+        lambda case: hold(case.now(modules=(Module("m.ko", words("vfio-pci-v1")),))), {"handler-missing", "at-stake"}, "incompatible",
+    ),
+    "modules of this kernel are not there": (
+        lambda case: hold(case.now(untold=(modules.find("/nonexistent", "7.3.4").fault,))), {"handlers-untold", "at-stake"}, "cannot tell",
+    ),
     # The loader.
     "old loader": (lambda case: case._replace(asked=case.asked._replace(loader="kexec_load")), {"old-loader"}, "incompatible"),
     # The next command line.
     "no command line": (
         lambda case: case._replace(asked=case.asked._replace(cmdline=None)), {"no-cmdline"}, "cannot tell",
     ),
-    "the image's own": (
-        lambda case: case.next(cmdline=case.cmdline)._replace(asked=case.next(cmdline=case.cmdline).asked._replace(cmdline=None)),
-        set(), "compatible",
+    "the image's own": (lambda case: within(case), {"cmdline-of-image"}, "compatible"),
+    "the image's own, a session held": (lambda case: within(hold(case)), {"cmdline-of-image", "at-stake"}, "cannot tell"),
+    "the built-in line takes over": (
+        lambda case: case.next(config={**BUILT_IN, "CONFIG_CMDLINE_OVERRIDE": "y"}),
+        {"cmdline-dropped", "kho-not-asked", "luo-not-asked", "memhp-online", "no-guard", "no-safe", "lost-unseen"}, "incompatible",
     ),
+    "the built-in line comes first": (lambda case: case.next(config=BUILT_IN), set(), "compatible"),
+    "the built-in line alone has kho=": (
+        lambda case: case.next(config=BUILT_IN).line("kho=on ", ""), {"kho-not-asked", "luo-not-asked"}, "incompatible",
+    ),
+    "another program first": (lambda case: case.line("", "rdinit=/bin/sh"), {"word-undoes"}, "incompatible"),
+    "/init first": (lambda case: case.line("", "rdinit=/init"), set(), "compatible"),
+    "the unit masked": (lambda case: case.line("", "rd.systemd.mask=safemem-decide.service"), {"word-undoes"}, "incompatible"),
+    "another unit masked": (lambda case: case.line("", "systemd.mask=x.service systemd.mask=y.service"), set(), "compatible"),
+    "calls left out": (lambda case: case.line("", "initcall_blacklist=kho_init"), {"word-undoes"}, "cannot tell"),
+    "other memory": (lambda case: case.line("", "memmap=1G!4G"), {"word-undoes"}, "cannot tell"),
     "quotation mark": (lambda case: case.line("", 'x="y'), {"quote-open"}, "incompatible"),
     "too long": (lambda case: case.line("", "x=" + "y" * 2000), {"cmdline-long"}, "incompatible"),
     "kho=off": (lambda case: case.line("kho=on", "kho=off"), {"kho-not-asked", "luo-not-asked"}, "incompatible"),
@@ -304,7 +346,10 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
         set(), "compatible",
     ),
     "no kho=, no configuration": (
-        lambda case: case.line("kho=on ", "").next(config=None), {"kho-ask-untold"}, "cannot tell",
+        lambda case: case.line("kho=on ", "").next(config=None), {"kho-ask-untold", "built-in-untold"}, "cannot tell",
+    ),
+    "no configuration, a session held": (
+        lambda case: hold(case.next(config=None)), {"built-in-untold", "reads-untold", "policy-ends", "at-stake"}, "cannot tell",
     ),
     "no liveupdate=": (lambda case: case.line("liveupdate=on ", ""), {"luo-not-asked"}, "compatible"),
     "no liveupdate=, a session held": (
@@ -313,7 +358,17 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     "no hold": (lambda case: case.line("memhp_default_state=offline", ""), {"memhp-online"}, "compatible"),
     "safemem=off": (lambda case: case.line("", "safemem=off"), {"safemem-off"}, "compatible"),
     "safemem.dry_run": (lambda case: case.line("", "safemem.dry_run"), {"safemem-off"}, "compatible"),
-    "no guard": (lambda case: case._replace(asked=case.asked._replace(cmdline=NO_GUARD)), {"no-guard", "no-safe"}, "compatible"),
+    "no guard": (lambda case: bare(case), {"no-guard", "no-safe", "lost-unseen"}, "compatible"),
+    "no guard, a session held": (
+        lambda case: bare(hold(case)), {"no-guard", "no-safe", "lost-unseen", "at-stake"}, "incompatible",
+    ),
+    "no guard, processes hidden": (
+        lambda case: bare(put(case, "proc/self/mountinfo", "22 27 0:21 / /proc rw - proc proc rw,hidepid=2\n")),
+        {"no-guard", "no-safe", "lost-unseen", "stake-untold"}, "incompatible",
+    ),
+    "no guard, and the policy holds at each boot": (
+        lambda case: bare(hold(case)).decided(seen("online-safe")), {"no-guard", "no-safe", "at-stake"}, "compatible",
+    ),
     "guard cut": (lambda case: case.line("", "safemem.guard=0x1000000"), {"guard-bad"}, "incompatible"),
     "guard not asked for": (lambda case: case.line("crashkernel=", "crashkernel_x="), {"guard-not-asked"}, "incompatible"),
     "guard in scratch": (
@@ -346,6 +401,16 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
         lambda case: case._replace(asked=case.asked._replace(initrds=(Initrd("x", b"\x1f\x8bx" * 9),))),
         {"initrd-unreadable"}, "incompatible",
     ),
+    "an initrd that is empty": (
+        lambda case: case._replace(asked=case.asked._replace(initrds=(*case.asked.initrds, Initrd("x", b"")))), {"initrd-none"}, "incompatible",
+    ),
+    "an initrd that is a kernel": (
+        lambda case: case._replace(asked=case.asked._replace(initrds=(Initrd("x", b"MZ" + bytes(600)), *case.asked.initrds))),
+        {"initrd-none"}, "incompatible",
+    ),
+    "the initrd in the image is not passed": (
+        lambda case: case.next(initrds=(case.asked.initrds[0].data,)).initrd({"init": b"x"}), {"initrd-without-safemem"}, "incompatible",
+    ),
     "safemem is not in it": (lambda case: case.initrd({"init": b"#!/bin/sh\n"}), {"initrd-without-safemem"}, "incompatible"),
     "another format": (
         lambda case: case.initrd({**base(), **units(), f"{PREFIX}/policy.json": b'{"format": 9}'}),
@@ -361,6 +426,13 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     ),
     "no policy of that name": (lambda case: case.line("", "safemem.policy=x"), {"policy-not-named"}, "compatible"),
     "only observes": (lambda case: case.decided(seen("panic", observe=True)), {"only-observes"}, "compatible"),
+    "only observes, a session held": (
+        lambda case: hold(case).decided(seen("panic", observe=True)), {"only-observes", "at-stake"}, "incompatible",
+    ),
+    "safemem.dry_run, a session held": (
+        lambda case: hold(case).line("", "safemem.dry_run").decided(seen("panic", allow_cmdline_override=True)),
+        {"safemem-off", "policy-loose", "at-stake"}, "incompatible",
+    ),
     # What the policy makes of it.
     "cannot show, and the policy panics": (
         lambda case: case.next(config=BLIND).decided(seen("panic")), {"reads-unknown", "policy-ends"}, "incompatible",
@@ -372,11 +444,18 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
         lambda case: case.next(config=BLIND).decided(seen("panic", trust_guard=True)), {"reads-unknown"}, "compatible",
     ),
     "no configuration": (
-        lambda case: case.next(config=None).decided(seen("panic")), {"reads-untold", "policy-ends"}, "cannot tell",
+        lambda case: case.next(config=None).decided(seen("panic")), {"reads-untold", "built-in-untold", "policy-ends"}, "cannot tell",
     ),
     "the policy ends all boots": (lambda case: case.decided(policy(NEVER, otherwise="reboot")), {"policy-ends"}, "incompatible"),
     "the policy onlines after a rejection": (
-        lambda case: hold(case).decided(policy(NEVER, otherwise="online-all")), {"policy-loose", "at-stake"}, "compatible",
+        lambda case: hold(case).decided(policy(NEVER, otherwise="online-all")), {"policy-loose", "at-stake"}, "incompatible",
+    ),
+    "the policy onlines after a loss": (
+        lambda case: hold(case).decided(
+            policy(rule("online-all", name="cold", when=when("handover", Term("is", "lost"))),
+                   rule("online-all", name="seen", when=when("handover", Term("is", "accepted"))), otherwise="panic")
+        ),
+        {"policy-loose", "at-stake"}, "incompatible",
     ),
 }  # fmt: skip
 AREAS = "0x22400000-0x307fffff,0x33c00000-0x397fffff"
@@ -432,7 +511,7 @@ def test_running(good: Case) -> None:
     """The tree and LUO's data say in which versions they are, notes which file it is, the file what else it has."""
     now = running.read(str(good.root), good.images)
 
-    assert now.outgoing.speaks == SPEAKS and now.outgoing.sure and now.build_id == ID
+    assert now.outgoing.speaks == SPEAKS and now.build_id == ID
     assert now.nodes == ("LUO", "kexec-metadata", "memblock")
     assert (now.outgoing.page_size, now.outgoing.arch, now.outgoing.release) == (4096, "x86_64", "7.3.4")
     assert (now.outgoing.kho.value, now.outgoing.luo.value, now.at_stake.value) == ("yes", "yes", "no")
@@ -460,11 +539,7 @@ def test_the_tree_is_cut(good: Case) -> None:
     assert len(SHOWN) == 233
     case = good.now(speaks=Speaks())
     now = running.read(str(put(case, "sys/kernel/debug/kho/out/fdt", SHOWN).root), case.images)
-    assert (now.outgoing.speaks.tree, now.nodes, now.outgoing.sure) == (
-        words("kho-v4"),
-        ("LUO", "kexec-metadata"),
-        True,
-    )
+    assert (now.outgoing.speaks.tree, now.nodes) == (words("kho-v4"), ("LUO", "kexec-metadata"))
     for length in (0, 39, 60, 80):
         put(case, "sys/kernel/debug/kho/out/fdt", SHOWN[:length])
         assert running.read(str(case.root), case.images).tree == "", length
@@ -527,8 +602,13 @@ def desk(a: Kernel, b: Kernel, stake: str) -> Report:
     """Return what preflight says of one kernel after another, with all else as it should be."""
     known = snapshot(kho="on", luo="ready", arch=a.arch, kernel=a.release, handover="none")
     outgoing = prediction.of_image(a)._replace(what="this kernel")
-    now = Running(outgoing, known, at_stake=Fact(stake, "test"), image=a, build_id=ID)
-    asked = Asked((b,), NO_GUARD, (Initrd("initrd", DATA),), wanted=Wanted(load.read(POLICY).digest, {}))
+    now = Running(outgoing, known, "/nonexistent", at_stake=Fact(stake, "test"), image=a, build_id=ID)
+    asked = Asked(
+        (b,),
+        f"{NO_GUARD} safemem.preserved=yes",
+        (Initrd("initrd", DATA),),
+        wanted=Wanted(load.read(POLICY).digest, {}),
+    )
     return preflight.examine(now, asked)
 
 
@@ -545,6 +625,14 @@ def test_compatible_takes_versions_that_meet(a: Kernel, b: Kernel, stake: str) -
         assert a.luo.value == b.luo.value == "yes" and a.speaks.luo and a.speaks.luo <= b.speaks.luo
     if stake != "no":
         assert a.speaks.handlers <= b.speaks.handlers and (a.luo.value == "no" or b.luo.value == "yes")
+
+
+def test_handlers_of_modules_are_handed_over() -> None:
+    """What the modules of the kernel that hands over have, the next one has to know too."""
+    more = CURRENT._replace(modules=(Module("m.ko", words("vfio-pci-v1")),))
+
+    assert prediction.predict(prediction.of_image(more), CURRENT).lost == ("vfio-pci-v1",)
+    assert desk(more, CURRENT, "yes").verdict == "incompatible" and desk(more, more, "yes").verdict == "compatible"
 
 
 def test_the_desk_can_say_compatible() -> None:
@@ -572,6 +660,7 @@ def test_ends(good: Case) -> None:
         (lambda case: case.line("kho=on", "kho=off"), "orphaned", {"lost"}),
         (lambda case: case.line("kho=on ", "").next(config=None), "", {"accepted", "rejected", "orphaned", "lost"}),
         (lambda case: case.next(kho=UNTOLD), "", {"accepted", "rejected", "unsupported", "lost"}),
+        (lambda case: case.next(arch="aarch64"), "", set()),
         (lambda case: case.next(kho=NO), "unsupported", {"lost"}),
         (lambda case: case.next(speaks=speaks(tree=words("kho-v3"))), "rejected", {"lost"}),
         (lambda case: case.next(speaks=speaks(luo=words("luo-v4"))), "panic", {"rejected", "lost"}),
@@ -588,23 +677,81 @@ def test_which_ends_there_can_be(good: Case, change: Change, first: str, others:
     assert not first or report.endings[0].expected
 
 
+#: What is done to a kexec -> the code of a finding, and what it has seen and advises.
+SAID: list[tuple[Change, str, str, str]] = [
+    (lambda case: case.line("liveupdate=on ", ""), "luo-not-asked", "the next command line: no liveupdate=on", ""),
+    (lambda case: case.line("liveupdate=on", "liveupdate=off"), "luo-not-asked", "the next command line: liveupdate=off", ""),
+    (no_kho, "kho-off", "KHO is not built in, by /proc/config.gz", ""),
+    (
+        lambda case: case.now(build_ids=("cd" * 20,))._replace(named="/boot/old"), "running-differs",
+        f"the kernel has build ID {ID}, and the file {'cd' * 20}", "with --running, name the file this kernel was booted from",
+    ),
+    (lambda case: case.next(untold=("a b", "c d")), "image-untold", "a b; c d", ""),
+    (
+        lambda case: case.next(kho=UNTOLD, arch="", speaks=Speaks()), "pairing-untold",
+        "KHO of vmlinuz: image: nothing tells; the architecture cannot be told; which version of the tree vmlinuz reads cannot be told",
+        "`safemem kernel IMAGE` shows what the next one's image tells; keep the `config` file beside it",
+    ),
+    (
+        lambda case: gone(no_debugfs(case), "boot/vmlinuz-7.3.4"), "pairing-untold",
+        "which version of the tree this kernel writes cannot be told: its outgoing tree cannot be read, and no file of release"
+        " 7.3.4 is there", "run it as root, with debugfs on /sys/kernel/debug",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "code", "evidence", "remedy"), SAID)
+def test_what_is_said(good: Case, change: Change, code: str, evidence: str, remedy: str) -> None:
+    """Once, with what was seen, and what would help here."""
+    case = change(good)
+    (found,) = [item for item in case.report().found if item.code == code]
+
+    assert rooted(found.evidence).replace(case.kernel.path, "vmlinuz") == evidence
+    assert not remedy or found.remedy == remedy
+
+
+def test_a_kernel_that_accepts_nothing(good: Case) -> None:
+    """With KHO off on its command line no note says that it accepts; one for another machine is not loaded."""
+    assert "agreed" not in codes(good.line("kho=on", "kho=off").report())
+    assert render.endings(good.next(arch="aarch64").report()) == ["if you kexec now: it cannot be loaded here"]
+
+
+def test_paths_are_said_once(good: Case) -> None:
+    """As an operator types them."""
+    case = gone(no_debugfs(good), "sys/class/misc/liveupdate/dev", "proc/config.gz")
+    (case.root / "sys/class/misc/liveupdate").rmdir()
+    shutil.rmtree(case.root / "sys/kernel/debug")
+    seen = [line for line in render.text(case.report()).splitlines() if line.startswith("    seen: ")]
+
+    assert "    seen: /sys/kernel/debug: no such file or directory" in seen
+
+
+def test_what_a_loss_reads_as(good: Case) -> None:
+    """Where an end is another one's, because the next boot cannot see what has happened, that is said."""
+    assert render.endings(bare(good).report())[1:] == [
+        "if the handover is rejected: panic by rule `otherwise`",
+        "if the handover is lost: online-all by rule `clean boot`, because it reads as `none`",
+    ]
+
+
 def test_a_handover_that_does_not_come(good: Case) -> None:
     """The next boot knows by its command line that one was to come, where handover-args has written it."""
     old = good._replace(asked=good.asked._replace(loader="kexec_load"))
-    bare = old._replace(asked=old.asked._replace(cmdline=NO_GUARD))
 
     assert [(item.state, item.reads) for item in old.report().endings] == [("none", "lost")]
-    assert [(item.state, item.reads) for item in bare.report().endings] == [("none", "none")]
+    assert [(item.state, item.reads) for item in bare(old).report().endings] == [("none", "none")]
 
 
 def test_what_is_said_of_a_panic_and_of_nothing(good: Case) -> None:
     """A kernel that panics by itself asks no policy; and where nothing is known, that is said first."""
     report = good.next(speaks=speaks(luo=words("luo-v4"))).report()
     assert render.endings(report)[0] == "if you kexec now: the next kernel panics by itself"
+    report = good.initrd({"init": b"x"}).report()
+    assert render.endings(report)[0].startswith("if you kexec now: safemem does not run in that boot")
     report = good.next(kho=UNTOLD).initrd().report()
     assert render.endings(report) == [
         "if you kexec now: what becomes of the handover cannot be told",
-        "if the handover is rejected, unsupported or lost: nothing of safemem's decides",
+        "if the handover is rejected, unsupported or lost: what safemem makes of it is not known",
     ]
 
 
@@ -633,7 +780,7 @@ def test_text(call: list[str]) -> None:
     lines = result.stdout.splitlines()
 
     assert (result.exit_code, lines[-1], result.stderr) == (0, "compatible", "")
-    assert lines[0] == f"{call[3]}: 7.3.4, after 7.3.4"
+    assert lines[0] == f"{call[3]}: next 7.3.4, running 7.3.4"
     assert lines[1:3] == [
         "note: the next kernel accepts what this one hands over [agreed]",
         "    seen: both speak kho-v4 and luo-v5",
@@ -668,7 +815,7 @@ def test_json(call: list[str]) -> None:
     assert document["verdict"] == "incompatible"
     assert document["findings"][0] == {
         "code": "old-loader", "severity": "error", "message": "kexec_load(2) hands nothing over",
-        "evidence": "--loader kexec_load; this boot's handover is none", "remedy": "load it with `kexec -s`",
+        "evidence": "--loader kexec_load", "remedy": "load it with `kexec -s`",
     }  # fmt: skip
     assert document["running"]["proven"] is True and document["running"]["speaks"]["tree"] == ["kho-v4"]
     assert document["running"]["luo"] == "yes" and document["kernel"]["speaks"]["luo"] == ["luo-v5"]
@@ -715,12 +862,19 @@ def test_a_capture(call: list[str], good: Case, tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["capture", "--root", str(good.root), "-o", state]).exit_code == 0
     alone, named = (
         run(*call[2:], "--state", state),
-        run(*call[2:], "--state", state, "--running", "/boot/vmlinuz-7.3.4"),
+        run(*call[2:], "--state", state, "--running", "/boot/vmlinuz-7.3.4", "--format", "json"),
     )
+    found = json.loads(named.stdout)
 
     assert (alone.exit_code, alone.stdout.splitlines()[-1]) == (6, "cannot tell"), alone.stdout
-    assert "which version of the tree passes cannot be told: this kernel writes none that is known" in alone.stdout
-    assert "that the running kernel is /boot/vmlinuz-7.3.4 is taken as said" in named.stdout
+    assert (
+        "    seen: a capture does not hold which version of the tree this kernel writes\n"
+        "    help: add --running IMAGE, the file that machine was booted from\n"
+    ) in alone.stdout
+    assert (named.exit_code, found["verdict"]) == (6, "cannot tell")
+    assert {item["code"] for item in found["findings"] if item["severity"] == "unknown"} >= {
+        "running-on-word", "stake-untold", "scratch-untold", "guard-untold",
+    }  # fmt: skip
 
 
 def test_bad_input(call: list[str], tmp_path: Path) -> None:
@@ -731,6 +885,15 @@ def test_bad_input(call: list[str], tmp_path: Path) -> None:
         assert (result.exit_code, result.stderr) == (3, "safemem: none/there: no such file or directory\n")
 
 
+def test_folders(call: list[str], tmp_path: Path) -> None:
+    """A folder that is not there is no machine; one in place of a file is called so, whatever file it is."""
+    result = run("--root", "/nonexistent", *call[2:])
+    assert (result.exit_code, result.stderr) == (3, "safemem: /nonexistent: no such directory\n")
+    for option in ("--initrd", "--kernel"):
+        found = run("--kernel", tmp_path) if option == "--kernel" else run(*call, option, tmp_path)
+        assert (found.exit_code, found.stderr) == (3, f"safemem: {tmp_path}: is a directory\n")
+
+
 def test_a_file_that_is_too_large(call: list[str], tmp_path: Path) -> None:
     """It is refused by its size, before anything of it is read."""
     with open(tmp_path / "large", "wb") as file:
@@ -738,6 +901,29 @@ def test_a_file_that_is_too_large(call: list[str], tmp_path: Path) -> None:
     for option, size in (("--initrd", 2048), ("--profile", 1)):
         result = run(*call, option, tmp_path / "large")
         assert (result.exit_code, result.stderr) == (3, f"safemem: {tmp_path}/large: it is larger than {size} MiB\n")
+
+
+def test_what_is_no_text(call: list[str], good: Case, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 are looked at like any other."""
+    odd = shutil.copy(call[3], tmp_path / "vmlinuz-\udcff")
+    words_ = [*call[:3], str(odd), *call[4:], "--cmdline", f"{good.cmdline} x=\udcff", "--format"]
+    assert [run(*words_, form).exit_code for form in ("text", "json", "sarif", "junit")] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("config", "given_", "expected"),
+    [
+        ({"CONFIG_CMDLINE": '"a"'}, "b", "b"),
+        ({"CONFIG_CMDLINE": '"a"'}, "", "a"),
+        ({"CONFIG_CMDLINE": '"a"', "CONFIG_CMDLINE_EXTEND": "y"}, "b", "b a"),
+        ({"CONFIG_CMDLINE": '"a"', "CONFIG_CMDLINE_FORCE": "y"}, "b", "a"),
+        ({"CONFIG_CMDLINE": '"a"', "CONFIG_CMDLINE_FORCE": "y"}, None, "a"),
+        ({"CONFIG_CMDLINE": '"a"'}, None, None),
+    ],
+)
+def test_built_in_on_arm64(config: dict[str, str], given_: str | None, expected: str | None) -> None:
+    """There it counts where nothing is given, unless it says otherwise."""
+    assert nextline.line(CURRENT._replace(arch="aarch64", config=config), given_).text == expected
 
 
 def test_usage(call: list[str]) -> None:
@@ -752,6 +938,6 @@ def test_help() -> None:
     """It fits a screen, and has an example."""
     text = run("--help").stdout
 
-    assert "safemem preflight --kernel /boot/vmlinuz" in text
-    assert len(text.splitlines()) <= 34
+    assert '--cmdline "kho=on liveupdate=on $(safemem handover-args)"' in text and "Example: safemem" in text
+    assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 80
     assert click.unstyle(text) == text

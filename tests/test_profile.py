@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from safemem.boot.model import Fact
 from safemem.cli import main
@@ -80,15 +80,15 @@ GOOD = 'format = 1\nname = "x"\n[[kernel]]\nrelease = "7.3.4"\n'
         ("format = 1\nname = x", "f:2:8: not valid TOML: invalid value: `name = x`; text stands in quotes"),
         ("", "f:1:1: `format` is missing\nf:1:1: `name` is missing\nf:1:1: `kernel` is missing"),
         (GOOD.replace("= 1", "= 2"), "f:1:1: `2` is not a format that this safemem reads; it reads 1"),
-        (GOOD.replace('"x"', '""'), "f:2:1: expected one line of text, not ``"),
-        (GOOD.replace('"x"', "7"), "f:2:1: expected text, not `7`"),
+        (GOOD.replace('"x"', '""'), "f:2:1: `name` must be one line of text, not ``"),
+        (GOOD.replace('"x"', "7"), "f:2:1: `name` must be text, not `7`"),
         (GOOD + 'tree2 = ["x"]\n', "f:5:1: unknown key `tree2`; did you mean `tree`?"),
-        (GOOD + 'tree = "x"\n', "f:5:1: expected a list, not `x`"),
+        (GOOD + 'tree = "x"\n', "f:5:1: `tree` must be a list, not `x`"),
         (GOOD + 'tree = ["kho-v4", "k v"]\n', "f:5:19: expected a version such as `kho-v4`, not `k v`"),
         (GOOD + 'build_ids = ["xyz"]\n', "f:5:14: expected a build ID, 16 to 128 hexadecimal digits, not `xyz`"),
         ('polices = []\n' + GOOD, "f:1:1: unknown key `polices`; did you mean `policies`?"),
         ('policies = ["ab"]\n' + GOOD, "f:1:13: expected a digest, 64 hexadecimal digits, not `ab`"),
-        ('format = 1\nname = "x"\nkernel = []\n', "f:3:1: the list is empty"),
+        ('format = 1\nname = "x"\nkernel = []\n', "f:3:1: `kernel` must not be empty"),
         ('format = 1\nname = "x"\nkernel = [7]\n', "f:3:11: expected a table, not `7`"),
     ],
 )  # fmt: skip
@@ -102,6 +102,10 @@ def test_what_is_wrong(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("kernel", "message"),
     [
+        (
+            CURRENT._replace(build_ids=()),
+            "/boot/vmlinuz: it has no build ID, so no profile can tell it from others of its release",
+        ),
         (CURRENT._replace(release=""), "/boot/vmlinuz: its release cannot be told, so no profile can name it"),
         (
             CURRENT._replace(release="7\n"),
@@ -149,7 +153,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(main, words)
     found = profile.parse(out.read_bytes(), "f")
 
-    assert (result.exit_code, result.output) == (0, "")
+    assert (result.exit_code, result.output) == (0, f"safemem: {out}: allows 2 kernels, 2 of them new\n")
     assert (found.name, [item.release for item in found.kernel], found.policies) == (
         "fleet",
         ["7.3.4", "7.3.5"],
@@ -160,3 +164,80 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.exit_code, result.stderr) == (
         3, f"safemem: {tmp_path}/initrd: there is no policy of safemem's in it that can be used\n",
     )  # fmt: skip
+
+
+def write_profile(out: object, *more: str) -> Result:
+    """Run `safemem preflight --write-profile`."""
+    return CliRunner().invoke(main, ["preflight", "--write-profile", str(out), *more])
+
+
+@pytest.fixture
+def images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an image be CURRENT, of the release that its name ends with."""
+    monkeypatch.setattr(image, "read", lambda path: (CURRENT._replace(path=path, release=f"7.3.{path[-1]}"),))
+
+
+def test_more_is_added(tmp_path: Path, images: None) -> None:
+    """What the file allows already stays, comments and all; what is there is not there twice."""
+    out = tmp_path / "fleet.toml"
+    assert write_profile(out, "--kernel", "k4", "--policy", str(POLICY)).exit_code == 0
+    out.write_text("# ours\n" + out.read_text())
+    result = write_profile(out, "--kernel", "k4", "--kernel", "k5", "--kernel", "k5")
+    found = profile.parse(out.read_bytes(), "f")
+
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"safemem: {out}: allows 2 kernels, 1 of them new\n"
+    assert [item.release for item in found.kernel] == ["7.3.4", "7.3.5"] and found.policies == [DIGEST]
+    assert out.read_text().startswith("# ours\n")
+
+
+@pytest.mark.parametrize(
+    "policies", ["", "policies = []\n", f'policies = ["{"0" * 64}"]\n', f'policies = [\n "{"0" * 64}", # ]\n]\n']
+)
+def test_policies_are_added(tmp_path: Path, images: None, policies: str) -> None:
+    """However they are written; where any may decide, any still may."""
+    out = tmp_path / "x.toml"
+    out.write_text(GOOD.replace("[[", policies + "[["))
+    result = write_profile(out, "--kernel", "k4", "--policy", str(POLICY))
+    found = profile.parse(out.read_bytes(), "f")
+
+    assert result.exit_code == 0, result.stderr
+    assert found.policies == (["0" * 64, DIGEST] if "000" in policies else [])
+    assert list(profile.check(found, CURRENT, POLICIES)) == []
+
+
+def test_the_same_kernel_with_other_versions(tmp_path: Path, images: None) -> None:
+    """An entry that says other versions of the kernel does not keep it out for ever."""
+    out = tmp_path / "x.toml"
+    out.write_text(GOOD)
+    assert write_profile(out, "--kernel", "k4").stderr.endswith("allows 2 kernels, 1 of them new\n")
+    found = profile.parse(out.read_bytes(), "f")
+
+    assert list(profile.check(found, CURRENT, None)) == []
+
+
+@pytest.mark.parametrize("text", ["", "[package]\nname = 'x'\n", "\x7fELF"])
+def test_what_is_no_profile_stays(tmp_path: Path, images: None, text: str) -> None:
+    """Another file is refused, whatever it is."""
+    out = tmp_path / "x.toml"
+    out.write_text(text)
+    result = write_profile(out, "--kernel", "k4")
+
+    assert (result.exit_code, out.read_text()) == (3, text)
+    assert result.stderr.startswith(f"safemem: {out} is no profile and is left as it is\nsafemem: {out}:1:")
+
+
+def test_to_standard_output(images: None) -> None:
+    """It has no name of its own."""
+    result = write_profile("-", "--kernel", "k4")
+
+    assert profile.parse(result.stdout.encode(), "f").name == "profile" and result.stderr == ""
+
+
+@pytest.mark.parametrize("option", ["--cmdline", "--running", "--loader", "--profile", "--state", "--root"])
+def test_what_does_nothing_there(tmp_path: Path, images: None, option: str) -> None:
+    """It is a mistake to believe that it does, and nothing is written."""
+    result = write_profile(tmp_path / "x", "--kernel", "k4", option, "kexec_load" if option == "--loader" else "x")
+
+    assert result.exit_code == 2 and not (tmp_path / "x").exists()
+    assert f"{option} does nothing with --write-profile" in result.stderr

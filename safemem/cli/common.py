@@ -26,8 +26,11 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 ROOT = click.option("--root", metavar="DIR", default="/", help="Look at the /sys, /proc and /run below DIR.")
 
 
-def formats(*more: str) -> Callable[[_Command], _Command]:
-    """Return the option --format with text, JSON and `more`; what is told in place of the output has it too."""
+def formats(*more: str, **words: str) -> Callable[[_Command], _Command]:
+    """Return the option --format with text, JSON and `more`; what is told in place of the output has it too.
+
+    `words` are those of its help, where a command has them: `help`, `metavar`.
+    """
 
     def keep(context: click.Context, _: click.Parameter, value: str) -> str:
         context.meta[FORM] = (context.command_path.partition(" ")[2], value)
@@ -36,8 +39,9 @@ def formats(*more: str) -> Callable[[_Command], _Command]:
     choice = click.Choice(["text", "json", *more])
     # Eager: what is wrong with the other words is told in the format that was asked for.
     return click.option(
-        "--format", "form", type=choice, default="text", show_default=True, is_eager=True, callback=keep
-    )
+        "--format", "form", type=choice, default="text", show_default=not words, is_eager=True, callback=keep,
+        help=words.get("help"), metavar=words.get("metavar"),
+    )  # fmt: skip
 
 
 FORMAT = formats()

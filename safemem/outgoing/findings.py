@@ -45,18 +45,18 @@ def verdict(found: Iterable[Finding]) -> str:
 
 _OTHER = "choose a kernel that speaks what this one does, or end what is preserved and boot through the firmware"
 _ANEW = "compute the arguments anew right before the kexec: `safemem handover-args`"
-_AS_ROOT = "run it as root, with debugfs on /sys/kernel/debug"
-_REBUILD = "rebuild the initrd: `safemem initramfs install`"
+AS_ROOT = "run it as root, with debugfs on /sys/kernel/debug"
+REBUILD = "rebuild the initrd: `safemem initramfs install`"
 
 #: In the order in which a person would look.
 CODES: dict[str, Entry] = {
     # This kernel.
     "kho-off": Entry("error", "this kernel hands nothing over: KHO is off", "boot a kernel that has KHO with kho=on"),
-    "kho-untold": Entry("unknown", "whether this kernel hands anything over cannot be told", _AS_ROOT),
+    "kho-untold": Entry("unknown", "whether this kernel hands anything over cannot be told", AS_ROOT),
     "other-file": Entry(
         "warning",
         "the file that should be the running kernel is another one: it was replaced since",
-        "name the file that was booted with --running, or reboot once",
+        "with --running, name the file this kernel was booted from; or reboot once",
     ),
     "running-on-word": Entry(
         "warning",
@@ -64,16 +64,21 @@ CODES: dict[str, Entry] = {
         "run it on the machine itself, where /sys/kernel/notes tells",
     ),
     "running-differs": Entry(
-        "unknown", "{path} is no image of the kernel that runs", "name the file that was booted with --running"
+        "unknown", "{path} is no image of the kernel that runs", "with --running, name the file this kernel was booted from"
     ),
     "at-stake": Entry("note", "something is preserved"),
-    "stake-untold": Entry("note", "whether anything is preserved cannot be told, and counts as yes", _AS_ROOT),
+    "stake-untold": Entry("note", "whether anything is preserved cannot be told, and counts as yes", AS_ROOT),
     "kernel-zone": Entry(
         "error",
         "hot-added memory is in a kernel zone: with preserved pages in it the next kernel dies before its first line",
         "online hot-added memory as movable, which policies do by default, and boot through the firmware once",
     ),
-    "scratch-untold": Entry("unknown", "the scratch areas, from which the next kernel starts, cannot be read", _AS_ROOT),
+    "zone-untold": Entry(
+        "unknown",
+        "the zone of hot-added memory cannot be told: with preserved pages in a kernel zone the next kernel dies",
+        "look at valid_zones of its blocks in /sys/devices/system/memory",
+    ),
+    "scratch-untold": Entry("unknown", "the scratch areas, from which the next kernel starts, cannot be read", AS_ROOT),
     "scratch-small": Entry(
         "error",
         "the scratch areas do not hold the next kernel and its initrd: {need} of {have}",
@@ -95,20 +100,25 @@ CODES: dict[str, Entry] = {
     "pairing-untold": Entry(
         "unknown",
         "whether the next kernel takes the handover cannot be told",
-        "`safemem kernel IMAGE` shows what an image tells; keep the `config` file beside it",
+        "{help}",
     ),
     "no-luo": Entry("error", "the next kernel has no LUO: every session is lost", _OTHER),
     "handler-missing": Entry("error", "the next kernel cannot restore files of `{name}`: they are lost", _OTHER),
     "producer-missing": Entry("error", "the next kernel does not know `{name}`: what it preserved is lost", _OTHER),
     "handlers-untold": Entry(
         "unknown",
-        "which files sessions may hold cannot be told, as the running kernel's own file was not found",
-        "name the file that was booted with --running",
+        "which files sessions may hold cannot be told, as {what} not found",
+        "{help}",
     ),
     "in-module": Entry("note", "files of `{name}` are restored by a module: it has to be loaded before they are asked for"),
-    "image-untold": Entry("note", "not known from the image: {what}"),
+    "image-untold": Entry("note", "not known from the image"),
     "several-profiles": Entry(
-        "note", "the unified image has several profiles, and the first is looked at", "give --cmdline for another"
+        "note", "the unified image has several profiles, and the first is looked at", "give --cmdline and --initrd"
+    ),
+    "cmdline-of-image": Entry(
+        "warning",
+        "the command line in the unified image was looked at, and kexec(8) passes another one or none",
+        "give the same line to both, with --cmdline and --command-line",
     ),
     # How it is loaded.
     "old-loader": Entry("error", "kexec_load(2) hands nothing over", "load it with `kexec -s`"),
@@ -120,6 +130,15 @@ CODES: dict[str, Entry] = {
     # The next command line.
     "no-cmdline": Entry(
         "unknown", "the next command line is not known: kho= and the guard stand there", "give it with --cmdline"
+    ),
+    "cmdline-dropped": Entry(
+        "error", "the next kernel drops the command line that it is given, and takes the one that is built in",
+        "choose a kernel that is built without {option}",
+    ),
+    "word-undoes": Entry("error", "`{word}`: {why}", "take it out"),
+    "built-in-untold": Entry(
+        "unknown", "whether the next kernel takes a command line of its own cannot be told: its configuration was not found",
+        "keep the `config` file beside the image",
     ),
     "quote-open": Entry("error", "a quotation mark is not closed: what comes behind it is one argument", "close it"),
     "cmdline-long": Entry(
@@ -178,16 +197,17 @@ CODES: dict[str, Entry] = {
     "no-initrd": Entry(
         "unknown", "no initrd was looked at: whether safemem decides in the next boot is not known", "give it with --initrd"
     ),
-    "initrd-unreadable": Entry("error", "the initrd cannot be read as the kernel reads it: {why}", _REBUILD),
-    "initrd-without-safemem": Entry("error", "safemem is not in the next initrd: nothing decides there", _REBUILD),
-    "initrd-policy-unfit": Entry("error", "the policy in the initrd cannot be used: {why}", _REBUILD),
-    "initrd-not-first": Entry("error", "safemem is in the initrd and would not be started first: {why}", _REBUILD),
-    "initrd-other-policy": Entry("error", "the initrd has another policy than is meant: {why}", _REBUILD),
-    "initrd-unproven": Entry("warning", "the initrd does not say what was proved of its policy: {why}", _REBUILD),
+    "initrd-unreadable": Entry("error", "the initrd cannot be read as the kernel reads it: {why}", REBUILD),
+    "initrd-none": Entry("error", "the initrd is none: {why}", "{help}"),
+    "initrd-without-safemem": Entry("error", "safemem is not in the next initrd: nothing decides there", REBUILD),
+    "initrd-policy-unfit": Entry("error", "the policy in the initrd cannot be used: {why}", REBUILD),
+    "initrd-not-first": Entry("error", "safemem is in the initrd and would not be started first: {why}", REBUILD),
+    "initrd-other-policy": Entry("error", "the initrd has another policy than is meant: {why}", REBUILD),
+    "initrd-unproven": Entry("warning", "the initrd does not say what was proved of its policy: {why}", REBUILD),
     "policy-not-named": Entry(
-        "warning", "safemem.policy={name} names no policy of the initrd: the one that is built in decides", _REBUILD
+        "warning", "safemem.policy={name} names no policy of the initrd: the one that is built in decides", REBUILD
     ),
-    "only-observes": Entry("warning", "the policy only observes: nothing of what it decides is done"),
+    "only-observes": Entry("warning", "the policy only observes: nothing of what it decides is done", "have it decide: without `observe`"),
     # What the policy makes of it.
     "reads-unknown": Entry(
         "note",
@@ -210,11 +230,17 @@ CODES: dict[str, Entry] = {
         "`safemem simulate` shows why; change the policy, or what the next kernel can show",
     ),
     "policy-loose": Entry(
-        "warning", "should the handover fail, rule `{rule}` onlines all memory all the same: it reads as `{state}`",
+        "error", "should the handover fail, rule `{rule}` onlines all memory all the same: it reads as `{state}`",
         "`safemem check` proves a policy",
     ),
+    "lost-unseen": Entry(
+        "error",
+        "if the handover is lost, the next boot takes it for a cold boot and onlines all memory: nothing on its command line"
+        " says that a handover is to come",
+        "append what `safemem handover-args` prints",
+    ),
     # The profile.
-    "profile-kernel": Entry("error", "the profile `{name}` does not allow the next kernel", "see --write-profile"),
-    "profile-versions": Entry("error", "the next kernel speaks other versions than the profile says: {why}", "see --write-profile"),
-    "profile-policy": Entry("error", "the profile `{name}` does not allow the policy of the next boot", "see --write-profile"),
+    "profile-kernel": Entry("error", "the profile `{name}` does not allow the next kernel", "allow it: `safemem preflight --kernel IMAGE --write-profile FILE`"),
+    "profile-versions": Entry("error", "the next kernel speaks other versions than the profile says: {why}", "allow it: `safemem preflight --kernel IMAGE --write-profile FILE`"),
+    "profile-policy": Entry("error", "the profile `{name}` does not allow the policy of the next boot", "allow it: `safemem preflight --kernel IMAGE --policy POLICY --write-profile FILE`"),
 }  # fmt: skip

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 
 from safemem.boot import asked, files, handover_args, pagewords
 from safemem.boot.cmdline import argument, arguments, boolean, memparse, split
-from safemem.boot.ground import Build, CannotSay, Ground, read_ground
+from safemem.boot.ground import CannotSay, Ground, read_ground
 from safemem.boot.guard import best_guards, gaps
+from safemem.boot.model import UNKNOWN
 from safemem.boot.ranges import Range, size_text, total, without
-from safemem.outgoing import layout
+from safemem.outgoing import layout, nextkernel
 from safemem.outgoing.findings import Finding, finding
 from safemem.outgoing.kernel import Kernel
 from safemem.outgoing.nextline import Line
@@ -32,22 +32,10 @@ def ground(running: Running, kernel: Kernel, initrd: int) -> tuple[Ground | None
     if not running.scratch:
         return None, "the scratch areas cannot be read"
     try:
-        found = read_ground(running.root, running.scratch, "", "", built(kernel))[1]
+        found = read_ground(running.root, running.scratch, "", "", nextkernel.of(kernel))[1]
         return found._replace(kernel=image_size(kernel.path) or found.kernel, initrd=initrd), ""
     except CannotSay as error:
         return None, str(error)
-
-
-def built(kernel: Kernel) -> Build:
-    """Return how the next kernel is built, as far as its image tells."""
-    kho = {"yes": True, "no": False}.get(str(kernel.kho.value))
-    version = re.match(r"(\d+)\.(\d+)", kernel.release)
-    late = bool(version) and (int(version[1]), int(version[2])) >= (7, 3) if version else None
-    return Build(kho, _has(kernel, "CONFIG_HUGETLBFS"), _has(kernel, "CONFIG_NUMA"), kho is False or late)
-
-
-def _has(kernel: Kernel, option: str) -> bool | None:
-    return None if kernel.config is None else kernel.config.get(option) == "y"
 
 
 def image_size(path: str) -> int:
@@ -71,11 +59,14 @@ def scratch(running: Running, kernel: Kernel, initrd: int, found: Ground | None)
 
     Segments of an image go into scratch, each into one area (kernel/liveupdate/kexec_handover.c, kho_locate_mem_hole).
     """
-    if running.outgoing.kho.value == "no" or not running.root:
+    if running.outgoing.kho.value == "no":
+        return
+    if not running.root:
+        yield finding("scratch-untold", "a capture does not tell them")
         return
     if not running.scratch:
         # What does not fit `kexec -s` refuses to load. A kernel before 7.3 may still starve once it has started.
-        severity = "warning" if built(kernel).spares_scratch else ""
+        severity = "warning" if nextkernel.of(kernel).spares_scratch else ""
         yield finding("scratch-untold", f"KHO is {running.snapshot.facts['kho'].value}", severity=severity)
         return
     have, largest = total(running.scratch), max(area.size for area in running.scratch)
@@ -107,7 +98,8 @@ def check(running: Running, kernel: Kernel, line: Line, found: Ground | None, wh
         yield finding("guard-not-asked", f"{_WHERE}: {asked.ARGUMENT}={told}", missing=missing)
     yield from _defeated(line.text)
     if found is None:
-        yield finding("guard-untold", f"{asked.ARGUMENT}={told}", why=why)
+        severity = "note" if running.at_stake.value == "no" else UNKNOWN
+        yield finding("guard-untold", f"{asked.ARGUMENT}={told}", severity=severity, why=why)
         return
     free = tuple(gaps(found))
     if without((wanted.range,), free):

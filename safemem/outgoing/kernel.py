@@ -60,6 +60,16 @@ class Kernel(NamedTuple):
     untold: tuple[str, ...] = ()  #: what cannot be told from this image, a sentence each
     efi: bool = False  #: firmware can start it by itself: it is a PE file too
 
+    @property
+    def handlers(self) -> frozenset[str]:
+        """All handlers of files that it may have: its own, and those of its modules."""
+        return self.speaks.handlers.union(*(module.handlers for module in self.modules))
+
+    @property
+    def modules_untold(self) -> str:
+        """Why the handlers of its modules are not all known; "" if they are (safemem.outgoing.modules)."""
+        return next((text for text in self.untold if "its modules have" in text or "modules in " in text), "")
+
 
 class NoKernel(Refused):
     """An image cannot be read, or is none of a kernel; the message says where and why."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from safemem.boot import compiled
 from safemem.initramfs import check, packed
 from safemem.outgoing.expected import Policies
-from safemem.outgoing.findings import Finding, finding
+from safemem.outgoing.findings import REBUILD, Finding, finding
 from safemem.outgoing.nextline import Line
 
 
@@ -34,6 +34,9 @@ def look(initrds: tuple[Initrd, ...]) -> Looked:
     if not initrds:
         return Looked("", 0, None, (finding("no-initrd", "neither --initrd nor the image has one"),))
     names, last = ", ".join(item.name for item in initrds), len(initrds) - 1
+    for item in initrds:
+        if none := _none(item):
+            return Looked(names, sum(len(part.data) for part in initrds), None, (none,))
     # Each begins at a multiple of four bytes (Documentation/driver-api/early-userspace/buffer-format.rst).
     data = initrds[0].data
     if last:
@@ -48,6 +51,17 @@ def look(initrds: tuple[Initrd, ...]) -> Looked:
     return Looked(names, len(data), inside, found)
 
 
+def _none(item: Initrd) -> Finding | None:
+    """Return why a file is no initrd at all: of such the kernel unpacks nothing, and says so to nobody."""
+    head = item.data[:0x206]
+    if not item.data:
+        return finding("initrd-none", item.name, why="the file is empty", help=REBUILD)
+    # A bzImage, a unified image, an arm64 one, an ELF file.
+    if head[:2] == b"MZ" or head[0x202:] == b"HdrS" or head[56:60] == b"ARM\x64" or head[:4] == b"\x7fELF":
+        return finding("initrd-none", item.name, why="this is a kernel", help="did you swap --kernel and --initrd?")
+    return None
+
+
 def policies(looked: Looked, line: Line) -> Policies | None:
     """Return the policies that decide in the next boot; None if the initrd has none."""
     inside = looked.inside
@@ -58,8 +72,11 @@ def policies(looked: Looked, line: Line) -> Policies | None:
     return Policies(inside.built_in, (other,) if other else ())
 
 
-def checks(looked: Looked, line: Line, wanted: check.Wanted | None) -> Iterator[Finding]:
-    """Yield what is wrong with the initrd; `wanted` are the policies that are meant, None if nobody says."""
+def checks(looked: Looked, line: Line, wanted: check.Wanted | None, *, careless: bool = False) -> Iterator[Finding]:
+    """Yield what is wrong with the initrd; `wanted` are the policies that are meant, None if nobody says.
+
+    `careless` is that nothing is preserved, so that a boot which holds nothing back harms nothing.
+    """
     yield from looked.found
     inside = looked.inside
     if inside is None:
@@ -71,7 +88,7 @@ def checks(looked: Looked, line: Line, wanted: check.Wanted | None) -> Iterator[
     if why := check.unproven(inside):
         yield finding("initrd-unproven", looked.names, why=why)
     if inside.built_in.observe:
-        yield finding("only-observes", looked.names)
+        yield finding("only-observes", looked.names, severity="warning" if careless else "error")
     named = line.get("safemem.policy")
     if named is not None and named not in inside.others:
         yield finding("policy-not-named", looked.names, name=named)

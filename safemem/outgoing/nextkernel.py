@@ -13,14 +13,15 @@ from safemem.outgoing.kernel import Kernel, NoKernel
 def build(path: str) -> Build:
     """Return what can be known of how the kernel in `path` is built, from its image or the configuration beside it."""
     try:
-        found = {_build(kernel) for kernel in image.read(path, modules=False)}
+        found = {of(kernel) for kernel in image.read(path, modules=False)}
     except NoKernel:
         return UNTOLD
     # Which profile of a unified image will be booted is not known.
     return found.pop() if len(found) == 1 else UNTOLD
 
 
-def _build(kernel: Kernel) -> Build:
+def of(kernel: Kernel) -> Build:
+    """Return the same of a kernel whose image was read."""
     kho = bool(kernel.speaks.tree)
     return Build(kho, _has(kernel, "HUGETLBFS"), _has(kernel, "NUMA"), not kho or _version(kernel.release) >= (7, 3))
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,12 +21,26 @@ _WHERE = "the next command line"
 _MOST = {"x86_64": LONGEST, "aarch64": 2047}
 
 
+#: Words by which what was looked at is not what happens: how bad that is, and why.
+_UNDOES = {
+    "rdinit": ("error", "the kernel starts that in place of /init, and with it nothing of safemem"),
+    "rd.systemd.unit": ("error", "systemd goes to another unit in the initrd, and safemem may not be started"),
+    "rd.systemd.mask": ("error", "the unit that decides is not started"),
+    "systemd.mask": ("error", "a unit of safemem is not started"),
+    "rd.break": ("error", "the boot stops in the initrd, for somebody at the console"),
+    "initcall_blacklist": (UNKNOWN, "what the kernel leaves out may be what takes the handover"),
+    "mem": (UNKNOWN, "the next kernel has other memory than this machine shows"),
+    "memmap": (UNKNOWN, "the next kernel has other memory than this machine shows"),
+}
+
+
 class Line(NamedTuple):
     """The next command line; and what it asks of the next kernel, None where that cannot be told."""
 
     text: str | None  #: None if it is not known
     kho: bool | None = None
     luo: bool | None = None
+    dropped: str = ""  #: the option by which the kernel drops the line that it is given for its own
 
     def get(self, name: str) -> str | None:
         """Return the value of the last argument of that name, or None."""
@@ -33,13 +48,34 @@ class Line(NamedTuple):
 
 
 def line(kernel: Kernel, text: str | None) -> Line:
-    """Return the command line `text` as that kernel takes it; None is not known."""
+    """Return the command line `text` as that kernel takes it, with what is built in; None is not known."""
+    text, dropped = _built_in(kernel, text)
     if text is None:
         return Line(None)
     wanted = [boolean(argument(text, name)) for name in ("kho", "liveupdate")]
     kho = _default(kernel, "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT") if wanted[0] is None else wanted[0]
     # There is no option that has LUO on by itself (kernel/liveupdate/Kconfig, Linux 7.3); and without KHO there is none.
-    return Line(text, kho, bool(wanted[1]) and kho is not False)
+    return Line(text, kho, bool(wanted[1]) and kho is not False, dropped)
+
+
+def _built_in(kernel: Kernel, text: str | None) -> tuple[str | None, str]:
+    """Return the line that the kernel makes of one that it is given and of its own, and by which option one is dropped.
+
+    On x86 its own comes first (setup_arch); on arm64 it counts where nothing is given (early_init_dt_scan_chosen).
+    """
+    config, x86 = kernel.config or {}, kernel.arch == "x86_64"
+    own = config.get("CONFIG_CMDLINE", "n")
+    own = own.strip('"').replace('\\"', '"').replace("\\\\", "\\") if own != "n" else ""
+    if not own or (x86 and config.get("CONFIG_CMDLINE_BOOL") != "y"):
+        return text, ""
+    option = "CONFIG_CMDLINE_OVERRIDE" if x86 else "CONFIG_CMDLINE_FORCE"
+    if config.get(option) == "y":
+        return own, option if text is not None and text.split() != own.split() else ""
+    if text is None:
+        return None, ""
+    if x86:
+        return f"{own} {text}", ""
+    return f"{text} {own}" if config.get("CONFIG_CMDLINE_EXTEND") == "y" else text or own, ""
 
 
 def _default(kernel: Kernel, option: str) -> bool | None:
@@ -51,7 +87,13 @@ def check(running: Running, kernel: Kernel, found: Line, policy: Policy | None) 
     if found.text is None:
         yield finding("no-cmdline", "neither --cmdline nor the image has one")
         return
+    if found.dropped:
+        yield finding("cmdline-dropped", f"{kernel.path}: {found.text}", option=found.dropped)
+    if kernel.config is None and running.outgoing.kho.value != "no":
+        severity = "note" if running.at_stake.value == "no" else UNKNOWN
+        yield finding("built-in-untold", kernel.path, severity=severity)
     yield from _whole(kernel, found.text)
+    yield from _undone(found.text)
     yield from _live_update(running, kernel, found)
     if found.get("memhp_default_state") != "offline":
         yield finding("memhp-online", f"{_WHERE}: no memhp_default_state=offline")
@@ -69,8 +111,9 @@ def check(running: Running, kernel: Kernel, found: Line, policy: Policy | None) 
 
 def _whole(kernel: Kernel, text: str) -> Iterator[Finding]:
     most = _MOST.get(kernel.arch, LONGEST)
-    if len(text.encode()) > most:
-        yield finding("cmdline-long", _WHERE, size=len(text.encode()), most=most)
+    size = len(os.fsencode(text))
+    if size > most:
+        yield finding("cmdline-long", _WHERE, size=size, most=most)
     if split(text)[2]:
         yield finding("quote-open", _WHERE)
 
@@ -86,7 +129,19 @@ def _live_update(running: Running, kernel: Kernel, found: Line) -> Iterator[Find
         yield finding(code, f"{_WHERE}: {said}" if found.kho is False else f"{_WHERE}: no kho=, and no configuration")
     if not found.luo and running.outgoing.luo.value != "no" and kernel.luo.value != "no":
         severity = "warning" if running.at_stake.value == "no" else "error"
-        yield finding("luo-not-asked", f"{_WHERE}: liveupdate={found.get('liveupdate') or ''}", severity=severity)
+        asked = found.get("liveupdate")
+        said = "no liveupdate=on" if asked is None else f"liveupdate={asked}"
+        yield finding("luo-not-asked", f"{_WHERE}: {said}", severity=severity)
+
+
+def _undone(text: str) -> Iterator[Finding]:
+    """Yield words that keep safemem from the boot, or may keep the handover or memory from the kernel."""
+    for name, value in arguments(text):
+        if name not in _UNDOES or (name == "rdinit" and value == "/init"):
+            continue
+        severity, why = _UNDOES[name]
+        if not name.endswith("systemd.mask") or value.startswith("safemem"):
+            yield finding("word-undoes", _WHERE, severity=severity, word=f"{name}={value}" if value else name, why=why)
 
 
 def _may_panic(policy: Policy) -> bool:

@@ -23,7 +23,7 @@ class Outgoing(NamedTuple):
     kho: Fact = Fact("unknown", "")  #: `yes`: it offers a handover at each `kexec -s`
     luo: Fact = Fact("unknown", "")
     speaks: Speaks = Speaks()  #: what it writes; of handlers, those that it has
-    sure: bool = False  #: the kernel itself was asked, or the file is known to be the one that runs
+    untold: str = ""  #: why it is not known which version of the tree it writes, where it is not
     preserves: frozenset[str] = frozenset()  #: of its producers, those that have data in the tree now
 
 
@@ -47,7 +47,7 @@ def of_image(kernel: Kernel) -> Outgoing:
         kernel.release,
         kernel.kho,
         kernel.luo,
-        kernel.speaks,
+        kernel.speaks._replace(handlers=kernel.handlers),
     )
 
 
@@ -61,9 +61,9 @@ def predict(outgoing: Outgoing, following: Kernel) -> Prediction:
         why = f"{b.path} is a kernel for {b.arch}, and {a.what} runs on {a.arch}"
         return Prediction("unsupported", why, code="other-arch")
     if a.kho.value == "no":
-        return Prediction("none", f"{a.what} hands nothing over: {_said(a.kho)}".rstrip(": "), code="kho-off")
+        return Prediction("none", f"{a.what} hands nothing over: {said(a.kho)}".rstrip(": "), code="kho-off")
     if b.kho.value == "no":
-        return Prediction("unsupported", f"{b.path} has no KHO: {_said(b.kho)}".rstrip(": "), code="no-kho")
+        return Prediction("unsupported", f"{b.path} has no KHO: {said(b.kho)}".rstrip(": "), code="no-kho")
     if a.page_size and b.page_size and a.page_size != b.page_size:
         # The version is the same and nothing compares the sizes: the next kernel would misread what it takes over.
         why = f"pages of {a.page_size >> 10} KiB here and {b.page_size >> 10} KiB there: KHO takes no handover across"
@@ -74,10 +74,7 @@ def predict(outgoing: Outgoing, following: Kernel) -> Prediction:
         return Prediction("rejected", why, code="kho-differs")
     unknown = list(_unknown(a, b))
     if met is None:
-        unknown.append(
-            f"which version of the tree passes cannot be told: {a.what} writes {_names(a.speaks.tree)}, {b.path} reads"
-            f" {_names(b.speaks.tree)}"
-        )
+        unknown += _versions(a, b)
     if unknown:
         return Prediction("unknown", unknown[0], untold=tuple(unknown[1:]), code="pairing-untold")
     return _luo(a, b)
@@ -87,11 +84,22 @@ def _unknown(a: Outgoing, b: Kernel) -> Iterator[str]:
     """Yield what of two kernels has to be known and is not, but for their versions."""
     for name, fact in ((f"KHO of {a.what}", a.kho), (f"KHO of {b.path}", b.kho)):
         if fact.value != "yes":
-            yield f"{name}: {_said(fact)}".rstrip(": ")
+            yield f"{name}: {said(fact)}".rstrip(": ")
     if not (a.arch and b.arch):
         yield "the architecture cannot be told"
     if not (a.page_size and b.page_size):
         yield "the page size cannot be told"
+
+
+def _versions(a: Outgoing, b: Kernel) -> Iterator[str]:
+    """Yield why it cannot be told whether the version of the tree that is written will be read."""
+    if not a.speaks.tree:
+        yield a.untold or f"which version of the tree {a.what} writes cannot be told"
+    if not b.speaks.tree:
+        yield f"which version of the tree {b.path} reads cannot be told"
+    if a.speaks.tree and b.speaks.tree:
+        written, read = _names(a.speaks.tree), _names(b.speaks.tree)
+        yield f"which version of the tree passes cannot be told: {a.what} writes {written}, {b.path} reads {read}"
 
 
 def _luo(a: Outgoing, b: Kernel) -> Prediction:
@@ -124,7 +132,7 @@ def _luo(a: Outgoing, b: Kernel) -> Prediction:
 
 
 def _accepted(a: Outgoing, b: Kernel, why: str, *lost: str) -> Prediction:
-    there = b.speaks.handlers.union(b.speaks.producers, *(module.handlers for module in b.modules))
+    there = b.handlers | b.speaks.producers
     gone = sorted((a.speaks.handlers | a.speaks.producers | a.preserves) - there)
     return Prediction("accepted", why, (*lost, *gone), code="agreed")
 
@@ -136,7 +144,10 @@ def _meet(written: frozenset[str], read: frozenset[str]) -> bool | None:
     return False if not written & read else True if written <= read else None
 
 
-def _said(fact: Fact) -> str:
+def said(fact: Fact) -> str:
+    """Return where a fact was read and why it is what it is; a path that the reason begins with stands there once."""
+    if fact.reason.lstrip("/").startswith(fact.source.lstrip("/")):
+        return fact.reason
     return f"{fact.source}: {fact.reason}".strip(": ")
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from safemem.boot.model import UNKNOWN
+from safemem.boot.model import UNKNOWN, Fact
 from safemem.initramfs.check import Wanted
 from safemem.outgoing import expected, guardline, nextinitrd, nextline, prediction, profile
 from safemem.outgoing.expected import Ending, NextBoot, Policies
-from safemem.outgoing.findings import SEVERITIES, Finding, finding, verdict
+from safemem.outgoing.findings import AS_ROOT, SEVERITIES, Finding, finding, verdict
 from safemem.outgoing.kernel import Kernel
 from safemem.outgoing.nextinitrd import Initrd
 from safemem.outgoing.prediction import Prediction
@@ -56,7 +56,7 @@ def examine(running: Running, asked: Asked) -> Report:
     kernel = asked.kernels[0]
     line = nextline.line(kernel, asked.cmdline if asked.cmdline is not None else kernel.cmdline)
     own = tuple(Initrd(f"{kernel.path} (initrd {n})", data) for n, data in enumerate(kernel.initrds, 1))
-    looked = nextinitrd.look((*own, *asked.initrds))
+    looked = nextinitrd.look(asked.initrds or own)  # kexec(8) passes one or the other
     policies = nextinitrd.policies(looked, line) or asked.policies
     boot = NextBoot(running, kernel, line, policies)
     outcome = prediction.predict(running.outgoing, kernel)
@@ -64,16 +64,17 @@ def examine(running: Running, asked: Asked) -> Report:
         outcome = outcome._replace(outcome="none", why="kexec_load(2) hands nothing over", code="old-loader")
     ground, why = guardline.ground(running, kernel, looked.size)
     state = expected.state(outcome, line)
-    endings = expected.endings(boot, state)
+    # What is for another machine is not loaded, and nothing comes of it.
+    endings = () if outcome.code == "other-arch" else expected.endings(boot, state)
     found = [
         *_running(running),
         *guardline.scratch(running, kernel, looked.size, ground),
-        *_pairing(running, kernel, outcome),
-        *_image(running, asked.kernels),
+        *_pairing(running, kernel, outcome, line),
+        *_image(running, asked),
         *_loader(running, asked.loader),
         *nextline.check(running, kernel, line, policies.built_in if policies else None),
         *guardline.check(running, kernel, line, ground, why),
-        *nextinitrd.checks(looked, line, asked.wanted),
+        *nextinitrd.checks(looked, line, asked.wanted, careless=running.at_stake.value == "no"),
         *_ends(boot, endings, state),
         *(profile.check(asked.profile, kernel, policies) if asked.profile else ()),
     ]
@@ -90,33 +91,42 @@ def _order(found: Finding) -> int:
 def _running(running: Running) -> Iterator[Finding]:
     kho = running.outgoing.kho
     if kho.value == UNKNOWN:
-        yield finding("kho-untold", f"{kho.source}: {kho.reason}")
+        yield finding("kho-untold", prediction.said(kho))
     stake = running.at_stake
     if stake.value != "no" and kho.value != "no":
-        yield finding("at-stake" if stake.value == "yes" else "stake-untold", stake.reason)
+        # Here it counts as yes; of a capture nobody has looked.
+        severity = "" if running.root or stake.value == "yes" else UNKNOWN
+        yield finding("at-stake" if stake.value == "yes" else "stake-untold", stake.reason, severity=severity)
     for area in running.in_kernel_zone:
         yield finding("kernel-zone", area, severity="warning" if stake.value == "no" else "error")
+    for area in running.zone_untold:
+        yield finding("zone-untold", area, severity="note" if stake.value == "no" else "")
     if running.replaced:
         yield finding("other-file", running.image_fault)
     image = running.image
     if image is None or running.proven:
         return
     if running.build_id and image.build_ids:
-        yield finding("running-differs", f"the kernel has build ID {running.build_id}", path=image.path)
+        seen = f"the kernel has build ID {running.build_id}, and the file {' and '.join(image.build_ids)}"
+        yield finding("running-differs", seen, path=image.path)
     elif image.release and image.release != running.outgoing.release:
         yield finding("running-differs", f"it is {image.release}, and {running.outgoing.release} runs", path=image.path)
     else:
-        yield finding("running-on-word", "--running", path=image.path)
+        shown = running.root and running.tree and stake.value == "no"
+        yield finding("running-on-word", "--running", severity="warning" if shown else UNKNOWN, path=image.path)
 
 
-def _pairing(running: Running, kernel: Kernel, outcome: Prediction) -> Iterator[Finding]:
+def _pairing(running: Running, kernel: Kernel, outcome: Prediction, line: nextline.Line) -> Iterator[Finding]:
     """Yield what becomes of the handover by what both kernels speak, and what is lost of one that is accepted."""
     held = "warning" if running.at_stake.value == "no" else "error"
     if outcome.code == "old-loader":
         return  # said of the loader
-    yield finding(outcome.code, outcome.why)
-    for why in outcome.untold:
-        yield finding("pairing-untold", why)
+    if outcome.code == "pairing-untold":
+        yield finding(outcome.code, "; ".join((outcome.why, *outcome.untold)), help=_missing(running, kernel))
+    elif outcome.code == "kho-off":
+        yield finding(outcome.code, _off(running.outgoing.kho))
+    elif outcome.code != "agreed" or line.kho:  # one that is told to have KHO off accepts nothing
+        yield finding(outcome.code, outcome.why)
     if outcome.outcome != "accepted":
         return
     a = running.outgoing
@@ -131,19 +141,61 @@ def _pairing(running: Running, kernel: Kernel, outcome: Prediction) -> Iterator[
             )
         else:
             yield finding("producer-missing", a.what, severity=held, name=name)
-    if a.luo.value != "no" and "LUO" not in outcome.lost and running.image is None:
-        severity = "note" if running.at_stake.value == "no" else ""
-        yield finding("handlers-untold", running.image_fault, severity=severity)
+    if a.luo.value != "no" and "LUO" not in outcome.lost:
+        yield from _handlers(running)
     for module in kernel.modules:
         for name in sorted(module.handlers & a.speaks.handlers - kernel.speaks.handlers):
             yield finding("in-module", module.path, name=name)
 
 
-def _image(running: Running, kernels: tuple[Kernel, ...]) -> Iterator[Finding]:
+def _off(kho: Fact) -> str:
+    """Return by what it is known that this kernel hands nothing over."""
+    if kho.reason == "not built in":
+        return f"KHO is not built in, by {kho.source}"
+    return f"{kho.reason or 'it is off'}, by {kho.source}" if kho.source else kho.reason
+
+
+def _missing(running: Running, kernel: Kernel) -> str:
+    """Return what would help to tell what becomes of the handover, by what is missing."""
+    a, found = running.outgoing, []
+    if not running.root and running.image is None:
+        found.append("add --running IMAGE, the file that machine was booted from")
+    elif a.kho.value == UNKNOWN or not a.speaks.tree:
+        found.append(AS_ROOT if running.root else "look on that machine itself")
+    if kernel.kho.value != "yes" or not (kernel.speaks.tree and kernel.arch and kernel.page_size):
+        found.append("`safemem kernel IMAGE` shows what the next one's image tells; keep the `config` file beside it")
+    return "; ".join(found) or "`safemem kernel IMAGE` shows what an image tells"
+
+
+def _handlers(running: Running) -> Iterator[Finding]:
+    """Yield whether handlers of the running kernel may be missing from what is compared."""
+    severity = "note" if running.at_stake.value == "no" else ""
+    if running.image is None:
+        what, remedy = "the running kernel's own file was", "with --running, name the file this kernel was booted from"
+        yield finding("handlers-untold", running.image_fault, severity=severity, what=what, help=remedy)
+    elif why := running.image.modules_untold:
+        what, remedy = "modules of the running kernel were", "keep its modules in /usr/lib/modules"
+        yield finding("handlers-untold", why, severity=severity, what=what, help=remedy)
+
+
+def _image(running: Running, asked: Asked) -> Iterator[Finding]:
+    kernels, kernel = asked.kernels, asked.kernels[0]
     if len(kernels) > 1:
-        yield finding("several-profiles", ", ".join(item.profile or "the first" for item in kernels))
-    for what in kernels[0].untold:
-        yield finding("image-untold", kernels[0].path, what=what)
+        # Which section of several a loader takes is its own affair: kexec(8) takes the last there is.
+        names = ", ".join(item.profile or "the first" for item in kernels)
+        same = len({_judged(item, asked) for item in kernels}) == 1
+        yield finding("several-profiles", names, severity="" if same else UNKNOWN)
+    if asked.cmdline is None and kernel.cmdline is not None:
+        severity = "warning" if running.at_stake.value == "no" or running.outgoing.kho.value == "no" else UNKNOWN
+        yield finding("cmdline-of-image", kernel.path, severity=severity)
+    if kernel.untold:
+        yield finding("image-untold", "; ".join(kernel.untold))
+
+
+def _judged(kernel: Kernel, asked: Asked) -> tuple[object, ...]:
+    """Return what of a profile of a unified image the judgement is of."""
+    line, initrds = kernel.cmdline if asked.cmdline is None else "", () if asked.initrds else kernel.initrds
+    return kernel.release, kernel.build_ids, kernel.speaks, kernel.untold, kernel.arch, kernel.page_size, line, initrds
 
 
 def _loader(running: Running, loader: str) -> Iterator[Finding]:
@@ -152,7 +204,10 @@ def _loader(running: Running, loader: str) -> Iterator[Finding]:
     handed = running.snapshot.facts["handover"].value
     # kexec-tools copies the whole device tree there, with what the kernel before has left in it.
     stale = running.outgoing.arch == "aarch64" and handed != "none"
-    yield finding("stale-handover" if stale else "old-loader", f"--loader {loader}; this boot's handover is {handed}")
+    if stale:
+        yield finding("stale-handover", f"--loader {loader}; this boot's handover is {handed}")
+    else:
+        yield finding("old-loader", f"--loader {loader}")
 
 
 # ---- the policy
@@ -171,14 +226,25 @@ def _ends(boot: NextBoot, endings: tuple[Ending, ...], state: str) -> Iterator[F
     for item in endings:
         if item.state == "accepted" and item.expected:
             yield from _accepted(boot, item, name)
-        elif state == "accepted" and item.state == "rejected" and item.action == "online-all" and not _careless(boot):
-            yield finding("policy-loose", f"policy `{name}`", rule=item.rule, state=item.reads)
+    if not boot.policies.built_in.observe:  # told of already, and as gravely
+        yield from _loose(boot, endings, name)
 
 
-def _careless(boot: NextBoot) -> bool:
-    """Return whether a policy that onlines everything after a rejection does no harm, or is told of already."""
-    observes = boot.policies is not None and boot.policies.built_in.observe
-    return observes or boot.running.at_stake.value == "no"
+def _loose(boot: NextBoot, endings: tuple[Ending, ...], name: str) -> Iterator[Finding]:
+    """Yield which ways in which the handover may fail end with all memory online: what is preserved is written over."""
+    held, seen = boot.running.at_stake.value != "no", set[tuple[str, str]]()
+    # What is preserved a capture does not tell; and without a command line nobody knows what the next boot will be told.
+    looked = boot.running.root or boot.running.at_stake.value != UNKNOWN
+    severity = "warning" if not held else "error" if looked and boot.line.text is not None else UNKNOWN
+    for item in endings:
+        if item.expected or item.state == "accepted" or item.action != "online-all":
+            continue
+        if item.state == "lost" and item.reads == "none":
+            if boot.line.text is not None:
+                yield finding("lost-unseen", f"policy `{name}`, rule `{item.rule}`", severity=severity)
+        elif held and (item.rule, item.reads) not in seen:
+            seen.add((item.rule, item.reads))
+            yield finding("policy-loose", f"policy `{name}`", severity=severity, rule=item.rule, state=item.reads)
 
 
 def _accepted(boot: NextBoot, item: Ending, name: str) -> Iterator[Finding]:

@@ -23,6 +23,8 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _Version = Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,48}$")]
 _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{16,128}$")]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: The key of a profile, as a line of its own or several.
+_POLICIES = re.compile(r"(?m)^policies *= *\[[^\]]*\][^\n]*\n")
 _NAME = r"^[^\x00-\x1f\x7f]{1,200}$"
 #: What each pattern asks for, in words.
 _FORMS = {
@@ -91,6 +93,7 @@ def _explain(details: ErrorDetails) -> tuple[places.Path, str]:
     """Return where one of pydantic's errors is, and what we say of it."""
     path, value = tuple(details["loc"]), details["input"]
     key = str(path[-1]) if path else ""
+    wants = f"`{key}` must be" if path and isinstance(path[-1], str) else "expected"
     match details["type"]:
         case "extra_forbidden":
             keys = AllowedKernel.model_fields if path[:1] == ("kernel",) else Profile.model_fields
@@ -100,15 +103,15 @@ def _explain(details: ErrorDetails) -> tuple[places.Path, str]:
         case "literal_error":
             return path, f"{show(value)} is not a format that this safemem reads; it reads {FORMAT}"
         case "too_short":
-            return path, "the list is empty"
+            return path, f"`{key}` must not be empty"
         case "string_pattern_mismatch":
-            return path, f"expected {_FORMS[details['ctx']['pattern']]}, not {show(value)}"
+            return path, f"{wants} {_FORMS[details['ctx']['pattern']]}, not {show(value)}"
         case "string_type":
-            return path, f"expected text, not {show(value)}"
+            return path, f"{wants} text, not {show(value)}"
         case "list_type":
-            return path, f"expected a list, not {show(value)}"
+            return path, f"{wants} a list, not {show(value)}"
         case "model_type" | "dict_type":
-            return path, f"expected a table, not {show(value)}"
+            return path, f"{wants} a table, not {show(value)}"
     return path, f"{details['msg'].lower()}: {show(value)}"
 
 
@@ -127,26 +130,70 @@ def write(name: str, kernels: Iterable[Kernel], digests: Iterable[str] = ()) -> 
     Raises:
         Unspeakable: what an image tells cannot be written, or it tells no release.
     """
-    lines = [f"format = {FORMAT}", f"name = {_quoted(name, 'the name')}"]
-    allowed = sorted(set(digests))
-    if allowed:
-        lines.append(f"policies = {_listed(allowed, 'the digests')}")
+    allowed: list[AllowedKernel] = []
     for kernel in kernels:
-        if not kernel.release:
-            raise Unspeakable(f"{kernel.path}: its release cannot be told, so no profile can name it")
-        speaks, path = kernel.speaks, kernel.path
-        lines += ["", "[[kernel]]", f"release = {_quoted(kernel.release, path)}"]
-        if kernel.arch:
-            lines.append(f"arch = {_quoted(kernel.arch, path)}")
-        for key, found in (
-            ("build_ids", kernel.build_ids),
-            ("tree", speaks.tree),
-            ("luo", speaks.luo),
-            ("handlers", _handlers(kernel)),
-            ("producers", speaks.producers),
-        ):
-            lines.append(f"{key} = {_listed(found, path)}")
-    return "\n".join(lines) + "\n"
+        if not any(_fits(item, kernel) for item in allowed):
+            allowed.append(_entry(kernel))
+    return _text(Profile(format=1, name=name, kernel=allowed, policies=sorted(set(digests))))
+
+
+def add(known: Profile, kernels: Iterable[Kernel], digests: Iterable[str], text: str) -> str:
+    """Return a profile that allows these kernels and policies beside those that `known` does; `text` is what it was read from.
+
+    One that allows any policy still does. What people have written in the file stays, where that can be done.
+
+    Raises:
+        Unspeakable: as in `write`.
+    """
+    allowed = list(known.kernel)
+    for kernel in kernels:
+        if not any(_fits(item, kernel) for item in allowed):
+            allowed.append(_entry(kernel))
+    policies = [*known.policies, *sorted(set(digests) - set(known.policies))] if known.policies else []
+    wanted = known.model_copy(update={"kernel": allowed, "policies": policies})
+    kept = (
+        _POLICIES.sub(f"policies = {_listed(policies, 'the digests')}\n", text, 1)
+        if policies != known.policies
+        else text
+    )
+    more = "".join(line + "\n" for item in allowed[len(known.kernel) :] for line in _lines(item))
+    kept = kept.rstrip("\n") + "\n" + more
+    try:
+        same = parse(kept.encode(), known.name).model_dump() == wanted.model_dump()
+        return kept if same else _text(wanted)
+    except load.PolicyError:
+        return _text(wanted)
+
+
+def _entry(kernel: Kernel) -> AllowedKernel:
+    """Return what allows a kernel. Raises Unspeakable."""
+    if not kernel.release:
+        raise Unspeakable(f"{kernel.path}: its release cannot be told, so no profile can name it")
+    if not kernel.build_ids:
+        # Without any a profile allows whatever kernel calls itself so.
+        raise Unspeakable(f"{kernel.path}: it has no build ID, so no profile can tell it from others of its release")
+    found = {"build_ids": frozenset(kernel.build_ids), **_spoken(kernel)}
+    for text in (kernel.release, *(text for texts in found.values() for text in texts)):
+        _quoted(text, kernel.path)
+    lists = {key: sorted(set(texts)) for key, texts in found.items()}
+    return AllowedKernel.model_validate({"release": kernel.release, "arch": kernel.arch, **lists})
+
+
+def _text(found: Profile) -> str:
+    """Return a profile as it stands in a file. Raises Unspeakable."""
+    lines = [f"format = {FORMAT}", f"name = {_quoted(found.name, 'the name')}"]
+    if found.policies:
+        lines.append(f"policies = {_listed(found.policies, 'the digests')}")
+    return "\n".join([*lines, *(line for item in found.kernel for line in _lines(item))]) + "\n"
+
+
+def _lines(item: AllowedKernel) -> list[str]:
+    lines = ["", "[[kernel]]", f"release = {_quoted(item.release, 'the profile')}"]
+    if item.arch:
+        lines.append(f"arch = {_quoted(item.arch, 'the profile')}")
+    for key in ("build_ids", "tree", "luo", "handlers", "producers"):
+        lines.append(f"{key} = {_listed(getattr(item, key), 'the profile')}")
+    return lines
 
 
 def _listed(texts: Iterable[str], where: str) -> str:
@@ -160,26 +207,20 @@ def _quoted(text: str, where: str) -> str:
     return json.dumps(text)
 
 
-def _handlers(kernel: Kernel) -> frozenset[str]:
-    return kernel.speaks.handlers.union(*(module.handlers for module in kernel.modules))
-
-
 # ---- comparing
 
 
 def check(allowed: Profile, kernel: Kernel, policies: Policies | None) -> Iterator[Finding]:
     """Yield in what a kernel and the policy of its boot are outside the profile."""
-    entry = next((item for item in allowed.kernel if _is(item, kernel)), None)
+    entries = [item for item in allowed.kernel if _is(item, kernel)]
+    entry = next((item for item in entries if _fits(item, kernel)), entries[0] if entries else None)
     if entry is None:
         ids = ", ".join(kernel.build_ids) or "no build ID"
         yield finding(
             "profile-kernel", f"{kernel.path} is {kernel.release or 'of no known release'}, {ids}", name=allowed.name
         )
     else:
-        speaks = kernel.speaks
-        for key, found in (
-            ("tree", speaks.tree), ("luo", speaks.luo), ("handlers", _handlers(kernel)), ("producers", speaks.producers),
-        ):  # fmt: skip
+        for key, found in _spoken(kernel).items():
             wanted = frozenset(getattr(entry, key))
             if found != wanted:
                 why = f"{key} {', '.join(sorted(found)) or 'none'}, not {', '.join(sorted(wanted)) or 'none'}"
@@ -190,6 +231,16 @@ def check(allowed: Profile, kernel: Kernel, policies: Policies | None) -> Iterat
         if not digests or not set(digests) <= set(allowed.policies):
             seen = ", ".join(digest[:12] for digest in digests) or "none is known"
             yield finding("profile-policy", seen, name=allowed.name)
+
+
+def _spoken(kernel: Kernel) -> dict[str, frozenset[str]]:
+    speaks = kernel.speaks
+    return {"tree": speaks.tree, "luo": speaks.luo, "handlers": kernel.handlers, "producers": speaks.producers}
+
+
+def _fits(entry: AllowedKernel, kernel: Kernel) -> bool:
+    """Return whether an entry allows a kernel as it is."""
+    return _is(entry, kernel) and all(set(getattr(entry, key)) == found for key, found in _spoken(kernel).items())
 
 
 def _is(entry: AllowedKernel, kernel: Kernel) -> bool:

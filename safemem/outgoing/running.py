@@ -43,6 +43,7 @@ class Running(NamedTuple):
     image_fault: str = ""  #: why it is not
     replaced: str = ""  #: a file that should be it, and is another kernel
     in_kernel_zone: tuple[str, ...] = ()  #: hot-added memory that preserved pages may lie in
+    zone_untold: tuple[str, ...] = ()  #: hot-added memory of which that cannot be told
 
     @property
     def proven(self) -> bool:
@@ -74,9 +75,13 @@ def read(root: str, images: Reader, named: str = "") -> Running:
         luo=shown.luo or speaks.luo,
         luo_nodes=shown.luo_nodes if shown.luo else speaks.luo_nodes,
     )
-    outgoing = found.outgoing._replace(speaks=speaks, sure=bool(shown.tree), preserves=shown.producers)
+    kernel_zone, zone_untold = _zones(root, snapshot)
+    outgoing = found.outgoing._replace(speaks=speaks, preserves=shown.producers)
+    if not speaks.tree:
+        why = f"its outgoing tree cannot be read, and {fault or 'its file has none'}"
+        outgoing = outgoing._replace(untold=f"which version of the tree this kernel writes cannot be told: {why}")
     page_size = _page_size(root, outgoing.arch) or outgoing.page_size
-    running = found._replace(
+    return found._replace(
         outgoing=outgoing._replace(page_size=page_size),
         root=root,
         at_stake=_stake(root),
@@ -87,9 +92,9 @@ def read(root: str, images: Reader, named: str = "") -> Running:
         image=image,
         image_fault=fault,
         replaced=replaced,
-        in_kernel_zone=_in_kernel_zone(root, snapshot),
+        in_kernel_zone=kernel_zone,
+        zone_untold=zone_untold,
     )
-    return running._replace(outgoing=running.outgoing._replace(sure=running.outgoing.sure or running.proven))
 
 
 def of_capture(snapshot: Snapshot, images: Reader, named: str = "") -> Running:
@@ -97,6 +102,9 @@ def of_capture(snapshot: Snapshot, images: Reader, named: str = "") -> Running:
     image = images(named)[0] if named else None
     found = _described(snapshot, image, named)
     why = "" if image else "a capture does not tell from which file the kernel was booted"
+    if image is None:
+        untold = "a capture does not hold which version of the tree this kernel writes"
+        found = found._replace(outgoing=found.outgoing._replace(untold=untold))
     return found._replace(at_stake=Fact(UNKNOWN, "capture", "a capture does not tell"), image=image, image_fault=why)
 
 
@@ -119,7 +127,7 @@ def _described(snapshot: Snapshot, image: Kernel | None, named: str) -> Running:
         _text(snapshot, "kernel"),
         _as(kho, {"on": "yes", "off": "no"}),
         _as(luo, {"ready": "yes", "failed": "yes", "busy": "yes", "off": "no", "missing": "no"}),
-        image.speaks if image else Speaks(),
+        image.speaks._replace(handlers=image.handlers) if image else Speaks(),
     )
     if outgoing.arch in _SMALL_PAGES:
         outgoing = outgoing._replace(page_size=4096)
@@ -137,7 +145,7 @@ def _text(snapshot: Snapshot, name: str) -> str:
 
 def _stake(root: str) -> Fact:
     value, why = stake.read(root)
-    return Fact(value, f"/{paths.PROC}", why)
+    return Fact(value, f"/{paths.PROC}", f"/{why}" if why.startswith(f"{paths.PROC}:") else why)
 
 
 # ---- the file
@@ -183,17 +191,21 @@ def _page_size(root: str, arch: str) -> int:
 # ---- memory
 
 
-def _in_kernel_zone(root: str, snapshot: Snapshot) -> tuple[str, ...]:
-    """Return the hot-added memory that is online outside the movable zone: a kernel does not survive preserved pages there.
+def _zones(root: str, snapshot: Snapshot) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the hot-added memory that is online outside the movable zone, and that of which its zone cannot be told.
+
+    A kernel does not survive preserved pages there.
 
     Seen on 7.2 and 7.3: the next kernel's early boot does not know of that memory, and dies before its first line.
     """
-    found = []
+    found: list[Range] = []
+    untold: list[Range] = []
     for run in snapshot.blocks:
         if run.state != "online" or not hot_added(snapshot, run):
             continue
         for number in range(run.first, run.last + 1):
             zones = files.word(root, f"{paths.MEMORY}/memory{number}/valid_zones").split()
-            if zones and zones[0] != "Movable":
-                found.append(Range(number * snapshot.block_size, (number + 1) * snapshot.block_size))
-    return tuple(str(area) for area in merge_ranges(tuple(found)))
+            if zones[:1] != ["Movable"]:
+                span = Range(number * snapshot.block_size, (number + 1) * snapshot.block_size)
+                (found if zones else untold).append(span)
+    return tuple(map(str, merge_ranges(tuple(found)))), tuple(map(str, merge_ranges(tuple(untold))))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.metadata import version
 from urllib.parse import quote
 
@@ -25,14 +26,15 @@ _LEVEL = {"error": "error", "unknown": "warning", "warning": "warning", "note": 
 
 def text(report: Report) -> str:
     """Return the findings, the worst first, what the kexec ends in, and the verdict as the last line."""
-    report, width = clean(report._replace(kernel=_bare(report.kernel))), terminal_width()
+    report, width = clean(_rooted(report._replace(kernel=_bare(report.kernel)))), terminal_width()
     running = report.running.outgoing.release or "a release that is not known"
-    lines = [f"{report.kernel.path}: {report.kernel.release or 'a release that is not known'}, after {running}"]
+    following = report.kernel.release or "a release that is not known"
+    lines = [f"{report.kernel.path}: next {following}, running {running}"]
     for item in report.found:
         severity = click.style(item.severity, fg=_COLOUR[item.severity], bold=True)
         first, *rest = folded(f"{item.severity}: {item.message} [{item.code}]", width, "    ")
         lines += [severity + first.removeprefix(item.severity), *rest]
-        lines += folded(f"    seen: {rooted(item.evidence)}", width, "          ")
+        lines += folded(f"    seen: {item.evidence}", width, "          ")
         if item.remedy:
             lines += folded(f"    help: {item.remedy}", width, "          ")
     for line in endings(report):
@@ -43,17 +45,22 @@ def text(report: Report) -> str:
 def endings(report: Report) -> list[str]:
     """Return what comes of a kexec now, and of each way in which it can fail; those with one end in one sentence."""
     lines = []
+    unseen = any(item.code == "no-initrd" for item in report.found)
+    nobody = "what safemem makes of it is not known" if unseen else "safemem does not run in that boot"
     failures: dict[str, list[str]] = {}
     for item in report.endings:
         if item.state == "panic":
             lines.append("if you kexec now: the next kernel panics by itself")
             continue
-        what = f"{item.action} by rule `{item.rule}`" if item.action else "nothing of safemem's decides"
+        what = f"{item.action} by rule `{item.rule}`" if item.action else nobody
         if item.expected:
             lines.append(f"if you kexec now: {what}; the handover reads as `{item.reads}`")
         elif item.state != "accepted":  # that it could be accepted is nothing that goes wrong
-            failures.setdefault(what, []).append(item.state)
-    if not lines:
+            because = f", because it reads as `{item.reads}`" if item.reads != item.state else ""
+            failures.setdefault(what + because, []).append(item.state)
+    if report.prediction.code == "other-arch":
+        lines.append("if you kexec now: it cannot be loaded here")
+    elif not lines:
         lines.append("if you kexec now: what becomes of the handover cannot be told")
     for what, states in failures.items():
         *most, last = states
@@ -63,6 +70,7 @@ def endings(report: Report) -> list[str]:
 
 def as_json(report: Report, exit_code: int) -> str:
     """Return the report as JSON, schema 1."""
+    report = _rooted(report)
     kernel, running, outcome = report.kernel, report.running, report.prediction
     document = {
         "schema": SCHEMA, "kind": "preflight", "exit_code": exit_code, "verdict": report.verdict,
@@ -91,7 +99,7 @@ def _speaks(found: Speaks) -> dict[str, list[str]]:
 
 def sarif(report: Report) -> str:
     """Return SARIF 2.1.0: a rule for each finding that there can be, a result for each that was made, about the image."""
-    codes = list(CODES)
+    report, codes = _rooted(report), list(CODES)
     driver = {
         "name": "safemem preflight",
         "version": version("safemem"),
@@ -104,7 +112,7 @@ def sarif(report: Report) -> str:
         {
             "ruleId": item.code, "ruleIndex": codes.index(item.code), "level": _LEVEL[item.severity],
             "message": {"text": _sentence(item)},
-            "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(report.kernel.path)}}}],
+            "locations": [{"physicalLocation": {"artifactLocation": {"uri": quote(os.fsencode(report.kernel.path))}}}],
             "properties": {"severity": item.severity, "evidence": item.evidence},
         }
         for item in report.found
@@ -118,7 +126,7 @@ def sarif(report: Report) -> str:
 
 def as_junit(report: Report) -> str:
     """Return one test case for each code: an error, or what could not be looked at, is a failure; and one for the verdict."""
-    suite = printable(report.kernel.path)
+    report, suite = _rooted(report), printable(report.kernel.path)
     cases = [Case(suite, "verdict", "" if report.verdict == "compatible" else report.verdict)]
     for code in CODES:
         bad = [item for item in report.found if item.code == code and item.severity in ("error", "unknown")]
@@ -130,6 +138,11 @@ def as_junit(report: Report) -> str:
 def _sentence(item: Finding) -> str:
     said = f"{item.message}; seen: {item.evidence}" if item.evidence else item.message
     return f"{said}; help: {item.remedy}" if item.remedy else said
+
+
+def _rooted(report: Report) -> Report:
+    """Return the report with paths as an operator types them, which facts name relative to a root."""
+    return report._replace(found=tuple(item._replace(evidence=rooted(item.evidence)) for item in report.found))
 
 
 def _bare(kernel: Kernel) -> Kernel:
