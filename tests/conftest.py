@@ -16,7 +16,7 @@ from hypothesis import settings
 pytest_plugins = ["tests.needs"]
 
 # A machine that boots guests beside the tests stalls any of them; what time a thing may take is the benchmark's business.
-settings.register_profile("safemem", deadline=None)
+settings.register_profile("safemem", deadline=None, max_examples=int(os.environ.get("SAFEMEM_EXAMPLES", "100")))
 settings.load_profile("safemem")
 
 # In the background of a shell, or after nohup, these are ignored, and what a test starts could not be told to stop.

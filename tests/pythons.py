@@ -29,10 +29,10 @@ _PACKAGES = ("busybox-static", "cpio", "lz4", "mount", "zstd")
 _LINTERS = ("codespell", "hatchling", "mypy", "pytest-xdist", "ruff")
 _REPOSITORY = harness.REPOSITORY
 #: Everything under tests/ but guests, packages, linters, what is shell alone, and the long searches for a policy or a cut
-#: that nothing about an interpreter decides; of the random draws a tenth.
+#: that nothing about an interpreter decides, and hooks of shell that are cut off; of the random draws a part.
 _SUITE = (
     "-m", "pytest", "-q", "--tb=short", "--durations=0", "--durations-min=5", "-p", "no:cacheprovider",
-    "-m", "not vm and not pythons and not bench and not mirror",
+    "-m", "not vm and not pythons and not bench", "-k", "not cut_off",
     *(f"--ignore=tests/test_{name}.py" for name in ("analysis", "deceptive", "makers", "package", "project", "search", "stricter", "wrapper")),
 )  # fmt: skip
 #: Runs in mount and process namespaces of its own; $1 is the root, $2 the repository, the rest the command. Not by chroot:
@@ -106,8 +106,8 @@ def run(python: Python, *words: str) -> subprocess.CompletedProcess[str]:
         own = Path("/tmp") if python.root else Path(scratch)
         environment = [
             "env", "-i", f"PATH={python.home}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", f"HOME={own}",
-            f"PYTHONPYCACHEPREFIX={own}/bytecode", f"HYPOTHESIS_STORAGE_DIRECTORY={own}/hypothesis", "SAFEMEM_DRAWS=200", "SAFEMEM_FAULTS=20",
-            f"{python.home}/bin/python3",
+            f"PYTHONPYCACHEPREFIX={own}/bytecode", f"HYPOTHESIS_STORAGE_DIRECTORY={own}/hypothesis", "SAFEMEM_DRAWS=200",
+            "SAFEMEM_EXAMPLES=20", "SAFEMEM_FAULTS=8", "SAFEMEM_KILLS=3", f"{python.home}/bin/python3",
         ]  # fmt: skip
         enter = []
         if python.root:

@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "realroot": {"boot"},
     "policy": {"boot"},
     "initramfs": {"boot", "realroot"},
-    "outgoing": {"boot", "initramfs", "policy"},
+    "outgoing": {"boot", "realroot", "policy", "initramfs"},
     "host": {"boot", "realroot", "policy", "initramfs"},
     "render": {"boot", "policy", "outgoing", "host"},
     "cli": {"boot", "realroot", "policy", "initramfs", "outgoing", "host", "render"},

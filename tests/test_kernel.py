@@ -8,10 +8,12 @@ import gzip
 import json
 import lzma
 import os
+import random
 import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -391,6 +393,47 @@ def test_real_kernels(name: str, arch: str) -> None:
     )
 
 
+def real(name: str) -> bytes:
+    """Return one of the guests' kernels."""
+    from tests.vm import harness
+
+    try:
+        return harness.kernel(name).read_bytes()
+    except FileNotFoundError as error:
+        lacking(str(error))
+
+
+def test_real_forms() -> None:
+    """A real Image says the same of itself in whatever it is packed."""
+    data = real("arm64/current")
+    plain = one(data)
+    for name in ("gzip", "zstd", "lz4"):
+        assert one(PACKINGS[name](data)) == plain._replace(packed=name)
+    assert one(images.zboot(gzip.compress(data, 1))) == plain._replace(form="EFI zboot", packed="gzip")
+
+
+def test_a_damaged_real_kernel() -> None:
+    """Wherever a real kernel is cut or changed it is refused, or it is the kernel that it was: never another one."""
+    data = real("current")
+    whole = one(data)
+    source = random.Random(16)
+    start = 1024
+    while not data[start:].startswith(b"\xfd7zXZ"):
+        start = data.index(b"\xfd7zXZ", start + 1)
+    size = struct.unpack_from("<I", data, 0x24C)[0]
+    for place in (0, 60, 0x210, 0x250, start, start + 9, start + size // 2, start + size - 1):
+        started = time.process_time()
+        assert refused(data[:place])
+        assert time.process_time() - started < 2
+    for _ in range(12):
+        place = source.randrange(start, start + size)
+        assert refused(images.lying(data, place, data[place] ^ 1 << source.randrange(8), 1))
+    for _ in range(12):
+        place = source.randrange(0x300, start)
+        found = one(images.lying(data, place, data[place] ^ 1 << source.randrange(8), 1))
+        assert found._replace(untold=()) == whole._replace(untold=())
+
+
 # ---- what is refused
 
 KERNEL = images.bzimage(images.vmlinux())
@@ -442,6 +485,7 @@ HOSTILE = {
     "two kernels": (images.pe([(".linux", KERNEL), (".linux", KERNEL)]), "2 sections `.linux` for one boot: one is needed"),
     "unified outside": (images.lying(UNIFIED, ROW + 20, 0xFFFFFE00), "its section `.linux` ends at byte "),
     "unified overlapping": (images.lying(UNIFIED, ROW + 40 + 20, 512), "its sections overlap at byte 512"),
+    "slow": (bz2.compress(b"") + bytes(11 << 20), "its kernel is 11 MiB packed with bzip2, and no more than 10 MiB of that are unpacked"),
     "two forms": (images.lying(KERNEL, 56, 0x644D5241), "this is bzImage and arm64 Image at once: what a loader takes it for cannot be told"),
     "bzImage and unified": (images.lying(images.lying(UNIFIED, 0x202, 0x53726448), 0x1FE, 0xAA55, 2),
                             "this is a unified kernel image and bzImage at once: what a loader takes it for cannot be told"),
@@ -516,6 +560,7 @@ def bombs() -> dict[str, bytes]:
         "bzImage": images.bzimage(b"", zeros)[:-4] + struct.pack("<I", near),
         "says less": images.bzimage(b"", images.bomb(200 << 20))[:-4] + struct.pack("<I", 1 << 20),
         "xz": lzma.compress(bytes(110 << 20), filters=lzma_filter),
+        "bits": lzma.compress(random.Random(1).randbytes(15 << 20), lzma.FORMAT_ALONE, preset=0),
         "bzip2": bz2.compress(bytes(110 << 20)),
         "zstd": _packed_by(bytes(200 << 20), "zstd", "-q", "-c"),
         "zstd of nothing": empty,

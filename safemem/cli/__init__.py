@@ -33,6 +33,7 @@ COMMANDS = {
     "kernel": Entry(
         "safemem.cli.kernel", "kernel_command", "Show what a kernel image is, and which handovers it speaks."
     ),
+    "matrix": Entry("safemem.cli.matrix", "matrix", "Show which kernels can hand over to which."),
     "simulate": Entry("safemem.cli.simulate", "simulate", "Show what a policy decides, and do nothing."),
     "capture": Entry("safemem.cli.simulate", "capture", "Write the state of this machine to a file."),
     "check": Entry("safemem.cli.policy", "check", "Prove a policy in every state."),

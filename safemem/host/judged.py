@@ -7,22 +7,17 @@
 from __future__ import annotations
 
 import re
-import struct
 from typing import NamedTuple
 
-from safemem.boot import files, paths
 from safemem.boot.cmdline import argument
-from safemem.boot.files import reason
 from safemem.host import history
-from safemem.realroot import loaded
+from safemem.realroot import buildid, loaded
 from safemem.realroot.kexecline import ARGUMENT
 from safemem.realroot.loaded import Override
 
 _ID = re.compile(r"[0-9a-f]{8,128}")
 #: What is told beside the IDs; and what stands for them if they could not be told.
 FLAGS, UNTOLD = ("overridden", "cannot-tell"), "unknown"
-#: Of an ELF note: three numbers, then name and content, each padded to four bytes (elf(5)).
-_HEAD, _GNU, _BUILD_ID = struct.Struct("=III"), b"GNU\0", 3
 
 
 class Judged(NamedTuple):
@@ -59,7 +54,7 @@ def read(root: str, cmdline: str) -> Judged | None:
         return Judged(
             (), (), "", f"{ARGUMENT}= on the command line is ignored: `{word}` is not what kexec was given", override
         )
-    running, why = _running(root)
+    running, why = buildid.running(root)
     if not told:
         why = "the build ID of the image that was judged could not be told"
     return Judged(told, tuple(flags), running, why or problem, override)
@@ -76,19 +71,3 @@ def _override(root: str, *, overridden: bool) -> tuple[Override | None, str]:
         return found or (loaded.newest(root) if overridden else None), ""
     except (OSError, loaded.Damaged) as error:
         return None, f"the override of the boot before cannot be read: {loaded.why_not(error)}" if overridden else ""
-
-
-def _running(root: str) -> tuple[str, str]:
-    """Return the build ID of the running kernel, and ""; or "" and why it cannot be told."""
-    try:
-        data = files.read(root, paths.NOTES)
-    except OSError as error:
-        return "", f"/{paths.NOTES}: {reason(error)}"
-    place = 0
-    while place + _HEAD.size <= len(data):
-        name, content, kind = _HEAD.unpack_from(data, place)
-        start = place + _HEAD.size + (name + 3 & ~3)
-        if kind == _BUILD_ID and data[place + _HEAD.size :][:name] == _GNU and 0 < content <= len(data) - start:
-            return data[start : start + content].hex(), ""
-        place = start + (content + 3 & ~3)
-    return "", f"/{paths.NOTES} has no build ID"

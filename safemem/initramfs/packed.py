@@ -8,12 +8,12 @@ initrd was made with them.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import importlib
 import io
 import lzma
 import os
 import subprocess
-import sys
 import zlib
 from collections.abc import Generator
 from typing import Any, Protocol
@@ -35,11 +35,11 @@ _NAMES = {
 _MEMORY = 1 << 28
 
 
-#: Of Python 3.14; before, the program unpacks it.
-_zstd: Any = importlib.import_module("compression.zstd") if sys.version_info >= (3, 14) else None
-_DAMAGED: tuple[type[Exception], ...] = (
-    zlib.error, OSError, lzma.LZMAError, EOFError, *((_zstd.ZstdError,) if _zstd else ()),
-)  # fmt: skip
+#: Python's own, from 3.14 on if it was built with it; otherwise the program unpacks it.
+_zstd: Any = None
+with contextlib.suppress(ImportError):
+    _zstd = importlib.import_module("compression.zstd")
+_DAMAGED = (zlib.error, OSError, lzma.LZMAError, EOFError)
 
 
 class Unreadable(Refused, ValueError):
@@ -102,9 +102,9 @@ def pieces(data: bytes, at: int, *, alone: bool = False) -> Generator[bytes, Non
     """
     head = data[at : at + 6]
     stream: _Stream
-    if head.startswith(_ZSTD) and _zstd is None:
+    if head.startswith(_ZSTD):
         end = _zstd_end(data, at)
-        yield from _by_program(("zstd", "-dcq"), data[at:end], at)
+        yield from _zstd_by_library(data, at) if _zstd else _by_program(("zstd", "-dcq"), data[at:end], at)
         return end
     if head.startswith(LZ4_LEGACY):
         end = _lz4_end(data, at)
@@ -115,9 +115,7 @@ def pieces(data: bytes, at: int, *, alone: bool = False) -> Generator[bytes, Non
     if head.startswith(_LZO):
         yield from _by_program(("lzop", "-dcq"), data[at:], at)
         return len(data)
-    if head.startswith(_ZSTD):
-        stream = _zstd.ZstdDecompressor()
-    elif head.startswith(_GZIP):
+    if head.startswith(_GZIP):
         stream = _Gzip()
     elif head.startswith(_BZIP2):
         stream = bz2.BZ2Decompressor()
@@ -125,20 +123,24 @@ def pieces(data: bytes, at: int, *, alone: bool = False) -> Generator[bytes, Non
         stream = lzma.LZMADecompressor(memlimit=_MEMORY)
     else:
         raise Unreadable(f"byte {at}: neither an archive nor a compression that the kernel knows")
-    place = at
     try:
-        while not stream.eof:
-            piece = b""
-            if stream.needs_input:
-                piece = data[place : place + _PIECE]
-                place += len(piece)
-                if not piece:
-                    raise Unreadable(f"byte {at}: the compressed part is cut off")
-            out = stream.decompress(piece, _PIECE)
-            if out:
-                yield out
+        return (yield from _unpacked(stream, data, at))
     except _DAMAGED as error:
         raise Unreadable(f"byte {at}: the compressed part is damaged: {error}") from None
+
+
+def _unpacked(stream: _Stream, data: bytes, at: int) -> Generator[bytes, None, int]:
+    place = at
+    while not stream.eof:
+        piece = b""
+        if stream.needs_input:
+            piece = data[place : place + _PIECE]
+            place += len(piece)
+            if not piece:
+                raise Unreadable(f"byte {at}: the compressed part is cut off")
+        out = stream.decompress(piece, _PIECE)
+        if out:
+            yield out
     return place - len(stream.unused_data)
 
 
@@ -159,6 +161,13 @@ def whole(data: bytes, at: int, limit: int, *, alone: bool = False) -> tuple[byt
                 f"byte {at}: the compressed part unpacks to more than {limit >> 20} MiB, which is not read"
             )
         out.write(piece)
+
+
+def _zstd_by_library(data: bytes, at: int) -> Generator[bytes]:
+    try:
+        yield from _unpacked(_zstd.ZstdDecompressor(), data, at)
+    except _zstd.ZstdError:
+        raise Unreadable(f"byte {at}: the part packed with zstd is damaged") from None
 
 
 def _by_program(command: tuple[str, ...], data: bytes, at: int) -> Generator[bytes]:

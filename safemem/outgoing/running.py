@@ -8,7 +8,6 @@ can be preserved nothing but the kernel's own image does, so that is looked for 
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,13 +17,12 @@ from safemem.boot.ranges import Range, common, merge_ranges, total
 from safemem.outgoing import outtree
 from safemem.outgoing.kernel import Kernel, Speaks
 from safemem.outgoing.prediction import Outgoing
+from safemem.realroot import buildid
 
 #: Where distributions keep the image of a release.
 IMAGES = ("boot/vmlinuz-{}", "usr/lib/modules/{}/vmlinuz", "lib/modules/{}/vmlinuz", "boot/vmlinux-{}", "boot/Image-{}")
 #: Reads an image, of a unified one each profile. Raises Refused.
 Reader = Callable[[str], tuple[Kernel, ...]]
-#: A build ID in the kernel's notes (include/uapi/linux/elf.h, NT_GNU_BUILD_ID).
-_GNU, _BUILD_ID = b"GNU\0", 3
 #: The kernel's own name for architectures whose pages are 4 KiB whatever is configured.
 _SMALL_PAGES = ("x86_64", "i686", "i586", "i386")
 _ARM64_PAGES = {f"CONFIG_ARM64_{size}K_PAGES": size << 10 for size in (4, 16, 64)}
@@ -64,7 +62,7 @@ def read(root: str, images: Reader, named: str = "") -> Running:
     """
     snapshot = probe.read_snapshot(root)
     snapshot = snapshot._replace(room=memory.room(root))
-    build_id = _running_id(root)
+    build_id, _ = buildid.running(root)
     image, fault, replaced = _image(root, _text(snapshot, "kernel"), build_id, images, named)
     found = _described(snapshot, image, named)
     tree = outtree.read(root)
@@ -143,26 +141,6 @@ def _stake(root: str) -> Fact:
 
 
 # ---- the file
-
-
-def _running_id(root: str) -> str:
-    """Return the build ID of the kernel that runs; "" if it cannot be read."""
-    try:
-        return _build_id(files.read(root, paths.NOTES))
-    except OSError:
-        return ""
-
-
-def _build_id(notes: bytes) -> str:
-    """Return the build ID among ELF notes; "" if there is none. Each is name size, size, type, name and content, padded."""
-    at = 0
-    while at + 12 <= len(notes):
-        name, size, kind = struct.unpack_from("<III", notes, at)
-        start = at + 12 + (name + 3 & ~3)
-        if kind == _BUILD_ID and notes[at + 12 : at + 12 + name] == _GNU and start + size <= len(notes):
-            return notes[start : start + size].hex()
-        at = start + (size + 3 & ~3)
-    return ""
 
 
 def _image(root: str, release: str, build_id: str, images: Reader, named: str) -> tuple[Kernel | None, str, str]:
