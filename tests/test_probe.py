@@ -312,11 +312,32 @@ def test_an_empty_root_is_all_unknown(tmp_path: Path) -> None:
         ('x="one two" y', [("x", "one two"), ("y", "")]),
         ("a -- b=1", [("a", "")]),
         ('a "b', [("a", ""), ("b", "")]),
+        ('"kho=on" "a b"=c x="y"', [("kho", "on"), ('a b"', "c"), ("x", "y")]),
+        ('kho=o"n" "kho"=on', [("kho", 'o"n"'), ('kho"', "on")]),
+        ("a\x1fb\u2003c\td", [("a\x1fb\u2003c", ""), ("d", "")]),
     ],
 )
 def test_arguments(cmdline: str, expected: list[tuple[str, str]]) -> None:
     """Arguments split as the kernel splits them."""
     assert expected == boot_cmdline.arguments(cmdline)
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "value"),
+    [
+        ("kho=off kho=bogus", "off"),
+        ("kho=off kho", "off"),
+        ("kho=off kho=on", "on"),
+        ("kho=bogus", "bogus"),
+        ("kho=bogus kho=off", "off"),
+        ('kho=off kho=o"n"', "off"),
+        ("panic=1 panic=bogus", None),
+    ],
+)
+def test_a_switch_keeps_what_the_kernel_understands(cmdline: str, value: str | None) -> None:
+    """Of a switch the last value that is one counts, of anything else the last."""
+    assert boot_cmdline.argument(cmdline, "kho") == value
+    assert boot_cmdline.argument(cmdline, "panic") == (None if value else "bogus")
 
 
 @given(st.text())

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+#: What stands between words; not all that Python takes for a space.
+_SPACE = " \t\n\v\f\r"
+#: Arguments whose value the kernel leaves as it is where it understands no other.
+_SWITCHES = ("kho", "liveupdate")
 #: Between what an argument says and the check sum of that.
 _SEAL = ";crc32="
 
@@ -14,35 +18,56 @@ def split(cmdline: str) -> tuple[list[str], list[str], bool]:
     """
     words, word, quoted = [], "", False
     for char in cmdline:
-        if char.isspace() and not quoted:
+        if char in _SPACE and not quoted:
             words += [word] if word else []
             word = ""
             continue
         quoted ^= char == '"'
         word += char
-    if word.strip():
-        words.append(word.strip())
+    if word.strip(_SPACE):
+        words.append(word.strip(_SPACE))
     end = next((place for place, word in enumerate(words) if word.replace('"', "") == "--"), len(words))
     return words[:end], words[end:], quoted
 
 
 def arguments(cmdline: str) -> list[tuple[str, str]]:
-    """Return the kernel's arguments in order, as name and value without quotation marks; `-` in a name is `_`.
+    """Return the kernel's arguments in order, as name and value; `-` in a name is `_`.
 
-    And safemem's own from behind `--` as well: the kernel looks there for `crashkernel=` too, so a guard that was
+    A quotation mark is taken off where a word or a value begins with one, and its other at the end; one inside stays. And safemem's own from behind `--` as well: the kernel looks there for `crashkernel=` too, so a guard that was
     appended to a line with words for init is in force.
     """
     words, init, _ = split(cmdline)
-    found = (word.replace('"', "").partition("=") for word in (*words, *init))
-    named = [(key.replace("-", "_"), value) for key, _, value in found]
+    named = [_named(word) for word in (*words, *init)]
     return [item for item in named[: len(words)] if item[0]] + [
         item for item in named[len(words) :] if item[0] == "safemem" or item[0].startswith("safemem.")
     ]
 
 
+def _named(word: str) -> tuple[str, str]:
+    """Return name and value of a word, as next_arg() does."""
+    quoted = word[:1] == '"'
+    key, equals, value = word[quoted:].partition("=")
+    if value[:1] == '"':
+        quoted, value = True, value[1:]
+    if quoted and equals:
+        value = value.removesuffix('"')
+    elif quoted:
+        key = key.removesuffix('"')
+    return key.replace("-", "_"), value
+
+
+def last(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """Return which value of each argument counts: the last one, of a switch the last that the kernel understands."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in found or name not in _SWITCHES or boolean(value) is not None:
+            found[name] = value
+    return found
+
+
 def argument(cmdline: str, name: str) -> str | None:
-    """Return the value of the last argument `name`, or None if it is not there."""
-    return dict(arguments(cmdline)).get(name)
+    """Return the value of the argument `name` that counts, or None if it is not there."""
+    return last(arguments(cmdline)).get(name)
 
 
 def sealed(text: str) -> str:
@@ -65,9 +90,9 @@ def boolean(value: str | None) -> bool | None:
     if value is None:
         return None
     head = value[:2].lower()
-    if head[:1] in ("y", "t", "1") or head == "on":
+    if head[:1] in ("e", "y", "t", "1") or head == "on":
         return True
-    if head[:1] in ("n", "f", "0") or head == "of":
+    if head[:1] in ("d", "n", "f", "0") or head == "of":
         return False
     return None
 

@@ -7,7 +7,7 @@ What cannot be known to be free is left out: if anything else is in the range of
 from __future__ import annotations
 
 from safemem.boot import files, memory, pagewords, paths, probe
-from safemem.boot.cmdline import arguments, split
+from safemem.boot.cmdline import argument, arguments, last, split
 from safemem.boot.files import reason
 from safemem.boot.model import UNKNOWN, Refused, Snapshot
 from safemem.boot.ranges import Range, common, merge_ranges, total, without
@@ -108,7 +108,7 @@ def ground(
         raise CannotSay(f"{paths.IOMEM} shows nothing of the memory that firmware gave as free for the next kernel")
     nodes = _nodes(snapshot, ram)
     image = max(area.end for area in room.kernel) - min(area.start for area in room.kernel) if room.kernel else 0
-    named = dict(arguments(snapshot.cmdline))
+    named = last(arguments(snapshot.cmdline))
     found = Ground(
         ram,
         scratch,
@@ -179,7 +179,7 @@ def _own(
     found, notes = pagewords.spread(pool, holds), []
     if gone := [str(node) for node, number in pool.nodes if number and node not in holds]:
         notes.append(f"hugepages= asks for pages on node {', '.join(gone)}, which has no memory of its own: left out")
-    text = dict(arguments(cmdline)).get(asked.ARGUMENT)
+    text = argument(cmdline, asked.ARGUMENT)
     if text is not None:
         try:
             before = asked.parse(text)

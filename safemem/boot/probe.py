@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from safemem.boot import attempts, crashkernel, devices, files, guards, memory, paths, stake, zeropage
 from safemem.boot.asked import ARGUMENT
-from safemem.boot.cmdline import arguments, boolean, unsealed
+from safemem.boot.cmdline import arguments, boolean, last, unsealed
 from safemem.boot.files import reason
 from safemem.boot.model import FACTS, UNKNOWN, Fact, Note, Snapshot
 from safemem.boot.ranges import Range, parse_range
@@ -46,9 +46,9 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
     if cmdline is None:
         text = f"{paths.CMDLINE} cannot be read: kernel arguments are unknown"
         notes.append(Note("cmdline-unreadable", text))
-    # Split once; of arguments with one name the last counts.
+    # Split once.
     pairs = None if cmdline is None else arguments(cmdline)
-    asked = None if pairs is None else dict(pairs)
+    asked = None if pairs is None else last(pairs)
     config = _Config(root)
     offered = zeropage.offered(root)
     handover = _handover(root, offered, asked, config)

@@ -44,7 +44,7 @@ class Told(click.ClickException):
         """Print the message; each line already begins with its place."""
         from safemem.boot.printable import printable  # where there is nothing to tell, nothing is loaded
 
-        if self._form != "text":
+        if self._form in ("json", "sarif", "junit"):
             from safemem.render import refused
 
             click.echo(refused.document(self._form, self._command, int(self.exit_code), self._lines))

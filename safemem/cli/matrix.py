@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import click
 
+from safemem.boot.model import Refused
 from safemem.cli import codes
 from safemem.cli.codes import Code
-from safemem.cli.common import formats
+from safemem.cli.common import InputError, formats
 from safemem.outgoing import image, pairs
+from safemem.outgoing.kernel import Kernel
 from safemem.render import pairs as render
 
 
@@ -17,7 +19,7 @@ from safemem.render import pairs as render
 @formats("svg")
 @click.pass_context
 @codes.ends(
-    done="every kernel can hand over to every other", ended="some cannot", unknown="of some it cannot be told",
+    done="every kernel can hand over to every other", ended="some cannot", unknown="some cannot be told",
     invalid="an image cannot be read",
 )  # fmt: skip
 def matrix(context: click.Context, kernels: tuple[str, ...], form: str) -> None:
@@ -29,7 +31,7 @@ def matrix(context: click.Context, kernels: tuple[str, ...], form: str) -> None:
     \b
     Example: safemem matrix /boot/vmlinuz-* --format svg > kernels.svg
     """
-    found = pairs.pairs(tuple(kernel for path in kernels for kernel in image.read(path)))
+    found = pairs.pairs(_read(kernels))
     verdicts = {pair.verdict for pair in found.pairs}
     code = Code.DONE
     if verdicts != {"compatible"}:
@@ -41,3 +43,17 @@ def matrix(context: click.Context, kernels: tuple[str, ...], form: str) -> None:
     else:
         click.echo(render.pairs_text(found))
     context.exit(code)
+
+
+def _read(paths: tuple[str, ...]) -> tuple[Kernel, ...]:
+    """Return every kernel in these images. Raises InputError for all that cannot be read at once."""
+    found: list[Kernel] = []
+    faults: list[str] = []
+    for path in paths:
+        try:
+            found += image.read(path)
+        except Refused as error:
+            faults += error.lines or str(error).split("\n")
+    if faults:
+        raise InputError("\n".join(faults))
+    return tuple(found)

@@ -36,10 +36,9 @@ class Pairs(NamedTuple):
 def pairs(kernels: tuple[Kernel, ...]) -> Pairs:
     """Return what is foretold of each ordered pair, with KHO and LUO on in both."""
     named = dict(zip(_names([_path(kernel) for kernel in kernels]), kernels, strict=True))
-    return Pairs(
-        named,
-        tuple(Pair(a, b, predict(of_image(named[a]), named[b])) for a in named for b in named),
-    )
+    # Reasons speak of them by the same names.
+    short = {name: kernel._replace(path=name) for name, kernel in named.items()}
+    return Pairs(named, tuple(Pair(a, b, predict(of_image(short[a]), short[b])) for a in short for b in short))
 
 
 def _path(kernel: Kernel) -> str:
