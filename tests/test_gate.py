@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ CALLS = {
     "--exec --no-sync": Call("exec", less=("--no-sync",), rest=("--exec", "--no-sync")),
     "-u": Call("unload", rest=("-u",)),
     "-p -u": Call("unload", crash=True, rest=("-p", "-u")),
+    "-u -e": Call("unload", rest=("-u", "-e")),
+    "-p -u -e": Call("exec", crash=True, rest=("-p", "-u", "-e")),
+    "-u -l /boot/vmlinuz": Call("load", kernel=K, unclear=("`--unload` with a kernel to load does one thing or the other, by the system call",), rest=("-u", "-l")),
+    "-p -f /boot/vmlinuz": Call("now", crash=True, kernel=K, rest=("-p", "-f")),
+    "-p -l /boot/vmlinuz": Call("load", crash=True, kernel=K, rest=("-p", "-l")),
+    **{
+        f"-p --load-{name} /boot/vmlinuz": Call("load", kernel=K, unclear=(f"`--load-{name}` adds what preflight does not see",), rest=("-p", f"--load-{name}"))
+        for name in ("preserve-context", "live-update", "jump-back-helper")
+    },
     "-p /boot/vmlinuz": Call("load", crash=True, kernel=K, rest=("-p",)),
     "--load-pan /boot/vmlinuz": Call("load", crash=True, kernel=K, rest=("--load-pan",)),
     "-S": Call("other"),
@@ -316,7 +326,8 @@ def test_what_cannot_be_told_is_the_operators_to_allow(machine: Machine, setting
         assert calls == []
     else:
         assert f"--append={WORD},cannot-tell" in calls[0].split("|")
-        assert f"kexec goes on: cannot tell: {WHY[6]}" in machine.console()
+        said = f"safemem: kexec goes on, though it cannot be told whether it would come up: {WHY[6]}.\n"
+        assert machine.console() == said
 
 
 @pytest.mark.parametrize(
@@ -335,6 +346,30 @@ def test_what_is_no_verdict_is_none(machine: Machine, code: int, text: str, erro
     machine.tell(code, text, error)
 
     assert judge.judge(machine.path, "k", (), "", "kexec_file")[:2] == ("cannot tell", why)
+    # Whatever it is that makes preflight fail, it is no way past it.
+    assert machine.load() == 6 and machine.calls() == []
+    loaded.permit(machine.path, "now")
+    assert machine.load() == 0
+
+
+OFF = "error: this kernel hands nothing over: KHO is off [kho-off]\n    seen: kho=off\n"
+NO_INITRD = "unknown: no initrd was looked at [no-initrd]\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "said"),
+    [
+        (OFF, 0, "kexec goes on without a handover: this kernel hands nothing over: KHO is off (kho=off)\n"),
+        (f"{OFF}{NO_INITRD}", 0, "kexec goes on, though it cannot be told whether it would come up: no initrd was looked at.\n"),
+        (f"{OFF}error: nothing decides there [initrd-without-safemem]\n", 5, "kexec refused: incompatible: this kernel hands nothing over: KHO is off (kho=off)\n"),
+    ],
+)  # fmt: skip
+def test_a_kernel_that_hands_nothing_over_loses_nothing(machine: Machine, found: str, code: int, said: str) -> None:
+    """With KHO off here every plain kexec would be refused: where that is all, it goes on, and says so."""
+    machine.tell(5, f"/boot/next: 7.3.4, after 7.3.4\n{found}incompatible\n")
+    assert machine.load() == code
+    assert machine.console().startswith(f"safemem: {said}")
+    assert len(machine.calls()) == (code == 0)
 
 
 def test_a_preflight_that_is_not_there(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,11 +389,16 @@ SETTINGS = {
     "# mine\ncannot_tel = 1\n": "/etc/safemem/preflight.toml:2: unknown key `cannot_tel`; the one there is is `cannot_tell`",
     "cannot_tell = \n": "/etc/safemem/preflight.toml:1:15: invalid value",
     b"\xff": "/etc/safemem/preflight.toml: this is not text in UTF-8",
+    "x = " + "1" * 5000: "/etc/safemem/preflight.toml: this cannot be read",
+    "x = " + "[" * 50000: "/etc/safemem/preflight.toml: this cannot be read",
+    'cannot_tell = "allow"\n'
+    + "#" * 65536
+    + '\ncannot_tel = "refuse"\n': "/etc/safemem/preflight.toml: it is larger than 64 KiB",
     "cannot_tell = true\n": '/etc/safemem/preflight.toml:1: `cannot_tell` is "refuse" or "allow"',
 }
 
 
-@pytest.mark.parametrize(("text", "why"), SETTINGS.items())
+@pytest.mark.parametrize(("text", "why"), SETTINGS.items(), ids=range(len(SETTINGS)))
 def test_settings_that_cannot_be_used_refuse(
     machine: Machine, text: str | bytes, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -370,15 +410,19 @@ def test_settings_that_cannot_be_used_refuse(
     assert machine.load() == 0
     machine.tell(6)
     assert machine.load() == 6
-    assert f"kexec refused: cannot tell: {WHY[6]}; {why}" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"safemem: kexec refused: cannot tell: {why}" in error  # first, with what to write
+    assert f': write `cannot_tell = "refuse"` or `cannot_tell = "allow"` there, and nothing else; {WHY[6]}\n' in error
 
 
 def test_an_override_is_for_one_kexec(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     """It is kept on the disk before the kernel is loaded, is told to the next boot, and is used up."""
     assert gate.main(["--root", machine.path, "override", "--reason", "the  host\nburns"]) == 0
     assert capsys.readouterr().out == "this boot's next kexec may go against the verdict: the host burns\n"
-    assert machine.load() == 0  # it is not needed
+    assert machine.load() == 0  # it is not needed, and was for this one
     machine.tell(5)
+    assert machine.load() == 5
+    loaded.permit(machine.path, "the host burns")
     machine.calls()
     assert machine.load() == 0
 
@@ -469,6 +513,48 @@ def test_what_is_no_live_update_is_kexecs_own(machine: Machine, words: list[str]
     assert (machine.root / loaded.LOADED).read_bytes() == before
 
 
+@pytest.mark.parametrize("words", [["-p", "-e"], ["-p", "-f", "/k"]])
+def test_a_jump_is_judged_whatever_else_is_loaded(machine: Machine, words: list[str]) -> None:
+    """With -p in front of it kexec jumps into the kernel that is no crash kernel."""
+    assert machine.load() == 0
+    machine.calls()
+    machine.tell(5)
+    assert loading.main(words, machine.path) == 5 and machine.calls() == []
+    machine.tell(0)
+    assert loading.main(words, machine.path) == 0 and machine.calls() == ["|".join(words)]
+
+
+def test_two_loads_at_once(machine: Machine) -> None:
+    """Each leaves its own record beside its own kernel, and unloading waits for them as well."""
+    other = machine.root / "boot/other"
+    other.write_bytes(b"other")
+    # kexec takes long, and tells what is in the kernel's memory when it ends.
+    last = machine.base / "last"
+    machine.program(
+        "usr/sbin/kexec.distrib",
+        f"""
+        case " $* " in *' -u '*) rm -f {last}; exit ;; esac
+        for name; do :; done
+        case $name in *next) echo "$name" >{last}; sleep 1 ;; *) echo "$name" >{last} ;; esac
+        echo 1 >{machine.loaded}""",
+    )
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from safemem.realroot import loading; sys.exit(loading.main(sys.argv[2:], sys.argv[1]))",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for words in (["-l", str(other)], ["-u"]):
+        last.unlink(missing_ok=True)
+        with subprocess.Popen([*command, machine.path, "-l", str(machine.kernel)], env=environment) as first:
+            while not last.exists():
+                time.sleep(0.01)
+            assert subprocess.run([*command, machine.path, *words], env=environment).returncode == 0
+            assert first.wait() == 0
+        found = loaded.read(machine.path)
+        assert (found.kernel.path if found else None) == (last.read_text().strip() if last.exists() else None)
+
+
 def test_unload_forgets(machine: Machine) -> None:
     """The record goes with the kernel, and so does what was forced."""
     machine.load()
@@ -490,9 +576,36 @@ def test_what_the_line_does_not_tell(machine: Machine, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert loading.main(words, machine.path) == 6
     assert capsys.readouterr().err.startswith(
-        "safemem: kexec refused: cannot tell: what is to be loaded cannot be told: the option `--new` is not known here\n"
+        f"{SAID[0]}safemem: kexec refused: cannot tell: what is to be loaded cannot be told: the option `--new` is not known here"
+        ' (refused by `cannot_tell = "refuse"` in /etc/safemem/preflight.toml)\n'
     )
     assert machine.calls() == []
+
+
+@pytest.mark.parametrize("option", ["--new", "--reuseinitrd", "--load-live-update", "-u"])
+def test_an_unclear_option_hides_nothing(machine: Machine, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What preflight says of the kernel, the initrd and the command line that do stand there is not lost."""
+    words = [option, "-l", str(machine.kernel), f"--initrd={machine.initrd}", "--append=quiet"]
+    machine.tell(5)
+    assert loading.main(words, machine.path) == 5 and machine.calls() == []
+    assert f"safemem: kexec refused: incompatible: {WHY[5]}\n" in capsys.readouterr().err
+    asked = (machine.base / "asked").read_text().splitlines()
+    assert asked[2:6] == [str(machine.kernel), "--initrd", str(machine.initrd), "--cmdline=quiet"]
+    machine.tell(3)
+    assert loading.main(words, machine.path) == 6 and machine.calls() == []
+    machine.tell(0)
+    assert loading.main(words, machine.path) == 0 and machine.calls() == ["|".join(words)]
+    assert loaded.read(machine.path) is None
+
+
+def test_what_loads_without_a_kernel_is_no_mistake(machine: Machine) -> None:
+    """The helper for a jump back is loaded over what was judged; a load without its kernel is kexec's to complain of."""
+    machine.load()
+    machine.calls()
+    assert loading.main(["-l"], machine.path) == 0
+    assert loaded.read(machine.path) is not None
+    assert loading.main(["--load-jump-back-helper"], machine.path) == 0
+    assert loaded.read(machine.path) is None
 
 
 def test_a_file_that_is_not_there(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -552,6 +665,8 @@ def test_refuses_what_no_longer_is(machine: Machine, capsys: pytest.CaptureFixtu
         ("boot", "what is loaded was not loaded by `kexec`, so that nobody knows which kernel it is: load it anew"),
         ("damage", "/run/safemem/loaded.json is damaged"),
         ("types", "/run/safemem/loaded.json is damaged"),
+        ("nul", "/run/safemem/loaded.json is damaged"),
+        ("surrogate", "/run/safemem/loaded.json is damaged"),
         ("kernel", "{kernel} has changed since it was loaded: load it anew"),
         ("initrd", "{initrd}: no such file or directory, which was loaded: load it anew"),
     ],
@@ -576,6 +691,9 @@ def test_what_is_loaded_is_not_known(
         record.write_text(record.read_text()[:-20])
     elif breaks == "types":
         record.write_text(json.dumps(document | {"verdict": 1}))
+    elif breaks in ("nul", "surrogate"):
+        path = "/\0" if breaks == "nul" else "/\ud800"
+        record.write_text(json.dumps(document | {"kernel": {"path": path, "sha256": ""}}))
     elif breaks == "kernel":
         machine.kernel.write_bytes(b"another")
     else:
@@ -583,7 +701,14 @@ def test_what_is_loaded_is_not_known(
 
     assert gate.main(["--root", machine.path, "kexec"]) == (6 if setting == "refuse" else 0)
     assert machine.calls() == ([] if setting == "refuse" else [START])
-    assert f"cannot tell: {why.format(kernel=machine.kernel, initrd=machine.initrd)}" in capsys.readouterr().err
+    said = why.format(kernel=machine.kernel, initrd=machine.initrd)
+    error = capsys.readouterr().err
+    if setting == "refuse":
+        assert f'cannot tell: {said} (refused by `cannot_tell = "refuse"` in /etc/safemem/preflight.toml)\n' in error
+    else:
+        cause, anew, _ = said.partition(": load it anew")
+        more = " Next time load it by `kexec -s -l`." if anew else ""
+        assert f"kexec goes on, though it cannot be told whether it would come up: {cause}.{more}\n" in error
     assert not (machine.base / "asked").exists()
 
 

@@ -29,6 +29,8 @@ CODES = {COMPATIBLE: 0, INCOMPATIBLE: 5, CANNOT_TELL: 6}
 #: An override that is given with one call.
 ENVIRONMENT = "SAFEMEM_PREFLIGHT_OVERRIDE"
 WAY_OUT = "`/usr/lib/safemem/gate override --reason TEXT` lets the next kexec go against it"
+#: What to do where what is loaded is not known any more.
+ANEW = ": load it anew"
 #: What must not end up in a journal, or on a console.
 _LONGEST = 400
 
@@ -42,6 +44,7 @@ class Answer(NamedTuple):
     text: str = ""  #: preflight's report
     override: str = ""  #: why it goes on against the verdict
     final: bool = False  #: no override helps
+    off: bool = False  #: KHO is off here, so that nothing is handed over
 
 
 def main(argv: list[str]) -> int:
@@ -68,19 +71,21 @@ def weigh(root: str, verdict: judge.Verdict, why_over: str) -> Answer:
         verdict: what preflight says.
         why_over: an override that is given otherwise than by `gate override`, or "".
     """
-    name, why, text = verdict
-    passes = name == COMPATIBLE
-    try:
-        passes = passes or (name == CANNOT_TELL and judge.on_cannot_tell(root) == "allow")
-    except judge.BadSettings as error:
-        passes, why = False, f"{why}; {error}"
+    name, why, text, failed, off = verdict
+    passes, because = name == COMPATIBLE, ""
+    if name == CANNOT_TELL and not failed:
+        try:
+            passes = judge.on_cannot_tell(root) == "allow"
+            because = f' (refused by `cannot_tell = "refuse"` in /{judge.SETTINGS})'
+        except judge.BadSettings as error:
+            why = f"{error}: {judge.WRITE}; {why}"
     if passes:
-        return Answer(True, name, why, text)
+        return Answer(True, name, why, text, off=off)
     try:
         over = " ".join((why_over or loaded.permission(root)).split())[:_LONGEST]
     except (OSError, loaded.Damaged) as error:
         over, why = "", f"{why}; the override cannot be read: {loaded.why_not(error)}"
-    return Answer(bool(over), name, why, text, over)
+    return Answer(bool(over), name, why if over else f"{why}{because}", text, over)
 
 
 def consider(root: str, why_over: str = "") -> tuple[Answer, Loaded | None]:
@@ -94,7 +99,7 @@ def consider(root: str, why_over: str = "") -> tuple[Answer, Loaded | None]:
     except (OSError, loaded.Damaged) as error:
         return weigh(root, judge.Verdict(CANNOT_TELL, loaded.why_not(error), ""), why_over), None
     if found is None:
-        why = "what is loaded was not loaded by `kexec`, so that nobody knows which kernel it is: load it anew"
+        why = "what is loaded was not loaded by `kexec`, so that nobody knows which kernel it is" + ANEW
         return weigh(root, judge.Verdict(CANNOT_TELL, why, ""), why_over), None
     if found.override:
         return Answer(True, found.verdict, found.why, override=found.override), found
@@ -110,9 +115,9 @@ def consider(root: str, why_over: str = "") -> tuple[Answer, Loaded | None]:
 def _changed(file: File) -> str:
     """Return why a file is not what was loaded, or ""."""
     try:
-        return "" if loaded.digest(file.path) == file else f"{file.path} has changed since it was loaded: load it anew"
+        return "" if loaded.digest(file.path) == file else f"{file.path} has changed since it was loaded{ANEW}"
     except OSError as error:
-        return f"{loaded.why_not(error)}, which was loaded: load it anew"
+        return f"{loaded.why_not(error)}, which was loaded{ANEW}"
 
 
 def kexec(root: str) -> int:
@@ -160,11 +165,16 @@ def refuse(root: str, answer: Answer, so: str) -> int:
 
 def tell(root: str, answer: Answer) -> None:
     """Say in the journal, and for what is not compatible on the console as well, that a kexec goes on."""
-    text = f"kexec goes on: {answer.verdict}: {printable(answer.why)}"
+    why, anew, _ = printable(answer.why).partition(ANEW)
+    text = f"kexec goes on{' without a handover' if answer.off else f': {answer.verdict}'}: {why}"
+    if answer.verdict == CANNOT_TELL:
+        more = " Next time load it by `kexec -s -l`." if anew else ""
+        text = f"kexec goes on, though it cannot be told whether it would come up: {why}.{more}"
     if answer.override:
         text = f"kexec forced: {printable(answer.override)} ({answer.verdict}: {printable(answer.why)})"
-    journal.send(root, entry(answer, text, "5" if answer.verdict == COMPATIBLE else "4"))
-    if answer.verdict != COMPATIBLE:
+    quiet = answer.verdict == COMPATIBLE and not answer.off
+    journal.send(root, entry(answer, text, "5" if quiet else "4"))
+    if not quiet:
         sys.stderr.write(f"safemem: {text}\n")
         maintenance.on_consoles(root, f"safemem: {text}\n")
 

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from safemem.boot import files
 from safemem.boot.files import reason
 
 COMPATIBLE, INCOMPATIBLE, CANNOT_TELL = "compatible", "incompatible", "cannot tell"
@@ -20,10 +21,15 @@ PROGRAM = "usr/bin/safemem"
 SETTINGS = "etc/safemem/preflight.toml"
 #: What the operator can say in it.
 _CHOICES = ("refuse", "allow")
+WRITE = 'write `cannot_tell = "refuse"` or `cannot_tell = "allow"` there, and nothing else'
+#: Bytes of it.
+_LIMIT = 1 << 16
 #: Seconds; an answer takes a few.
 PATIENCE = 300.0
 #: Build IDs, and digits of each, that go on a command line.
 _MOST_IDS, _DIGITS = 4, 16
+#: How the finding ends that is no reason to refuse a kexec: every plain one would be.
+_OFF = " [kho-off]"
 _ID = re.compile(r"[0-9a-f]{8,128}")
 
 
@@ -37,6 +43,10 @@ class Verdict(NamedTuple):
     name: str  #: `compatible`, `incompatible` or `cannot tell`
     why: str  #: one sentence
     text: str  #: its whole report
+    failed: bool = False  #: it ended, and not with a verdict: whatever the settings say, that lets nothing pass
+    off: bool = (
+        False  #: KHO is off here, which is all that there is against it: nothing is handed over that could be lost
+    )
 
 
 def judge(root: str, kernel: str, initrds: tuple[str, ...], cmdline: str, loader: str) -> Verdict:
@@ -57,10 +67,21 @@ def judge(root: str, kernel: str, initrds: tuple[str, ...], cmdline: str, loader
     name = _CODES.get(result.returncode, "")
     # Two witnesses: a program of another version, or one that died while it wrote, has no such end.
     if name and re.search(rf"\b{name}\b", said):
-        return Verdict(name, _first(lines), result.stdout)
+        return _off(lines, result.stdout) or Verdict(name, _first(lines), result.stdout)
     errors = [line.strip() for line in result.stderr.splitlines() if line.strip()]
     why = errors[-1].removeprefix("safemem: ") if errors else "it did not end with a verdict"
-    return Verdict(CANNOT_TELL, f"preflight failed with code {result.returncode}: {why}", result.stdout)
+    return Verdict(CANNOT_TELL, f"preflight failed with code {result.returncode}: {why}", result.stdout, failed=True)
+
+
+def _off(lines: list[str], text: str) -> Verdict | None:
+    """Return what a report comes to whose one error is that KHO is off here; None for any other one."""
+    errors = [line for line in lines if line.startswith("error: ")]
+    if not errors or not all(line.endswith(_OFF) for line in errors):
+        return None
+    rest = [line for line in lines if line not in errors]
+    if any(line.startswith("unknown: ") for line in rest):
+        return Verdict(CANNOT_TELL, _first(rest), text)
+    return Verdict(COMPATIBLE, _first(lines), text, off=True)
 
 
 def _first(lines: list[str]) -> str:
@@ -113,8 +134,10 @@ def on_cannot_tell(root: str) -> str:
     """
     where = f"/{SETTINGS}"
     try:
-        with open(os.path.join(root, SETTINGS), encoding="utf-8") as file:
-            text = file.read(1 << 16)
+        data = files.read(root, SETTINGS, _LIMIT + 1)
+        if len(data) > _LIMIT:
+            raise BadSettings(f"{where}: it is larger than {_LIMIT >> 10} KiB")
+        text = data.decode("utf-8")
         values = tomllib.loads(text)
     except FileNotFoundError:
         return "allow"
@@ -126,6 +149,8 @@ def on_cannot_tell(root: str) -> str:
         place = re.search(r"^(.*) \(at line (\d+), column (\d+)\)$", str(error))
         said = f"{place[2]}:{place[3]}: {place[1][:1].lower()}{place[1][1:]}" if place else f" {error}"
         raise BadSettings(f"{where}:{said}") from None
+    except (ValueError, RecursionError):  # of tomllib: a number of thousands of digits, lists in lists in lists
+        raise BadSettings(f"{where}: this cannot be read") from None
     for key, value in values.items():
         line = next((number for number, line in enumerate(text.splitlines(), 1) if key in line), 1)
         if key != "cannot_tell":

@@ -93,8 +93,11 @@ def parse(words: Sequence[str], machine: str = "x86_64") -> Call:
             dropped.update(word.places)
         elif option in ("force", "exec"):
             load, run, shutdown = option == "force", True, False
-        elif option in ("load", "load-panic", "load-preserve-context", "load-live-update", "load-jump-back-helper"):
-            load, run, shutdown, crash = True, False, False, crash or option == "load-panic"
+        elif option == "load":
+            load, run, shutdown = True, False, False
+        elif option in ("load-panic", "load-preserve-context", "load-live-update", "load-jump-back-helper"):
+            # Each sets the flags of the system call anew: of these the last one says which kernel is meant.
+            load, run, shutdown, crash = True, False, False, option == "load-panic"
         elif option in ("unload", "exec-live-update"):
             load, shutdown, unload, run = False, False, option == "unload", run or option != "unload"
         elif option == "status":
@@ -111,7 +114,10 @@ def parse(words: Sequence[str], machine: str = "x86_64") -> Call:
         if option in _UNCLEAR and word.known:
             unclear.append(f"`--{option}` adds what preflight does not see")
     does = ("shutdown" if shutdown else "now" if run else "load") if load else "exec" if run else "other"
-    does = "unload" if unload and does == "other" else does
+    if unload and load:
+        unclear.append("`--unload` with a kernel to load does one thing or the other, by the system call")
+    elif unload and (does == "other" or not crash):
+        does = "unload"  # and then there is nothing to jump to, but where the kernel for a panic goes
     rest = tuple(text for place, text in enumerate(words) if place not in dropped)
     return Call(does, crash, kernel, initrd, append, reuse, loader, tuple(less), tuple(unclear), rest)
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from safemem.boot import paths
@@ -20,6 +21,7 @@ from safemem.realroot import storage
 
 #: For root's eyes alone: a command line may hold what others are not to read.
 LOADED, PERMISSION = "run/safemem/loaded.json", "run/safemem/override.json"
+LOCK = "run/safemem/kexec.lock"
 #: One file for each boot that was ended against a verdict; the newest of them stay.
 OVERRIDES, MOST = "var/lib/safemem/overrides", 32
 #: Bytes of one of these files; there is a command line in it.
@@ -89,6 +91,13 @@ def is_loaded(root: str) -> bool | None:
             return {"0": False, "1": True}.get(file.read(8).strip())
     except OSError:
         return None
+
+
+def locked(root: str) -> AbstractContextManager[None]:
+    """Keep out other calls of kexec from what is loaded and the words of it, which change together. Raises OSError."""
+    path = os.path.join(root, LOCK)
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    return storage.locked(path)
 
 
 # ---- what is loaded
@@ -190,8 +199,16 @@ def _override(root: str, name: str) -> Override | None:
 
 
 def _check(name: str, texts: tuple[Any, ...], number: Any) -> None:
-    if not all(isinstance(text, str) for text in texts) or type(number) is not int:
+    if not all(isinstance(text, str) and _usable(text) for text in texts) or type(number) is not int:
         raise Damaged(f"/{name} is damaged")
+
+
+def _usable(text: str) -> bool:
+    """Return whether a text can be a file's name, or an argument."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _put(root: str, name: str, value: Loaded | Override, *, durable: bool, mode: int = 0o600) -> None:

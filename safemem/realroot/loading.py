@@ -15,7 +15,7 @@ import time
 from safemem.boot import paths
 from safemem.realroot import gate, gatesetup, judge, kexecline, loaded
 from safemem.realroot.gate import Answer
-from safemem.realroot.judge import CANNOT_TELL, COMPATIBLE, Verdict
+from safemem.realroot.judge import CANNOT_TELL, COMPATIBLE, INCOMPATIBLE, Verdict
 from safemem.realroot.kexecline import ARGUMENT, Call
 from safemem.realroot.loaded import Loaded
 
@@ -38,17 +38,18 @@ def main(argv: list[str], root: str = "/") -> int:
 
 def _do(root: str, program: str, argv: list[str], call: Call) -> int:
     """Do what the call asks for, if it may. Raises OSError: a file of ours, or one that is to be loaded, cannot be used."""
-    if call.does == "other" or call.crash:
+    if call.does == "other" or (call.crash and call.does in ("load", "unload")):
         return _run(program, argv)
     if call.does == "unload":
-        loaded.dismiss(root)
-        loaded.forget(root)  # first: what is loaded without a record cannot be told, and that is the safe side
-        return _run(program, argv)
-    if call.does == "exec":
+        with loaded.locked(root):
+            loaded.dismiss(root)
+            loaded.forget(root)  # first: what is loaded without a record cannot be told, and that is the safe side
+            return _run(program, argv)
+    if call.does == "exec" or call.crash:  # with the kernel for a panic loaded first, it jumps into the other one
         return _exec(root, program, argv)
-    if call.unclear or not call.kernel:
+    if call.unclear:
         return _unclear(root, program, argv, call)
-    return _load(root, program, call)
+    return _load(root, program, call) if call.kernel else _run(program, argv)  # which says what is missing
 
 
 def _run(program: str, words: list[str]) -> int:
@@ -77,46 +78,75 @@ def _exec(root: str, program: str, words: list[str]) -> int:
 
 def _unclear(root: str, program: str, words: list[str], call: Call) -> int:
     """Load what the line does not tell, or refuse it; without a record the gate can tell no more of it."""
-    if not call.kernel:
-        return _run(program, words)  # which says what is missing
-    verdict = Verdict(CANNOT_TELL, f"what is to be loaded cannot be told: {'; '.join(call.unclear)}", "")
+    verdict = _seen(root, call)
+    if verdict.name != INCOMPATIBLE and not verdict.failed:
+        verdict = Verdict(CANNOT_TELL, f"what is to be loaded cannot be told: {'; '.join(call.unclear)}", verdict.text)
+    with loaded.locked(root):
+        answer = _weighed(root, verdict, call.kernel)
+        if not answer.passes:
+            return gate.refuse(root, answer, _SO)
+        _clear(root, answer)
+        status = _run(program, words)
+        if status:
+            loaded.dismiss(root)
+        else:
+            loaded.use_up(root)
+        return status
+
+
+def _weighed(root: str, verdict: Verdict, kernel: str) -> Answer:
+    """Return whether a kernel may be loaded; that it is against the verdict is on record, or it may not. Raises OSError."""
     answer = gate.weigh(root, verdict, os.environ.get(gate.ENVIRONMENT, ""))
-    if not answer.passes:
-        return gate.refuse(root, answer, _SO)
-    problem = gate.record(root, answer, call.kernel, started=False) if answer.override else ""
+    problem = gate.record(root, answer, kernel, started=False) if answer.passes and answer.override else ""
     if problem:
-        return gate.refuse(root, answer._replace(why=problem, final=True), _SO)
-    gate.tell(root, answer)
-    _clear(root, answer)
-    return _run(program, words)
+        return answer._replace(passes=False, why=problem, final=True)
+    if answer.passes:
+        gate.tell(root, answer)
+    return answer
+
+
+def _seen(root: str, call: Call) -> Verdict:
+    """Return what preflight says of that which the line does tell: what would not come up stays so, whatever is added."""
+    files = [os.path.abspath(path) for path in (call.kernel, call.initrd) if path]
+    if not call.kernel or not all(os.path.isfile(path) for path in files):
+        return Verdict(CANNOT_TELL, "", "")  # an option that is not known may take the next word, which is no file then
+    return judge.judge(root, files[0], tuple(files[1:]), _line(root, call), _loader(call))
+
+
+def _line(root: str, call: Call) -> str:
+    with open(os.path.join(root, paths.CMDLINE), encoding="utf-8", errors="surrogateescape") as file:
+        return kexecline.cmdline(call, file.read())
+
+
+def _loader(call: Call) -> str:
+    return "kexec_load" if call.loader == "kexec_load" else "kexec_file"
 
 
 def _load(root: str, program: str, call: Call) -> int:
     files = [loaded.digest(os.path.abspath(path)) for path in (call.kernel, call.initrd) if path]
-    with open(os.path.join(root, paths.CMDLINE), encoding="utf-8", errors="surrogateescape") as file:
-        line = kexecline.cmdline(call, file.read())
+    line = _line(root, call)
     ids = judge.build_ids(root, files[0].path)
     word = f"{ARGUMENT}={'+'.join(ids) or 'unknown'}"
-    loader = "kexec_load" if call.loader == "kexec_load" else "kexec_file"
+    loader = _loader(call)
     initrds = tuple(file.path for file in files[1:])
     verdict = judge.judge(root, files[0].path, initrds, f"{line} {word}".strip(), loader)
-    answer = gate.weigh(root, verdict, os.environ.get(gate.ENVIRONMENT, ""))
-    problem = gate.record(root, answer, files[0].path, started=False) if answer.passes and answer.override else ""
-    if problem or not answer.passes:
-        return gate.refuse(root, answer._replace(why=problem or answer.why, final=bool(problem) or answer.final), _SO)
-    gate.tell(root, answer)
-    line = f"{line} {word}{_flags(answer)}".strip()
-    _clear(root, answer)
-    status = _run(program, kexecline.again(call, line))
-    if status == 0:
-        found = Loaded(
-            loaded.boot_id(root), int(time.time()), files[0], tuple(files[1:]), line, loader, answer.verdict,
-            answer.why, ids, answer.override,
-        )  # fmt: skip
-        status = _written(root, program, found)
-    if status:
-        loaded.dismiss(root)
-        return status
+    with loaded.locked(root):
+        answer = _weighed(root, verdict, files[0].path)
+        if not answer.passes:
+            return gate.refuse(root, answer, _SO)
+        line = f"{line} {word}{_flags(answer)}".strip()
+        _clear(root, answer)
+        status = _run(program, kexecline.again(call, line))
+        if status == 0:
+            found = Loaded(
+                loaded.boot_id(root), int(time.time()), files[0], tuple(files[1:]), line, loader, answer.verdict,
+                answer.why, ids, answer.override,
+            )  # fmt: skip
+            status = _written(root, program, found)
+        if status:
+            loaded.dismiss(root)
+            return status
+        loaded.use_up(root)  # also by one that did not need it: it was for the next kernel
     return _go_on(root, program, call)
 
 

@@ -93,8 +93,8 @@ def test_refused_through_and_forced(system: tuple[str, distro.Tree], tmp_path: P
         "etc/safemem/preflight.toml": b'cannot_tell = "refuse"\n',
     }
     built = tree.system(place, policy_text(), files)
-    # What was just made is what the system kexecs with.
-    assert initrd in tree.run(f"ls {shlex.quote(initrd)}")
+    if tree.maker == "dracut":  # its shutdown may end in there, and calls kexec
+        assert "usr/sbin/kexec.distrib" in tree.run(f"lsinitrd {shlex.quote(initrd)}")
     result = boot(distro.guest(f"gate-{suite}", built, cmdline="stage=1", boot_mib=2048, dimm_mib=0))
     report = result.report
 
