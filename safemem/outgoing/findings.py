@@ -103,7 +103,12 @@ CODES: dict[str, Entry] = {
         "{help}",
     ),
     "no-luo": Entry("error", "the next kernel has no LUO: every session is lost", _OTHER),
-    "handler-missing": Entry("error", "the next kernel cannot restore files of `{name}`: they are lost", _OTHER),
+    # Seen on 7.3.4: EIO on every open.
+    "handler-missing": Entry(
+        "error",
+        "the next kernel has no handler `{name}`: handed such a file, it opens /dev/liveupdate to nobody, and no session comes back",
+        _OTHER,
+    ),
     "producer-missing": Entry("error", "the next kernel does not know `{name}`: what it preserved is lost", _OTHER),
     "handlers-untold": Entry(
         "unknown",
