@@ -69,8 +69,8 @@ def preflight_command(
     """Compare what this kernel hands over with the next one, its command line, initrd and policy. Changes nothing.
 
     \b
-    Example: safemem preflight --kernel vmlinuz --initrd initrd.img \\
-        --cmdline "kho=on liveupdate=on $(safemem handover-args)"
+    Example: safemem preflight --kernel vmlinuz --initrd initrd --cmdline "kho=on
+        liveupdate=on $(safemem handover-args)"
     """
     if write_profile is not None:
         _alone(context)
