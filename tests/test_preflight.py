@@ -23,7 +23,7 @@ from safemem.boot.model import Fact, Policy, Term
 from safemem.cli import main
 from safemem.initramfs.check import Wanted
 from safemem.initramfs.items import PREFIX
-from safemem.outgoing import image, modules, nextline, prediction, preflight, running
+from safemem.outgoing import guardline, image, modules, nextkernel, nextline, prediction, preflight, running
 from safemem.outgoing.findings import CODES, SEVERITIES
 from safemem.outgoing.kernel import Feature, Kernel, Module, Speaks
 from safemem.outgoing.nextinitrd import Initrd
@@ -515,6 +515,16 @@ def test_running(good: Case) -> None:
     assert now.nodes == ("LUO", "kexec-metadata", "memblock")
     assert (now.outgoing.page_size, now.outgoing.arch, now.outgoing.release) == (4096, "x86_64", "7.3.4")
     assert (now.outgoing.kho.value, now.outgoing.luo.value, now.at_stake.value) == ("yes", "yes", "no")
+
+
+@pytest.mark.parametrize("release", ["7.2.1", "7.3.4"])
+@pytest.mark.parametrize("spoken", [Speaks(), SPEAKS])
+def test_one_rule_for_how_a_kernel_is_built(good: Case, release: str, spoken: Speaks) -> None:
+    """The guard that is computed for a kernel is held against what is known of that kernel in the same way."""
+    kernel = good.kernel._replace(kho=UNTOLD, release=release, speaks=spoken)
+    found, _ = guardline.ground(running.read(str(good.root), good.images), kernel, 0)
+
+    assert found is not None and found.spares_scratch == nextkernel.of(kernel).spares_scratch
 
 
 def test_luo_as_a_tree(good: Case) -> None:

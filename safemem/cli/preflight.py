@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from functools import partial
 from pathlib import Path
 
@@ -176,7 +177,8 @@ def _write(path: str, images: tuple[str, ...], parts: tuple[Initrd, ...], policy
         before = 0
     else:
         made, before = profile.add(known[0], kernels, digests, known[1]), len(known[0].kernel)
-    write_whole(path, made.encode())
+    mode = None if known is None else stat.S_IMODE(os.stat(path).st_mode)
+    write_whole(path, made.encode(), mode)
     if path != "-":
         count = len(profile.parse(made.encode(), path).kernel)
         what = f"{path}: allows {plural(count, 'kernel')}, {count - before} of them new"
