@@ -23,7 +23,7 @@ from safemem.boot.model import Fact, Policy, Term
 from safemem.cli import main
 from safemem.initramfs.check import Wanted
 from safemem.initramfs.items import PREFIX
-from safemem.outgoing import image, modules, nextline, prediction, preflight, running
+from safemem.outgoing import guardline, image, modules, nextkernel, nextline, prediction, preflight, running
 from safemem.outgoing.findings import CODES, SEVERITIES
 from safemem.outgoing.kernel import Feature, Kernel, Module, Speaks
 from safemem.outgoing.nextinitrd import Initrd
@@ -517,6 +517,16 @@ def test_running(good: Case) -> None:
     assert (now.outgoing.kho.value, now.outgoing.luo.value, now.at_stake.value) == ("yes", "yes", "no")
 
 
+@pytest.mark.parametrize("release", ["7.2.1", "7.3.4"])
+@pytest.mark.parametrize("spoken", [Speaks(), SPEAKS])
+def test_one_rule_for_how_a_kernel_is_built(good: Case, release: str, spoken: Speaks) -> None:
+    """The guard that is computed for a kernel is held against what is known of that kernel in the same way."""
+    kernel = good.kernel._replace(kho=UNTOLD, release=release, speaks=spoken)
+    found, _ = guardline.ground(running.read(str(good.root), good.images), kernel, 0)
+
+    assert found is not None and found.spares_scratch == nextkernel.of(kernel).spares_scratch
+
+
 def test_luo_as_a_tree(good: Case) -> None:
     """Before luo-v3 its data is a tree of its own."""
     put(good, "sys/kernel/debug/kho/out/sub_fdts/LUO", fakes.fdt((), b"luo-v2\0"))
@@ -938,6 +948,7 @@ def test_help() -> None:
     """It fits a screen, and has an example."""
     text = run("--help").stdout
 
-    assert '--cmdline "kho=on liveupdate=on $(safemem handover-args)"' in text and "Example: safemem" in text
+    example = 'Example: safemem preflight --kernel vmlinuz --initrd initrd --cmdline "kho=on liveupdate=on $(safemem handover-args)"'
+    assert example in " ".join(text.split())
     assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 80
     assert click.unstyle(text) == text

@@ -182,13 +182,14 @@ def test_more_is_added(tmp_path: Path, images: None) -> None:
     out = tmp_path / "fleet.toml"
     assert write_profile(out, "--kernel", "k4", "--policy", str(POLICY)).exit_code == 0
     out.write_text("# ours\n" + out.read_text())
+    out.chmod(0o640)
     result = write_profile(out, "--kernel", "k4", "--kernel", "k5", "--kernel", "k5")
     found = profile.parse(out.read_bytes(), "f")
 
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == f"safemem: {out}: allows 2 kernels, 1 of them new\n"
     assert [item.release for item in found.kernel] == ["7.3.4", "7.3.5"] and found.policies == [DIGEST]
-    assert out.read_text().startswith("# ours\n")
+    assert out.read_text().startswith("# ours\n") and out.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize(

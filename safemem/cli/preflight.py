@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from functools import partial
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def preflight_command(
     """Compare what this kernel hands over with the next one, its command line, initrd and policy. Changes nothing.
 
     \b
-    Example: safemem preflight --kernel vmlinuz --initrd initrd.img \\
-        --cmdline "kho=on liveupdate=on $(safemem handover-args)"
+    Example: safemem preflight --kernel vmlinuz --initrd initrd --cmdline "kho=on
+        liveupdate=on $(safemem handover-args)"
     """
     if write_profile is not None:
         _alone(context)
@@ -176,7 +177,8 @@ def _write(path: str, images: tuple[str, ...], parts: tuple[Initrd, ...], policy
         before = 0
     else:
         made, before = profile.add(known[0], kernels, digests, known[1]), len(known[0].kernel)
-    write_whole(path, made.encode())
+    mode = None if known is None else stat.S_IMODE(os.stat(path).st_mode)
+    write_whole(path, made.encode(), mode)
     if path != "-":
         count = len(profile.parse(made.encode(), path).kernel)
         what = f"{path}: allows {plural(count, 'kernel')}, {count - before} of them new"
