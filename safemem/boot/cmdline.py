@@ -33,7 +33,8 @@ def split(cmdline: str) -> tuple[list[str], list[str], bool]:
 def arguments(cmdline: str) -> list[tuple[str, str]]:
     """Return the kernel's arguments in order, as name and value; `-` in a name is `_`.
 
-    A quotation mark is taken off where a word or a value begins with one, and its other at the end; one inside stays. And safemem's own from behind `--` as well: the kernel looks there for `crashkernel=` too, so a guard that was
+    A quotation mark is taken off where a word or a value begins with one, and its other at the end; one inside stays.
+    And safemem's own from behind `--` as well: the kernel looks there for `crashkernel=` too, so a guard that was
     appended to a line with words for init is in force.
     """
     words, init, _ = split(cmdline)
