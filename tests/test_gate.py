@@ -547,7 +547,7 @@ def test_two_loads_at_once(machine: Machine) -> None:
     for words in (["-l", str(other)], ["-u"]):
         last.unlink(missing_ok=True)
         with subprocess.Popen([*command, machine.path, "-l", str(machine.kernel)], env=environment) as first:
-            while not last.exists():
+            while not last.exists() and first.poll() is None:
                 time.sleep(0.01)
             assert subprocess.run([*command, machine.path, *words], env=environment).returncode == 0
             assert first.wait() == 0
@@ -975,6 +975,30 @@ def test_what_cannot_be_taken_out_is_still_kexec(debian: Machine, capsys: pytest
     (debian.base / "stuck").touch()
     assert gatesetup.run(debian.path, "enable") == 1
     assert gatesetup.stands(debian.path) == (False, "")
+
+
+@pytest.mark.parametrize(
+    ("verb", "fails", "diverted", "code"),
+    [("remove", False, False, 0), ("remove", True, True, 1), ("remove", True, False, 0), ("upgrade", True, True, 0)],
+)
+def test_the_package_stays_where_kexec_would_go_with_it(
+    tmp_path: Path, verb: str, fails: bool, diverted: bool, code: int
+) -> None:
+    """A diversion that could not be taken back leads to nothing once the wrapper is gone; without one nothing is lost."""
+    listed = "local diversion of /usr/sbin/kexec to /usr/sbin/kexec.distrib"
+    programs = {
+        "gate": f"exit {int(fails)}", "dpkg-divert": f"echo {listed}" if diverted else "", "py3clean": "", "systemctl": "",
+    }  # fmt: skip
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = (ROOT / "packages/debian/prerm").read_text()
+    assert "/usr/lib/safemem/gate" in script
+    script = script.replace("/usr/lib/safemem/gate", f"{tmp_path}/gate").replace("@VENDOR@", "")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(["sh", "-c", script, "prerm", verb], capture_output=True, text=True, env=environment)
+    said = "safemem: not removed, for the system would be without kexec: see above\n"
+    assert (result.returncode, result.stderr) == (code, said if code else "")
 
 
 def units() -> dict[str, dict[str, Any]]:
