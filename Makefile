@@ -44,7 +44,7 @@ lint: $(VENV)/.dev  ## what the linters say, and what the wheel holds (15 s)
 draws: $(VENV)/.dev  ## the analysis against the engine, 100,000 times (2 h)
 	SAFEMEM_DRAWS=100000 $(BIN)/python -m pytest tests/test_analysis.py tests/test_search.py tests/test_stricter.py -k "every_machine or never_misses or never_loosens"
 
-nightly: $(VENV)/.test fuzz  ## every fault, 200 kills, 50 boots a verdict, `fuzz` (160 min)
+nightly: $(VENV)/.test fuzz  ## every fault, 200 kills, 50 boots a verdict, `fuzz` (4 h)
 	SAFEMEM_FAULTS=all $(PYTEST) tests/test_faults.py tests/test_faults_later.py
 	SAFEMEM_KILLS=200 $(PYTEST) tests/test_kill.py tests/test_makers.py -k kill
 	$(BIN)/python tests/vm/build_kernels.py --if-missing --older

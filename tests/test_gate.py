@@ -547,7 +547,7 @@ def test_two_loads_at_once(machine: Machine) -> None:
     for words in (["-l", str(other)], ["-u"]):
         last.unlink(missing_ok=True)
         with subprocess.Popen([*command, machine.path, "-l", str(machine.kernel)], env=environment) as first:
-            while not last.exists():
+            while not last.exists() and first.poll() is None:
                 time.sleep(0.01)
             assert subprocess.run([*command, machine.path, *words], env=environment).returncode == 0
             assert first.wait() == 0
@@ -725,6 +725,82 @@ def test_nothing_is_loaded(machine: Machine, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
+    ("how", "problem"), [("missing", "{0}: no such file or directory"), ("fails", "systemctl failed with code 4")]
+)
+@pytest.mark.parametrize("forced", ["", "loading", "starting"])
+def test_systemd_does_not_start_it(
+    machine: Machine, how: str, problem: str, forced: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says so, and whether an override is spent; the next boot is not told of a kexec that never was."""
+    systemctl = machine.root / "usr/bin/systemctl"
+    if how == "missing":
+        systemctl.unlink()
+    else:
+        machine.program("usr/bin/systemctl", "exit 4")
+    if forced == "loading":
+        machine.tell(5)
+        loaded.permit(machine.path, "now")
+    machine.load()
+    if forced == "starting":
+        machine.tell(5)
+        loaded.permit(machine.path, "now")
+    capsys.readouterr()
+    assert gate.main(["--root", machine.path, "kexec"]) == 1
+    spent = {
+        "": "",
+        "loading": "; the override stays with what is loaded",
+        "starting": "; the override is spent: give it anew",
+    }
+    said = f"safemem: kexec failed: {problem.format(systemctl)}: nothing was started, and this system goes on{spent[forced]}\n"
+    assert capsys.readouterr().err.endswith(said) and machine.console().endswith(said)
+    kept = machine.override()
+    assert (kept and kept.started) == (False if forced == "loading" else None)
+
+
+def test_help_has_a_line_for_each_word(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where nothing works: no root is looked at."""
+    assert gate.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(gate.USAGE)
+    words = [*gatesetup.VERBS, "override --reason TEXT", "override --cancel", "kexec"]
+    assert [line[2:26].strip() for line in text.splitlines() if line.startswith("  ")] == words
+
+
+def test_status_tells_of_the_setting_and_the_override(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is done where nothing can be told, and what waits and how it is taken back."""
+
+    def status() -> list[str]:
+        capsys.readouterr()
+        assert gate.main(["--root", machine.path, "status"]) == 1
+        return capsys.readouterr().out.splitlines()[2:]
+
+    assert status() == [
+        'cannot tell      goes on, with a warning: `cannot_tell = "allow"`, for there is no /etc/safemem/preflight.toml',
+        "override         none waits",
+    ]
+    settings = machine.root / judge.SETTINGS
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text('cannot_tell = "refuse"\n')
+    loaded.permit(machine.path, "the host burns")
+    assert status() == [
+        'cannot tell      is refused: `cannot_tell = "refuse"` in /etc/safemem/preflight.toml',
+        "override         waits for the next kexec: the host burns; `gate override --cancel` takes it back",
+    ]
+    for _ in range(2):
+        assert gate.main(["--root", machine.path, "override", "--cancel"]) == 0
+    assert status()[1] == "override         none waits"
+    machine.tell(5)
+    assert machine.load() == 5
+    settings.write_text("cannot = 1\n")
+    (machine.root / loaded.PERMISSION).write_text("{")
+    assert status() == [
+        "cannot tell      is refused: /etc/safemem/preflight.toml:1: unknown key `cannot`; the one there is is `cannot_tell`:"
+        f" {judge.WRITE}",
+        "override         none: it cannot be read: /run/safemem/override.json is damaged",
+    ]
+
+
+@pytest.mark.parametrize(
     "words", [[], ["start"], ["override"], ["override", "--reason"], ["override", "--reason", " "]]
 )
 def test_a_wrong_call(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -826,10 +902,103 @@ def test_enable_and_disable(machine: Machine, capsys: pytest.CaptureFixture[str]
     assert gatesetup.run(machine.path, "enable") == 1
     assert "/usr/local/sbin/kexec is there already, and is not ours: move it away" in capsys.readouterr().err
     assert gatesetup.run(machine.path, "disable") == 0 and local.read_text() == "mine"
+    assert not os.path.lexists(alias)  # what was done on the way is undone
     machine.program("usr/bin/systemctl", "echo nope >&2; exit 1")
     local.unlink()
     assert gatesetup.run(machine.path, "enable") == 1
     assert "the gate cannot be enabled: systemctl failed: nope" in capsys.readouterr().err
+    assert not os.path.lexists(local)
+
+
+DIVERT = """
+    [ ! -e {base}/stuck ] || {{ echo stuck >&2; exit 2; }}
+    for word; do name=$word; done
+    from=/usr/sbin/kexec to=/usr/sbin/kexec.distrib
+    [ "$name" = $from ] || exit 0
+    case " $* " in
+        *' --add --rename '*) [ ! -e {root}$from ] || mv {root}$from {root}$to ;;
+        *' --remove --rename '*)
+            [ ! -L {root}$from ] || {{ echo "rename would overwrite" >&2; exit 2; }}
+            [ ! -e {root}$to ] || mv {root}$to {root}$from ;;
+    esac"""
+
+
+@pytest.fixture
+def debian(machine: Machine) -> Machine:
+    """Return a machine with dpkg, its kexec in its place, and the package."""
+    (machine.root / "var/lib/dpkg").mkdir(parents=True)
+    (machine.root / "var/lib/dpkg/status").touch()
+    machine.program("usr/bin/dpkg-divert", DIVERT.format(base=machine.base, root=machine.path))
+    machine.program("usr/bin/dpkg-query", "echo kexec-tools: /usr/sbin/kexec")
+    machine.program("usr/lib/safemem/kexec", "")
+    (machine.root / "usr/sbin/kexec.distrib").rename(machine.root / "usr/sbin/kexec")
+    alias = machine.root / gatesetup.ALIAS
+    alias.parent.mkdir(parents=True)
+    machine.program(
+        "usr/bin/systemctl",
+        f"""
+        case $2 in enable) ln -sf /usr/lib/systemd/system/{gatesetup.UNIT} {alias} ;; disable) rm -f {alias} ;; esac""",
+    )
+    return machine
+
+
+@pytest.mark.parametrize("how", ["missing", "fails"])
+def test_disabled_whatever_systemctl_does(debian: Machine, how: str) -> None:
+    """A system is never left without kexec, nor with a kexec.target that leads nowhere; an alias of other people stays."""
+    assert gatesetup.run(debian.path, "enable") == 0
+    kexec, alias = debian.root / "usr/sbin/kexec", debian.root / gatesetup.ALIAS
+    assert os.readlink(kexec) == "/usr/lib/safemem/kexec"
+    systemctl = debian.root / "usr/bin/systemctl"
+    if how == "missing":
+        systemctl.unlink()
+    else:
+        debian.program("usr/bin/systemctl", "exit 1")
+    for _ in range(2):
+        assert gatesetup.run(debian.path, "disable") == 0
+        assert not kexec.is_symlink() and os.access(kexec, os.X_OK)
+        assert not (debian.root / "usr/sbin/kexec.distrib").exists() and not os.path.lexists(alias)
+    assert gatesetup.run(debian.path, "enable") == 1
+    assert not kexec.is_symlink() and not (debian.root / "usr/sbin/kexec.distrib").exists()
+    alias.symlink_to("/dev/null")
+    assert gatesetup.run(debian.path, "disable") == 0 and os.readlink(alias) == "/dev/null"
+
+
+def test_what_cannot_be_taken_out_is_still_kexec(debian: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where dpkg-divert fails, the wrapper stays in its place and the rest is done; enabling changes nothing then."""
+    assert gatesetup.run(debian.path, "enable") == 0
+    (debian.base / "stuck").touch()
+    assert gatesetup.run(debian.path, "disable") == 1
+    assert capsys.readouterr().err == "safemem: the gate cannot be disabled: dpkg-divert failed: stuck\n"
+    assert gatesetup.stands(debian.path) == (False, "usr/sbin/kexec")
+    (debian.base / "stuck").unlink()
+    assert gatesetup.run(debian.path, "disable") == 0
+    (debian.base / "stuck").touch()
+    assert gatesetup.run(debian.path, "enable") == 1
+    assert gatesetup.stands(debian.path) == (False, "")
+
+
+@pytest.mark.parametrize(
+    ("verb", "fails", "diverted", "code"),
+    [("remove", False, False, 0), ("remove", True, True, 1), ("remove", True, False, 0), ("upgrade", True, True, 0)],
+)
+def test_the_package_stays_where_kexec_would_go_with_it(
+    tmp_path: Path, verb: str, fails: bool, diverted: bool, code: int
+) -> None:
+    """A diversion that could not be taken back leads to nothing once the wrapper is gone; without one nothing is lost."""
+    listed = "local diversion of /usr/sbin/kexec to /usr/sbin/kexec.distrib"
+    programs = {
+        "gate": f"exit {int(fails)}", "dpkg-divert": f"echo {listed}" if diverted else "", "py3clean": "", "systemctl": "",
+    }  # fmt: skip
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = (ROOT / "packages/debian/prerm").read_text()
+    assert "/usr/lib/safemem/gate" in script
+    script = script.replace("/usr/lib/safemem/gate", f"{tmp_path}/gate").replace("@VENDOR@", "")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(["sh", "-c", script, "prerm", verb], capture_output=True, text=True, env=environment)
+    said = "safemem: not removed, for the system would be without kexec: see above\n"
+    assert (result.returncode, result.stderr) == (code, said if code else "")
 
 
 def units() -> dict[str, dict[str, Any]]:

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The gate before a kexec: whether what is loaded may be started; run by safemem-preflight.service, and by the operator.
 
-    gate enable | disable | status      put kexec and kexec.target behind the gate, or take them out again
-    gate override --reason TEXT         let this boot's next kexec go against the verdict
-    gate kexec                          what the service runs: judge what is loaded, and start it or fail
+`HELP` has what each word does.
 
 Runs on the distribution's interpreter, whatever else is broken: standard library only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -21,7 +20,18 @@ from safemem.realroot import gatesetup, journal, judge, loaded, maintenance
 from safemem.realroot.judge import CANNOT_TELL, COMPATIBLE, INCOMPATIBLE
 from safemem.realroot.loaded import File, Loaded, Override
 
-USAGE = "usage: gate [--root DIR] enable|disable|status|kexec|override --reason TEXT"
+USAGE = "usage: gate [--root DIR] enable|disable|status|kexec|override --reason TEXT|override --cancel"
+HELP = f"""{USAGE}
+
+  enable                  put kexec and systemctl kexec behind the gate: what would not come up is refused
+  disable                 take them out again; kexec is the distribution's
+  status                  say whether they are behind it, what is done where nothing can be told, and what waits
+  override --reason TEXT  let the next kernel of this boot be loaded and started against the verdict, once
+  override --cancel       take that back
+  kexec                   judge what is loaded, and start it or fail; systemd runs it, and no one else has to
+
+Settings: /{judge.SETTINGS}. See also safemem(1).
+"""
 #: What systemctl kexec would have started, without us in front of it.
 TARGET = "safemem-kexec.target"
 #: Exit codes, as those of `safemem preflight`.
@@ -53,12 +63,20 @@ def main(argv: list[str]) -> int:
     root, words = "/", list(argv)
     if words[:1] == ["--root"] and len(words) > 1:
         root, words = words[1], words[2:]
+    if words in (["--help"], ["-h"]):
+        sys.stdout.write(HELP)
+        return 0
     if words == ["kexec"]:
         return kexec(root)
+    if words == ["override", "--cancel"]:
+        return _cancel(root)
     if len(words) == 3 and words[:2] == ["override", "--reason"] and words[2].strip():
         return _override(root, words[2])
     if len(words) == 1 and words[0] in gatesetup.VERBS:
-        return gatesetup.run(root, words[0])
+        code = gatesetup.run(root, words[0])
+        if words[0] == "status":
+            sys.stdout.write(_settings(root))
+        return code
     sys.stderr.write(f"{USAGE}\n")
     return 2
 
@@ -132,10 +150,29 @@ def kexec(root: str) -> int:
     tell(root, answer)
     words = [os.path.join(root, "usr/bin/systemctl"), "start", "--no-block", "--job-mode=replace-irreversibly", TARGET]
     try:
-        return subprocess.run(words, stdin=subprocess.DEVNULL).returncode and 1
+        code = subprocess.run(words, stdin=subprocess.DEVNULL).returncode
+        problem = f"systemctl failed with code {code}" if code else ""
     except OSError as error:
-        sys.stderr.write(f"safemem: {loaded.why_not(error)}\n")
-        return 1
+        problem = loaded.why_not(error)
+    return _not_started(root, answer, found, problem) if problem else 0
+
+
+def _not_started(root: str, answer: Answer, found: Loaded | None, problem: str) -> int:
+    """Say that there was no kexec after all, and what has become of the override; return 1."""
+    so = "nothing was started, and this system goes on"
+    if answer.override:
+        if found and found.override:
+            record(root, answer, found.kernel.path, started=False)
+            so += "; the override stays with what is loaded"
+        else:
+            with contextlib.suppress(OSError):
+                loaded.dismiss(root)
+            so += "; the override is spent: give it anew"
+    text = f"kexec failed: {problem}: {so}"
+    sys.stderr.write(f"safemem: {text}\n")
+    journal.send(root, entry(answer, text, "3"))
+    maintenance.on_consoles(root, f"safemem: {text}\n")
+    return 1
 
 
 def record(root: str, answer: Answer, kernel: str, *, started: bool) -> str:
@@ -198,3 +235,36 @@ def _override(root: str, why: str) -> int:
     journal.send(root, {"MESSAGE": text, "PRIORITY": "4", "SYSLOG_IDENTIFIER": "safemem"})
     sys.stdout.write(f"{text}\n")
     return 0
+
+
+def _cancel(root: str) -> int:
+    try:
+        loaded.use_up(root)
+    except OSError as error:
+        sys.stderr.write(f"safemem: the override cannot be taken back: {loaded.why_not(error)}\n")
+        return 1
+    text = "no override waits: the next kexec goes by the verdict"
+    journal.send(root, {"MESSAGE": text, "PRIORITY": "5", "SYSLOG_IDENTIFIER": "safemem"})
+    sys.stdout.write(f"{text}\n")
+    return 0
+
+
+def _settings(root: str) -> str:
+    """Return what is done where nothing can be told, and the override that waits, as lines of `gate status`."""
+    try:
+        said = judge.on_cannot_tell(root)
+        what = f'{"goes on, with a warning" if said == "allow" else "is refused"}: `cannot_tell = "{said}"`'
+        there = os.path.exists(os.path.join(root, judge.SETTINGS))
+        what += f" in /{judge.SETTINGS}" if there else f", for there is no /{judge.SETTINGS}"
+    except judge.BadSettings as error:
+        what = f"is refused: {error}: {judge.WRITE}"
+    try:
+        why = loaded.permission(root)
+        waits = (
+            f"waits for the next kexec: {printable(why)}; `gate override --cancel` takes it back"
+            if why
+            else "none waits"
+        )
+    except (OSError, loaded.Damaged) as error:
+        waits = f"none: it cannot be read: {loaded.why_not(error)}"
+    return f"cannot tell      {what}\noverride         {waits}\n"

@@ -12,9 +12,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 
 from safemem.realroot.loaded import why_not
 
@@ -69,27 +72,73 @@ def stands(root: str) -> tuple[bool, str]:
 def _enable(root: str) -> None:
     if not os.access(os.path.join(root, WRAPPER), os.X_OK):
         raise CannotSet(f"/{WRAPPER} is missing: install the package")
-    if _has_dpkg(root):
-        # A link can only stand where nothing of the package is any more; it comes at once.
-        mine = _packaged(root)
-        _divert(root, "--add", "--rename", mine)
-        _link(root, _PLACE)
-        for name in PLACES:
-            _divert(root, "--add", "--no-rename", name)
-    else:
-        _link(root, LOCAL)
-    _systemctl(root, "enable")
+    before = any(stands(root))
+    try:
+        _systemctl(root, "enable")  # first: of all steps it is the likeliest to fail, and then nothing has changed
+        if _has_dpkg(root):
+            _divert_all(root)
+        else:
+            _link(root, LOCAL)
+    except (CannotSet, OSError):
+        if not before:  # and never what worked until now
+            with contextlib.suppress(CannotSet, OSError):
+                _disable(root)
+        raise
+
+
+def _divert_all(root: str) -> None:
+    # A link can only stand where nothing of the package is any more; it comes at once.
+    _divert(root, "--add", "--rename", _packaged(root))
+    _link(root, _PLACE)
+    for name in PLACES:
+        _divert(root, "--add", "--no-rename", name)
 
 
 def _disable(root: str) -> None:
-    _systemctl(root, "disable")
-    for name in (_PLACE, LOCAL):
-        path = os.path.join(root, name)
-        if _is_ours(path):
-            os.unlink(path)
-    if _has_dpkg(root):
-        for name in PLACES:
-            _divert(root, "--remove", "--rename", name)
+    """Take every step, whatever fails on the way: first those without which the system would have no kexec."""
+    _each(
+        lambda: _unlink(root, LOCAL), lambda: _undivert(root) if _has_dpkg(root) else _unlink(root, _PLACE),
+        lambda: _release(root),
+    )  # fmt: skip
+
+
+def _each(*steps: Callable[[], None]) -> None:
+    """Take every step. Raises CannotSet with what failed."""
+    problems = []
+    for step in steps:
+        try:
+            step()
+        except (CannotSet, OSError) as error:
+            problems.append(why_not(error))
+    if problems:
+        raise CannotSet("; ".join(dict.fromkeys(problems)))
+
+
+def _undivert(root: str) -> None:
+    """Give the distribution's kexec its place again, or leave ours there: somebody has to stand in it."""
+    ours = _is_ours(os.path.join(root, _PLACE))
+    _unlink(root, _PLACE)
+    try:
+        _each(*(partial(_divert, root, "--remove", "--rename", name) for name in PLACES))
+    except CannotSet:
+        if ours and not os.path.lexists(os.path.join(root, _PLACE)):
+            _link(root, _PLACE)
+        raise
+
+
+def _release(root: str) -> None:
+    """Give kexec.target back its name, also where systemctl is not there or does not work."""
+    try:
+        _systemctl(root, "disable")
+    except (CannotSet, OSError):
+        if stands(root)[0]:
+            os.unlink(os.path.join(root, ALIAS))
+
+
+def _unlink(root: str, name: str) -> None:
+    path = os.path.join(root, name)
+    if _is_ours(path):
+        os.unlink(path)
 
 
 def _link(root: str, name: str) -> None:
