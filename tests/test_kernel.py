@@ -145,6 +145,35 @@ def test_unified() -> None:
         )
 
 
+def test_more_kernels_than_are_unpacked() -> None:
+    """However many profiles have a kernel of their own, unpacking ends."""
+    own = [section for n in range(3) for section in ((".profile", b"ID=%d" % n), (".linux", KERNEL + bytes(n)))]
+
+    with pytest.raises(NoKernel, match="it has 3 kernels, and no more than 2 are unpacked"):
+        image.read_bytes(images.pe(own), "k", "/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("head", "local", "release", "taken"),
+    [
+        ("x86 7.3.4", "", "7.3.4", True),
+        ("x86 6.1.192", "", "6.1.0-50-cloud-amd64", True),
+        ("x86 7.3.0-rc1", "", "7.3.4-mine", False),
+        ("x86 7.2.4", "", "7.3.4", False),
+        ("x86 7.3.4", "-other", "7.3.4-mine", False),
+        ("x86 7.3.4", "-mine", "7.3.4-mine", True),
+    ],
+)
+def test_a_configuration_of_another_kernel(tmp_path: Path, head: str, local: str, release: str, taken: bool) -> None:
+    """What lies beside an image counts if its head and its local version are that kernel's."""
+    text = f'# Automatically generated\n# Linux/{head} Kernel Configuration\nCONFIG_LOCALVERSION="{local}"\nCONFIG_KEXEC_HANDOVER=y\n'
+    (tmp_path / "config").write_text(text)
+    found = config.beside(str(tmp_path / "vmlinuz"), release, str(tmp_path))
+
+    assert (found.options is not None) == taken
+    assert bool(found.fault) != taken
+
+
 def test_profiles() -> None:
     """Each profile is told, with what it has itself in place of the base's; the kernel is read once."""
     data = images.pe([
@@ -315,7 +344,7 @@ def test_configuration_beside(tmp_path: Path, where: str, name: str) -> None:
     )  # fmt: skip
     assert (found.config, found.config_source, found.kho.source) == (OPTIONS, str(place), str(place))
     assert (other.config, other.untold[0]) == (
-        None, f"how it was configured is not known: {place} is of Linux 7.31, and the kernel is {images.RELEASE}"
+        None, f"how it was configured is not known: {place} is of Linux 7.31.4, and the kernel is {images.RELEASE}"
     )  # fmt: skip
 
 

@@ -17,7 +17,8 @@ _START = b"IKCFG_ST\x1f\x8b"
 #: Bytes of a configuration; distributions have 300 KiB.
 _MOST = 4 << 20
 _LINE = re.compile(r"^(?:(CONFIG_\w+)=(.*)|# (CONFIG_\w+) is not set)$", re.MULTILINE)
-_OF = re.compile(r"^# Linux/\S+ (\d+\.\d+)\S* ", re.MULTILINE)
+_OF = re.compile(r"^# Linux/\S+ (\d+\.\d+)(?:\.(\d+))?\S* ", re.MULTILINE)
+_NUMBERS = re.compile(r"(\d+\.\d+)(?:\.(\d+))?")
 _RELEASE = re.compile(r"[\w.+~:-]+")
 
 
@@ -68,11 +69,22 @@ def beside(path: str, release: str, root: str) -> Config:
         found = options(text)
         if not found:
             continue
-        of = _OF.search(text)
-        if of and release and not re.match(rf"{re.escape(of[1])}(?!\d)", release):
-            return Config(None, "", f"{place} is of Linux {of[1]}, and the kernel is {release}")
+        if other := _other(text, found, release):
+            return Config(None, "", f"{place} is of {other}, and the kernel is {release}")
         return Config(found, place)
     return Config(None)
+
+
+def _other(text: str, found: dict[str, str], release: str) -> str:
+    """Return of which other kernel a configuration is, by its head and by what was put behind the version; "" if of none."""
+    of, own = _OF.search(text), _NUMBERS.match(release)
+    if of and own:
+        # Debian's releases stay at .0 where the version goes on.
+        later = own[2] not in (None, "0") and of[2] is not None and own[2] != of[2]
+        if of[1] != own[1] or later:
+            return f"Linux {of[1]}{'.' + of[2] if of[2] else ''}"
+    local = found.get("CONFIG_LOCALVERSION", "").strip('"')
+    return f"a kernel called `{local}`" if release and local not in ("", "n") and local not in release else ""
 
 
 def _read(path: str) -> str:

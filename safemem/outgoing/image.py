@@ -57,6 +57,10 @@ def read(path: str, root: str = "/", limit: int = LIMIT, *, modules: bool = True
         return _kernels(store, path, root, limit, modules=modules)
 
 
+#: Kernels of one unified image: profiles share one, and each more takes as long to unpack as an image of its own.
+_KERNELS = 2
+
+
 def read_bytes(data: bytes, path: str = "", root: str = "/", limit: int = LIMIT) -> tuple[Kernel, ...]:
     """Return the kernel in an image that is in memory, as `read` does; `path` is what it is called. Raises NoKernel."""
     return _kernels(Store(path, data), path, root, limit, modules=True)
@@ -68,6 +72,11 @@ def _kernels(store: Store, path: str, root: str, limit: int, *, modules: bool) -
         raise store.refused(f"this is a {UNIFIED} and {forms[0]} at once: what a loader takes it for cannot be told")
     if not profiles:
         return (facts.kernel(_open(store, limit), store, path, root, modules=modules),)
+    number = len({profile.kernel.at for profile in profiles})
+    if number > _KERNELS:
+        raise store.refused(
+            f"it has {number} kernels, and no more than {_KERNELS} are unpacked: look at each by itself"
+        )
     kernels: dict[int, Kernel] = {}
     found = []
     for profile in profiles:

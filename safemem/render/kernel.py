@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from safemem.boot import record
 from safemem.boot.model import Fact
@@ -19,7 +18,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def document(kernels: tuple[Kernel, ...], code: int) -> dict[str, Any]:
+def document(kernels: tuple[Kernel, ...], code: int) -> dict[str, object]:
     """Return what `safemem kernel --format json` prints; initrds by their sizes, of the configuration what matters."""
     return {
         "schema": record.SCHEMA,
@@ -29,7 +28,7 @@ def document(kernels: tuple[Kernel, ...], code: int) -> dict[str, Any]:
     }
 
 
-def _kernel(found: Kernel) -> dict[str, Any]:
+def _kernel(found: Kernel) -> dict[str, object]:
     speaks = found.speaks
     return {
         "path": found.path, "form": found.form, "packed": found.packed or None, "efi": found.efi,
