@@ -315,14 +315,56 @@ def test_configuration_beside(tmp_path: Path, where: str, name: str) -> None:
     )  # fmt: skip
     assert (found.config, found.config_source, found.kho.source) == (OPTIONS, str(place), str(place))
     assert (other.config, other.untold[0]) == (
-        None, f"how it was configured is not known: {place} is of Linux 7.31, and the kernel is {images.RELEASE}"
+        None, f"how it was configured is not known: {place} is of Linux 7.31.4, and the kernel is {images.RELEASE}"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("header", "local", "release", "why"),
+    [
+        ("x86 7.3.4", "", "7.3.4-made", ""),
+        ("x86_64 7.3.4", "-made", "7.3.4-made", ""),
+        ("x86 6.1.76", "", "6.1.0-18-amd64", ""),
+        ("x86 6.12.0", "", "6.12-amd64", ""),
+        ("x86 6.12.0-rc6", "", "6.12-rc6-amd64", ""),
+        ("x86 6.12.0-rc6", "", "6.12.0-rc6", ""),
+        ("arm64 7.3.4", "", "7.3.4-made", "is for arm64, and the kernel for x86_64"),
+        ("i386 7.3.4", "", "7.3.4-made", "is for i386, and the kernel for x86_64"),
+        ("x86 7.3.0-rc1", "", "7.3.4-made", "is of Linux 7.3.0-rc1, and the kernel is 7.3.4-made"),
+        ("x86 7.3.0-rc1", "", "7.3.0", "is of Linux 7.3.0-rc1, and the kernel is 7.3.0"),
+        ("x86 7.3.0", "", "7.3.0-rc1", "is of Linux 7.3.0, and the kernel is 7.3.0-rc1"),
+        ("x86 7.3.0-rc1", "", "7.3.0-rc12", "is of Linux 7.3.0-rc1, and the kernel is 7.3.0-rc12"),
+        ("x86 7.3.4", "", "7.3.41", "is of Linux 7.3.4, and the kernel is 7.3.41"),
+        ("x86 7.3.5", "", "7.3.4-made", "is of Linux 7.3.5, and the kernel is 7.3.4-made"),
+        ("x86 7.3.0", "", "7.3.4-made", "is of Linux 7.3.0, and the kernel is 7.3.4-made"),
+        (
+            "x86 7.3.4",
+            "-other",
+            "7.3.4-made",
+            "is of a kernel with `-other` in its release, and the kernel is 7.3.4-made",
+        ),
+        ("", "", "7.3.4-made", "does not say of which kernel it is"),
+    ],
+)
+def test_a_configuration_of_another_kernel(tmp_path: Path, header: str, local: str, release: str, why: str) -> None:
+    """What lies beside a kernel is of another one unless version, architecture and local version are this one's."""
+    path, place = tmp_path / "vmlinuz", tmp_path / "config"
+    path.write_bytes(images.elf({".rodata": images.strings("kho-v4", release=release), ".notes": images.note()}))
+    place.write_text(
+        (f"# Linux/{header} Kernel Configuration\n" if header else "")
+        + f'CONFIG_LOCALVERSION="{local}"\n{images.CONFIG}'
+    )
+    (found,) = image.read(str(path), str(tmp_path))
+
+    assert (found.config is None, found.untold[:1] == (f"how it was configured is not known: {place} {why}",)) == (
+        bool(why), bool(why),
     )  # fmt: skip
 
 
 def test_a_release_is_no_path(tmp_path: Path) -> None:
     """What a kernel calls itself opens no file elsewhere."""
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/x").write_text(images.CONFIG)
+    (tmp_path / "etc/x").write_text(f"# Linux/x86 7.3.0 Kernel Configuration\n{images.CONFIG}")
     data = images.elf({".rodata": images.strings(release="7.3/../../etc/x")})
 
     assert config.beside("", "7.3/../../etc/x", str(tmp_path)).options is None

@@ -17,7 +17,12 @@ _START = b"IKCFG_ST\x1f\x8b"
 #: Bytes of a configuration; distributions have 300 KiB.
 _MOST = 4 << 20
 _LINE = re.compile(r"^(?:(CONFIG_\w+)=(.*)|# (CONFIG_\w+) is not set)$", re.MULTILINE)
-_OF = re.compile(r"^# Linux/\S+ (\d+\.\d+)\S* ", re.MULTILINE)
+_OF = re.compile(r"^# Linux/(\S+) (\d+\.\d+)(\.\d+)?(-rc\d+)?\S* ", re.MULTILINE)
+#: What kbuild calls an architecture (ARCH in the top Makefile), for what uname(1) calls it.
+_ARCHES = {
+    "x86_64": ("x86", "x86_64"), "i686": ("x86", "i386"), "aarch64": ("arm64",), "aarch64_be": ("arm64",),
+    "riscv64": ("riscv",), "loongarch64": ("loongarch",),
+}  # fmt: skip
 _RELEASE = re.compile(r"[\w.+~:-]+")
 
 
@@ -53,8 +58,11 @@ def inside(parts: tuple[Part, ...]) -> dict[str, str] | None:
     return None
 
 
-def beside(path: str, release: str, root: str) -> Config:
-    """Return the configuration that lies where distributions put it for an image at `path`, or for its release."""
+def beside(path: str, release: str, root: str, arch: str = "") -> Config:
+    """Return the configuration that lies where distributions put it for an image at `path`, or for its release.
+
+    INVARIANT: none is taken that says that it is of another kernel, or does not say of which.
+    """
     folder, name = os.path.split(path)
     whole = name == "vmlinuz" or (path and os.path.basename(folder) == release)
     places = [os.path.join(folder, "config")] if whole else []
@@ -68,11 +76,32 @@ def beside(path: str, release: str, root: str) -> Config:
         found = options(text)
         if not found:
             continue
-        of = _OF.search(text)
-        if of and release and not re.match(rf"{re.escape(of[1])}(?!\d)", release):
-            return Config(None, "", f"{place} is of Linux {of[1]}, and the kernel is {release}")
+        if why := _of_another(text, found, release, arch):
+            return Config(None, "", f"{place} {why}")
         return Config(found, place)
     return Config(None)
+
+
+def _of_another(text: str, found: dict[str, str], release: str, arch: str) -> str:
+    """Return why a configuration is not that of a kernel with this release and architecture; "" if it may be."""
+    of = _OF.search(text)
+    if of is None:
+        return "does not say of which kernel it is"
+    if arch in _ARCHES and of[1] not in _ARCHES[arch]:
+        return f"is for {of[1]}, and the kernel for {arch}"
+    base, patch, candidate = of[2], of[3] or "", of[4] or ""
+    # Debian calls 6.12.0-rc6 also 6.12-rc6-amd64, and every 6.1.y 6.1.0-N-amd64, as Ubuntu does.
+    names = {
+        base + patch + candidate,
+        base + candidate if patch in ("", ".0") else "",
+        "" if candidate else f"{base}.0",
+    }
+    if not any(name and re.match(rf"{re.escape(name)}(?![\d.]|-rc\d)", release) for name in names):
+        return f"is of Linux {base}{patch}{candidate}, and the kernel is {release}"
+    local = found.get("CONFIG_LOCALVERSION", "").strip('"')
+    if local not in ("", "n") and local not in release:
+        return f"is of a kernel with `{local}` in its release, and the kernel is {release}"
+    return ""
 
 
 def _read(path: str) -> str:

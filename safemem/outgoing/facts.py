@@ -58,7 +58,7 @@ def kernel(found: Opened, store: Store, path: str, root: str, *, modules: bool) 
         untold.append(f"its header says that it is {found.release}, and the kernel in it {release}")
     options = Config(config.inside(found.parts), config.INSIDE)
     if options.options is None:
-        options = config.beside(path, release, root)
+        options = config.beside(path, release, root, found.arch)
     if options.options is None:
         untold.append(f"how it was configured is not known: {options.fault or 'no configuration in it nor beside it'}")
     own = versions.sections(found.parts)
