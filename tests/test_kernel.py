@@ -29,6 +29,7 @@ from safemem.initramfs import packed
 from safemem.outgoing import config, elf, image, pe, versions
 from safemem.outgoing.elf import Part
 from safemem.outgoing.kernel import Feature, Kernel, Module, NoKernel, Speaks
+from safemem.outgoing.prediction import of_image, predict
 from safemem.outgoing.store import Store, opened
 from tests import images
 from tests.needs import lacking
@@ -192,6 +193,46 @@ def test_whole_strings(names: tuple[str, ...], expected: tuple[set[str], set[str
     said = one(images.vmlinux(*names, config=None)).speaks
 
     assert (set(said.tree), set(said.luo), set(said.luo_nodes)) == expected
+
+
+def test_what_a_kernel_carries_it_does_not_speak() -> None:
+    """Versions in an initrd that is built in are not the kernel's, nor are handlers there."""
+    carried = images.strings("kho-v3", "luo-v4", "memblock-v7") + b"\0"
+    carried += bytes(-len(carried) % 8) + images.field("memfd-v1") + bytes(16)
+    for name in (".init.data", ".init.ramfs", ".brk"):
+        assert one(images.vmlinux(more={name: carried})) == MADE
+
+
+TWO = " are in the image, and no section lists which it reads"
+
+
+@pytest.mark.parametrize(
+    ("names", "section", "kho", "luo"),
+    [
+        (("kho-v3", "kho-v4", "luo-v5"), (), "`kho-v3` and `kho-v4`", ""),
+        (("kho-v4", "luo-v4", "luo-v5"), (), "", "`luo-v4` and `luo-v5`"),
+        (("kho-v4", "luo-v1", "luo-session-v1", "luo-session-v2"), (), "", "`luo-session-v1` and `luo-session-v2`"),
+        (("kho-v4", "luo-v1", "luo-session-v2"), (), "", ""),
+        (("kho-v3", "kho-v4", "luo-v4", "luo-v5"), ("luo-v4", "luo-v5"), "`kho-v3` and `kho-v4`", ""),
+        (("kho-v3", "kho-v4", "luo-v4", "luo-v5"), ("kho-v3", "kho-v4", "luo-v4", "luo-v5"), "", ""),
+        (("kho-v3", "kho-v4", "luo-v4", "luo-v5"), ("kho-v4", "luo-v5"), "", ""),
+    ],
+)
+def test_two_versions(names: tuple[str, ...], section: tuple[str, ...], kho: str, luo: str) -> None:
+    """Two versions of one thing are shown, and never taken to be read both, unless a section lists them."""
+    more = {".liveupdate_versions": images.versions(*section)} if section else {}
+    for data in (images.vmlinux(*names, more=more), images.vmlinux(*names, more=more, config=None)):
+        found = one(data)
+        senders = [images.vmlinux(tree, luo) for tree in found.speaks.tree for luo in found.speaks.luo]
+        outcomes = {predict(of_image(one(sender)), found).outcome for sender in senders}
+
+        assert found.speaks.tree <= set(names) and found.speaks.luo <= set(names)
+        assert (found.kho.value, found.luo.value) == ("unknown" if kho else "yes", "unknown" if luo else "yes")
+        assert found.kho.reason == kho + TWO if kho else TWO not in found.kho.reason
+        assert found.luo.reason == luo + TWO if luo else TWO not in found.luo.reason
+        assert outcomes == {"unknown" if kho or luo else "accepted"}
+    other = one(images.vmlinux("kho-v9", "luo-v5"))
+    assert predict(of_image(other), found).outcome == "rejected", "what neither is remains refused"
 
 
 def test_handlers() -> None:

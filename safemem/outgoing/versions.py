@@ -29,6 +29,8 @@ _TREE, _LUO = re.compile(r"kho-v\d+"), re.compile(r"luo-v\d+")
 _NODE = re.compile(r"luo-[a-z]+-v\d+")
 _RELATIVE = re.compile(rb"\x03\x04\0\0\0\0\0\0")
 _PRODUCER = re.compile(r"(?:memblock|reserve-mem)-v\d+")
+#: Beginnings of the names of sections where a kernel has what it speaks; an initrd that is built in lies in others.
+_SPOKEN = (".rodata", ".data")
 #: More strings that end like a version than any kernel has, by a hundred times.
 _MANY = 200_000
 #: Entries that are read of a section.
@@ -48,16 +50,20 @@ class Section(NamedTuple):
 def strings(parts: tuple[Part, ...], besides: tuple[Section, ...] = ()) -> Speaks:
     """Return the versions that stand in a kernel, or in a module, as strings; `besides` those in these sections.
 
+    Where there are sections, only those are searched that hold a kernel's own data.
+
     Raises:
         NoKernel: it has so many strings of the kind that it is none.
     """
     found: dict[re.Pattern[str], set[str]] = {_TREE: set(), _LUO: set(), _NODE: set(), _PRODUCER: set()}
     files: set[str] = set()
     for part in parts:
+        if part.name and not part.name.startswith(_SPOKEN):
+            continue
         later: dict[int, str] = {}
         for name, at in _named(part):
             # Names in a section are strings as well: they would confirm themselves.
-            if any(item.start <= at < item.end for item in besides) and (part.name in (VERSIONS, FEATURES, "")):
+            if not part.name and any(item.start <= at < item.end for item in besides):
                 continue
             if at == part.start or part.data[at - 1] == 0:
                 for form, names in found.items():
