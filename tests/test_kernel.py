@@ -201,6 +201,7 @@ def test_what_a_kernel_carries_it_does_not_speak() -> None:
     carried += bytes(-len(carried) % 8) + images.field("memfd-v1") + bytes(16)
     for name in (".init.data", ".init.ramfs", ".brk"):
         assert one(images.vmlinux(more={name: carried})) == MADE
+        assert one(images.vmlinux(config=None, more={name: images.ikconfig()})).config is None
 
 
 TWO = " are in the image, and no section lists which it reads"
@@ -533,6 +534,11 @@ def overlapping() -> bytes:
     return images.lying(data, SECTIONS + 2 * 64 + 24, first, 8)
 
 
+def profiles(kernels: list[bytes]) -> bytes:
+    """Return a unified image with a profile for each of these kernels."""
+    return images.pe([part for kernel in kernels for part in ((".profile", b""), (".linux", kernel))])
+
+
 HOSTILE = {
     "empty": (b"", "this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one"),
     "text": (b"#!/bin/sh\n" * 200, "this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one"),
@@ -572,6 +578,11 @@ HOSTILE = {
     "two forms": (images.lying(KERNEL, 56, 0x644D5241), "this is bzImage and arm64 Image at once: what a loader takes it for cannot be told"),
     "bzImage and unified": (images.lying(images.lying(UNIFIED, 0x202, 0x53726448), 0x1FE, 0xAA55, 2),
                             "this is a unified kernel image and bzImage at once: what a loader takes it for cannot be told"),
+    "many kernels": (profiles([KERNEL] * 5), "5 different kernels in its profiles, and no more than 4 are read"),
+    "kernels that are large together": (profiles([KERNEL, images.bzimage(b"", images.bomb(95 << 20))[:-4] + struct.pack("<I", 96 << 20)]),
+                                        "its kernel unpacks to 96 MiB, and no more than 95 MiB are read"),
+    "slow together": (profiles([lzma.compress(images.vmlinux() + bytes(1 << 20)), bz2.compress(b"") + bytes((10 << 20) - 20)]),
+                      "its kernel is 9 MiB packed with bzip2, and no more than 9 MiB of that are unpacked"),
     "long text": (images.pe([(".linux", KERNEL), (".cmdline", b"x" * (1 << 17))]), "its section `.cmdline` has 131072 bytes, and is text"),
 }  # fmt: skip
 
@@ -654,6 +665,9 @@ def bombs() -> dict[str, bytes]:
         "magic": images.arm64(images.strings("luo-v1", "kho-v1") + struct.pack("<II", 0x4C565550, 1) * (10 << 20)),
         "banner": images.arm64(b"Linux version " * (6 << 20)),
         "notes": images.arm64(images.strings("kho-v1") + b"GNU\0" * (20 << 20)),
+        "profiles of their own": profiles([images.bzimage(images.vmlinux()), *[images.bzimage(b"", zeros)[:-4] + struct.pack("<I", near)] * 29]),
+        "kernels": profiles([gzip.compress(images.vmlinux() + bytes(31 << 20), 1)] * 4),
+        "slow kernels": profiles([lzma.compress(images.vmlinux() + random.Random(1).randbytes(15 << 20), lzma.FORMAT_ALONE, preset=0)] * 3),
         "profiles": images.pe([(".linux", KERNEL), *((".profile", b"ID=a") for _ in range(900))]),
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ import zlib
 from typing import NamedTuple
 
 from safemem.boot.paths import CONFIG
-from safemem.outgoing.elf import Part
+from safemem.outgoing.elf import OWN_DATA, Part
 
 INSIDE = "the configuration in the image"
 _START = b"IKCFG_ST\x1f\x8b"
@@ -43,6 +43,8 @@ def options(text: str) -> dict[str, str] | None:
 def inside(parts: tuple[Part, ...]) -> dict[str, str] | None:
     """Return the configuration that is in a kernel; None if there is none that can be read."""
     for part in parts:
+        if part.name and not part.name.startswith(OWN_DATA):
+            continue
         at = part.data.find(_START, part.start, part.end)
         for _ in range(8):
             if at < 0:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from safemem.outgoing.elf import Part
+from safemem.outgoing.elf import OWN_DATA, Part
 from safemem.outgoing.kernel import Feature, NoKernel, Speaks
 
 VERSIONS, FEATURES = ".liveupdate_versions", ".liveupdate_features"
@@ -29,8 +29,6 @@ _TREE, _LUO = re.compile(r"kho-v\d+"), re.compile(r"luo-v\d+")
 _NODE = re.compile(r"luo-[a-z]+-v\d+")
 _RELATIVE = re.compile(rb"\x03\x04\0\0\0\0\0\0")
 _PRODUCER = re.compile(r"(?:memblock|reserve-mem)-v\d+")
-#: Beginnings of the names of sections where a kernel has what it speaks; an initrd that is built in lies in others.
-_SPOKEN = (".rodata", ".data")
 #: More strings that end like a version than any kernel has, by a hundred times.
 _MANY = 200_000
 #: Entries that are read of a section.
@@ -58,7 +56,7 @@ def strings(parts: tuple[Part, ...], besides: tuple[Section, ...] = ()) -> Speak
     found: dict[re.Pattern[str], set[str]] = {_TREE: set(), _LUO: set(), _NODE: set(), _PRODUCER: set()}
     files: set[str] = set()
     for part in parts:
-        if part.name and not part.name.startswith(_SPOKEN):
+        if part.name and not part.name.startswith(OWN_DATA):
             continue
         later: dict[int, str] = {}
         for name, at in _named(part):
