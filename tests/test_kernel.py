@@ -31,6 +31,7 @@ from safemem.outgoing.elf import Part
 from safemem.outgoing.kernel import Feature, Kernel, Module, NoKernel, Speaks
 from safemem.outgoing.prediction import of_image, predict
 from safemem.outgoing.store import Store, opened
+from safemem.render import kernel as render
 from tests import images
 from tests.needs import lacking
 
@@ -540,8 +541,12 @@ def profiles(kernels: list[bytes]) -> bytes:
 
 
 HOSTILE = {
-    "empty": (b"", "this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one"),
+    "empty": (b"", "the file is empty"),
     "text": (b"#!/bin/sh\n" * 200, "this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one"),
+    "initrd": (b"070701" + bytes(600), "this is an initrd; did you swap --kernel and --initrd?"),
+    **{f"initrd, {name}": (PACKINGS[name](b"070702" + bytes(600)) + more, "this is an initrd; did you swap --kernel and --initrd?")
+       for name, more in (("gzip", b""), ("xz", b""), ("zstd", bytes(4)), ("lz4", b""), ("bzip2", b"070701"))},
+    "large initrd": (gzip.compress(b"070701" + bytes(100 << 20), 1), "this is an initrd; did you swap --kernel and --initrd?"),
     "packed twice": (gzip.compress(gzip.compress(images.vmlinux())),
                      "this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one"),
     "cut": (KERNEL[:1100], f"the packed kernel that its header names lies outside: {len(KERNEL) - 1056} bytes at byte 1056, and the image has 1100 bytes"),
@@ -768,21 +773,21 @@ def run(*words: str) -> tuple[int, str]:
 
 TEXT = """\
 {path}, profile main
-  form          bzImage, packed with gzip, in a unified kernel image
-  architecture  x86_64
-  pages         4 KiB
-  release       7.3.4-made, as the kernel says of itself
-  build ID      000102030405060708090a0b0c0d0e0f10111213, in the kernel's notes
-  configuration the configuration in the image
-  KHO           yes: CONFIG_KEXEC_HANDOVER is y, and `kho-v4` is in the image (the configuration in the image)
-  LUO           yes: CONFIG_LIVEUPDATE is y, and `luo-v5` is in the image (the configuration in the image)
-  tree          kho-v4, by `.liveupdate_features` and strings
-  LUO's data    luo-v5, by `.liveupdate_features` and strings
-  handlers      memfd-v2, by `.liveupdate_features` and strings
-  producers     memblock-v1, reserve-mem-v1, by strings in the image
-  feature       memfd: supports 0x3, requires 0x1, uses 0x1
-  command line  kho=on \\x1b[2J
-  initrds       1 initrd in the image: 2 KiB
+  form            bzImage, packed with gzip, in a unified kernel image
+  architecture    x86_64
+  pages           4 KiB
+  release         7.3.4-made, as the kernel says of itself
+  build ID        000102030405060708090a0b0c0d0e0f10111213, in the kernel's notes
+  configuration   in the image (IKCONFIG)
+  KHO             yes, kho-v4 (by the configuration and strings)
+  LUO             yes, luo-v5 (by the configuration and strings)
+  tree            kho-v4, by `.liveupdate_features` and strings
+  LUO's data      luo-v5, by `.liveupdate_features` and strings
+  handlers        memfd-v2, by `.liveupdate_features` and strings
+  producers       memblock-v1, reserve-mem-v1, by strings in the image
+  feature         memfd: supports 0x3, requires 0x1, uses 0x1
+  command line    kho=on \\x1b[2J
+  initrds         1 initrd in the image: 2 KiB
   not known
     versions that are numbers inside a blob cannot be told from an image: those of `pci`, `iommu-liveupdate` and `kexec-metadata`
     which handlers will be in use, and whether what they preserve can be retrieved, cannot be told from an image
@@ -800,6 +805,33 @@ def test_text(tmp_path: Path) -> None:
     )
 
     assert run(str(path), "--root", str(tmp_path)) == (Code.DONE, TEXT.format(path=path))
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "kho", "luo"),
+    [
+        (("kho-v4", "luo-v5"), None, "yes, kho-v4 (by strings)", "yes, luo-v5 (by strings)"),
+        (("kho-v4",), "CONFIG_KEXEC_HANDOVER=y\n", "yes, kho-v4 (by the configuration and strings)", "no (by the configuration)"),
+        (("nothing",), None, "no (by strings)", "no (by strings)"),
+        (("nothing",), "CONFIG_KEXEC_HANDOVER=y\n", "unknown: CONFIG_KEXEC_HANDOVER is y, and no version of it is in the image",
+         "no (by the configuration)"),
+    ],
+)  # fmt: skip
+def test_what_is_built_in_is_a_line(
+    tmp_path: Path, names: tuple[str, ...], text: str | None, kho: str, luo: str
+) -> None:
+    """It says what is there and by what that is known; of what is not known, why."""
+    path = tmp_path / "k"
+    path.write_bytes(images.vmlinux(*names, config=text))
+    (found,) = image.read(str(path), str(tmp_path))
+    rows = "\n".join(render.lines((found,)))
+
+    assert f"  KHO             {kho}\n  LUO             {luo}\n" in rows
+
+
+def test_an_example() -> None:
+    """The help shows one call."""
+    assert "Example: safemem kernel /boot/vmlinuz" in run("--help")[1]
 
 
 def test_json(tmp_path: Path) -> None:

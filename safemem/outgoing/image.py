@@ -7,6 +7,7 @@ Forms: bzImage (Documentation/arch/x86/boot.rst), EFI zboot (drivers/firmware/ef
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ _BZIMAGE, _ZBOOT, _IMAGE, _ELF = "bzImage", "EFI zboot", "arm64 Image", "ELF"
 _SECTORS, _HDRS, _PROTOCOL, _RELEASE, _XLOADFLAGS, _PAYLOAD = 0x1F1, 0x202, 0x206, 0x20E, 0x236, 0x248
 _PAGES = {1: 4096, 2: 16384, 3: 65536}
 _ARM64 = b"ARM\x64"
+#: What an archive of an initrd begins with (Documentation/driver-api/early-userspace/buffer-format.rst).
+_CPIO = (b"070701", b"070702")
 
 
 class Opened(NamedTuple):
@@ -73,6 +76,8 @@ def read_bytes(data: bytes, path: str = "", root: str = "/", limit: int = LIMIT)
 
 
 def _kernels(store: Store, path: str, root: str, limit: int, *, modules: bool) -> tuple[Kernel, ...]:
+    if not store.size:
+        raise store.refused("the file is empty")
     profiles = pe.profiles(store)
     if profiles and (forms := _forms(store.head(0, 1024))):
         raise store.refused(f"this is a {UNIFIED} and {forms[0]} at once: what a loader takes it for cannot be told")
@@ -120,10 +125,22 @@ def _open(store: Store, left: _Left, *, inner: bool = False) -> Opened:
             return _bzimage(store, head, left)
         if forms == [_ZBOOT]:
             return _zboot(store, head, left)
-        if name := packed.compression(head):
+        name = packed.compression(head)
+        if _is_initrd(store, left) if name else head.startswith(_CPIO):
+            raise store.refused("this is an initrd; did you swap --kernel and --initrd?")
+        if name:
             data = _unpacked(store, store.whole(left.bytes), left, left.bytes)
             return _open(Store(store.name, data), left, inner=True)._replace(packed=name)
     raise store.refused("this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one")
+
+
+def _is_initrd(store: Store, left: _Left) -> bool:
+    """Return whether what is packed begins like an initrd: it may be larger than any kernel, and is not unpacked for that."""
+    with contextlib.closing(packed.pieces(store.whole(left.bytes), 0, alone=True)) as pieces:
+        try:
+            return next(pieces, b"").startswith(_CPIO)
+        except (packed.Unreadable, OSError):
+            return False
 
 
 def _forms(head: bytes) -> list[str]:
