@@ -29,7 +29,9 @@ from safemem.initramfs import packed
 from safemem.outgoing import config, elf, image, pe, versions
 from safemem.outgoing.elf import Part
 from safemem.outgoing.kernel import Feature, Kernel, Module, NoKernel, Speaks
+from safemem.outgoing.prediction import of_image, predict
 from safemem.outgoing.store import Store, opened
+from safemem.render import kernel as render
 from tests import images
 from tests.needs import lacking
 
@@ -145,35 +147,6 @@ def test_unified() -> None:
         )
 
 
-def test_more_kernels_than_are_unpacked() -> None:
-    """However many profiles have a kernel of their own, unpacking ends."""
-    own = [section for n in range(3) for section in ((".profile", b"ID=%d" % n), (".linux", KERNEL + bytes(n)))]
-
-    with pytest.raises(NoKernel, match="it has 3 kernels, and no more than 2 are unpacked"):
-        image.read_bytes(images.pe(own), "k", "/nowhere")
-
-
-@pytest.mark.parametrize(
-    ("head", "local", "release", "taken"),
-    [
-        ("x86 7.3.4", "", "7.3.4", True),
-        ("x86 6.1.192", "", "6.1.0-50-cloud-amd64", True),
-        ("x86 7.3.0-rc1", "", "7.3.4-mine", False),
-        ("x86 7.2.4", "", "7.3.4", False),
-        ("x86 7.3.4", "-other", "7.3.4-mine", False),
-        ("x86 7.3.4", "-mine", "7.3.4-mine", True),
-    ],
-)
-def test_a_configuration_of_another_kernel(tmp_path: Path, head: str, local: str, release: str, taken: bool) -> None:
-    """What lies beside an image counts if its head and its local version are that kernel's."""
-    text = f'# Automatically generated\n# Linux/{head} Kernel Configuration\nCONFIG_LOCALVERSION="{local}"\nCONFIG_KEXEC_HANDOVER=y\n'
-    (tmp_path / "config").write_text(text)
-    found = config.beside(str(tmp_path / "vmlinuz"), release, str(tmp_path))
-
-    assert (found.options is not None) == taken
-    assert bool(found.fault) != taken
-
-
 def test_profiles() -> None:
     """Each profile is told, with what it has itself in place of the base's; the kernel is read once."""
     data = images.pe([
@@ -221,6 +194,47 @@ def test_whole_strings(names: tuple[str, ...], expected: tuple[set[str], set[str
     said = one(images.vmlinux(*names, config=None)).speaks
 
     assert (set(said.tree), set(said.luo), set(said.luo_nodes)) == expected
+
+
+def test_what_a_kernel_carries_it_does_not_speak() -> None:
+    """Versions in an initrd that is built in are not the kernel's, nor are handlers there."""
+    carried = images.strings("kho-v3", "luo-v4", "memblock-v7") + b"\0"
+    carried += bytes(-len(carried) % 8) + images.field("memfd-v1") + bytes(16)
+    for name in (".init.data", ".init.ramfs", ".brk"):
+        assert one(images.vmlinux(more={name: carried})) == MADE
+        assert one(images.vmlinux(config=None, more={name: images.ikconfig()})).config is None
+
+
+TWO = " are in the image, and no section lists which it reads"
+
+
+@pytest.mark.parametrize(
+    ("names", "section", "kho", "luo"),
+    [
+        (("kho-v3", "kho-v4", "luo-v5"), (), "`kho-v3` and `kho-v4`", ""),
+        (("kho-v4", "luo-v4", "luo-v5"), (), "", "`luo-v4` and `luo-v5`"),
+        (("kho-v4", "luo-v1", "luo-session-v1", "luo-session-v2"), (), "", "`luo-session-v1` and `luo-session-v2`"),
+        (("kho-v4", "luo-v1", "luo-session-v2"), (), "", ""),
+        (("kho-v3", "kho-v4", "luo-v4", "luo-v5"), ("luo-v4", "luo-v5"), "`kho-v3` and `kho-v4`", ""),
+        (("kho-v3", "kho-v4", "luo-v4", "luo-v5"), ("kho-v3", "kho-v4", "luo-v4", "luo-v5"), "", ""),
+        (("kho-v3", "kho-v4", "luo-v4", "luo-v5"), ("kho-v4", "luo-v5"), "", ""),
+    ],
+)
+def test_two_versions(names: tuple[str, ...], section: tuple[str, ...], kho: str, luo: str) -> None:
+    """Two versions of one thing are shown, and never taken to be read both, unless a section lists them."""
+    more = {".liveupdate_versions": images.versions(*section)} if section else {}
+    for data in (images.vmlinux(*names, more=more), images.vmlinux(*names, more=more, config=None)):
+        found = one(data)
+        senders = [images.vmlinux(tree, luo) for tree in found.speaks.tree for luo in found.speaks.luo]
+        outcomes = {predict(of_image(one(sender)), found).outcome for sender in senders}
+
+        assert found.speaks.tree <= set(names) and found.speaks.luo <= set(names)
+        assert (found.kho.value, found.luo.value) == ("unknown" if kho else "yes", "unknown" if luo else "yes")
+        assert found.kho.reason == kho + TWO if kho else TWO not in found.kho.reason
+        assert found.luo.reason == luo + TWO if luo else TWO not in found.luo.reason
+        assert outcomes == {"unknown" if kho or luo else "accepted"}
+    other = one(images.vmlinux("kho-v9", "luo-v5"))
+    assert predict(of_image(other), found).outcome == "rejected", "what neither is remains refused"
 
 
 def test_handlers() -> None:
@@ -348,10 +362,52 @@ def test_configuration_beside(tmp_path: Path, where: str, name: str) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("header", "local", "release", "why"),
+    [
+        ("x86 7.3.4", "", "7.3.4-made", ""),
+        ("x86_64 7.3.4", "-made", "7.3.4-made", ""),
+        ("x86 6.1.76", "", "6.1.0-18-amd64", ""),
+        ("x86 6.12.0", "", "6.12-amd64", ""),
+        ("x86 6.12.0-rc6", "", "6.12-rc6-amd64", ""),
+        ("x86 6.12.0-rc6", "", "6.12.0-rc6", ""),
+        ("arm64 7.3.4", "", "7.3.4-made", "is for arm64, and the kernel for x86_64"),
+        ("i386 7.3.4", "", "7.3.4-made", "is for i386, and the kernel for x86_64"),
+        ("x86 7.3.0-rc1", "", "7.3.4-made", "is of Linux 7.3.0-rc1, and the kernel is 7.3.4-made"),
+        ("x86 7.3.0-rc1", "", "7.3.0", "is of Linux 7.3.0-rc1, and the kernel is 7.3.0"),
+        ("x86 7.3.0", "", "7.3.0-rc1", "is of Linux 7.3.0, and the kernel is 7.3.0-rc1"),
+        ("x86 7.3.0-rc1", "", "7.3.0-rc12", "is of Linux 7.3.0-rc1, and the kernel is 7.3.0-rc12"),
+        ("x86 7.3.4", "", "7.3.41", "is of Linux 7.3.4, and the kernel is 7.3.41"),
+        ("x86 7.3.5", "", "7.3.4-made", "is of Linux 7.3.5, and the kernel is 7.3.4-made"),
+        ("x86 7.3.0", "", "7.3.4-made", "is of Linux 7.3.0, and the kernel is 7.3.4-made"),
+        (
+            "x86 7.3.4",
+            "-other",
+            "7.3.4-made",
+            "is of a kernel with `-other` in its release, and the kernel is 7.3.4-made",
+        ),
+        ("", "", "7.3.4-made", "does not say of which kernel it is"),
+    ],
+)
+def test_a_configuration_of_another_kernel(tmp_path: Path, header: str, local: str, release: str, why: str) -> None:
+    """What lies beside a kernel is of another one unless version, architecture and local version are this one's."""
+    path, place = tmp_path / "vmlinuz", tmp_path / "config"
+    path.write_bytes(images.elf({".rodata": images.strings("kho-v4", release=release), ".notes": images.note()}))
+    place.write_text(
+        (f"# Linux/{header} Kernel Configuration\n" if header else "")
+        + f'CONFIG_LOCALVERSION="{local}"\n{images.CONFIG}'
+    )
+    (found,) = image.read(str(path), str(tmp_path))
+
+    assert (found.config is None, found.untold[:1] == (f"how it was configured is not known: {place} {why}",)) == (
+        bool(why), bool(why),
+    )  # fmt: skip
+
+
 def test_a_release_is_no_path(tmp_path: Path) -> None:
     """What a kernel calls itself opens no file elsewhere."""
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/x").write_text(images.CONFIG)
+    (tmp_path / "etc/x").write_text(f"# Linux/x86 7.3.0 Kernel Configuration\n{images.CONFIG}")
     data = images.elf({".rodata": images.strings(release="7.3/../../etc/x")})
 
     assert config.beside("", "7.3/../../etc/x", str(tmp_path)).options is None
@@ -479,9 +535,18 @@ def overlapping() -> bytes:
     return images.lying(data, SECTIONS + 2 * 64 + 24, first, 8)
 
 
+def profiles(kernels: list[bytes]) -> bytes:
+    """Return a unified image with a profile for each of these kernels."""
+    return images.pe([part for kernel in kernels for part in ((".profile", b""), (".linux", kernel))])
+
+
 HOSTILE = {
-    "empty": (b"", "this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one"),
+    "empty": (b"", "the file is empty"),
     "text": (b"#!/bin/sh\n" * 200, "this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one"),
+    "initrd": (b"070701" + bytes(600), "this is an initrd; did you swap --kernel and --initrd?"),
+    **{f"initrd, {name}": (PACKINGS[name](b"070702" + bytes(600)) + more, "this is an initrd; did you swap --kernel and --initrd?")
+       for name, more in (("gzip", b""), ("xz", b""), ("zstd", bytes(4)), ("lz4", b""), ("bzip2", b"070701"))},
+    "large initrd": (gzip.compress(b"070701" + bytes(100 << 20), 1), "this is an initrd; did you swap --kernel and --initrd?"),
     "packed twice": (gzip.compress(gzip.compress(images.vmlinux())),
                      "this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one"),
     "cut": (KERNEL[:1100], f"the packed kernel that its header names lies outside: {len(KERNEL) - 1056} bytes at byte 1056, and the image has 1100 bytes"),
@@ -518,6 +583,11 @@ HOSTILE = {
     "two forms": (images.lying(KERNEL, 56, 0x644D5241), "this is bzImage and arm64 Image at once: what a loader takes it for cannot be told"),
     "bzImage and unified": (images.lying(images.lying(UNIFIED, 0x202, 0x53726448), 0x1FE, 0xAA55, 2),
                             "this is a unified kernel image and bzImage at once: what a loader takes it for cannot be told"),
+    "many kernels": (profiles([KERNEL] * 5), "5 different kernels in its profiles, and no more than 4 are read"),
+    "kernels that are large together": (profiles([KERNEL, images.bzimage(b"", images.bomb(95 << 20))[:-4] + struct.pack("<I", 96 << 20)]),
+                                        "its kernel unpacks to 96 MiB, and no more than 95 MiB are read"),
+    "slow together": (profiles([lzma.compress(images.vmlinux() + bytes(1 << 20)), bz2.compress(b"") + bytes((10 << 20) - 20)]),
+                      "its kernel is 9 MiB packed with bzip2, and no more than 9 MiB of that are unpacked"),
     "long text": (images.pe([(".linux", KERNEL), (".cmdline", b"x" * (1 << 17))]), "its section `.cmdline` has 131072 bytes, and is text"),
 }  # fmt: skip
 
@@ -600,6 +670,9 @@ def bombs() -> dict[str, bytes]:
         "magic": images.arm64(images.strings("luo-v1", "kho-v1") + struct.pack("<II", 0x4C565550, 1) * (10 << 20)),
         "banner": images.arm64(b"Linux version " * (6 << 20)),
         "notes": images.arm64(images.strings("kho-v1") + b"GNU\0" * (20 << 20)),
+        "profiles of their own": profiles([images.bzimage(images.vmlinux()), *[images.bzimage(b"", zeros)[:-4] + struct.pack("<I", near)] * 29]),
+        "kernels": profiles([gzip.compress(images.vmlinux() + bytes(31 << 20), 1)] * 4),
+        "slow kernels": profiles([lzma.compress(images.vmlinux() + random.Random(1).randbytes(15 << 20), lzma.FORMAT_ALONE, preset=0)] * 3),
         "profiles": images.pe([(".linux", KERNEL), *((".profile", b"ID=a") for _ in range(900))]),
     }  # fmt: skip
 
@@ -700,21 +773,21 @@ def run(*words: str) -> tuple[int, str]:
 
 TEXT = """\
 {path}, profile main
-  form          bzImage, packed with gzip, in a unified kernel image
-  architecture  x86_64
-  pages         4 KiB
-  release       7.3.4-made, as the kernel says of itself
-  build ID      000102030405060708090a0b0c0d0e0f10111213, in the kernel's notes
-  configuration the configuration in the image
-  KHO           yes: CONFIG_KEXEC_HANDOVER is y, and `kho-v4` is in the image (the configuration in the image)
-  LUO           yes: CONFIG_LIVEUPDATE is y, and `luo-v5` is in the image (the configuration in the image)
-  tree          kho-v4, by `.liveupdate_features` and strings
-  LUO's data    luo-v5, by `.liveupdate_features` and strings
-  handlers      memfd-v2, by `.liveupdate_features` and strings
-  producers     memblock-v1, reserve-mem-v1, by strings in the image
-  feature       memfd: supports 0x3, requires 0x1, uses 0x1
-  command line  kho=on \\x1b[2J
-  initrds       1 initrd in the image: 2 KiB
+  form            bzImage, packed with gzip, in a unified kernel image
+  architecture    x86_64
+  pages           4 KiB
+  release         7.3.4-made, as the kernel says of itself
+  build ID        000102030405060708090a0b0c0d0e0f10111213, in the kernel's notes
+  configuration   in the image (IKCONFIG)
+  KHO             yes, kho-v4 (by the configuration and strings)
+  LUO             yes, luo-v5 (by the configuration and strings)
+  tree            kho-v4, by `.liveupdate_features` and strings
+  LUO's data      luo-v5, by `.liveupdate_features` and strings
+  handlers        memfd-v2, by `.liveupdate_features` and strings
+  producers       memblock-v1, reserve-mem-v1, by strings in the image
+  feature         memfd: supports 0x3, requires 0x1, uses 0x1
+  command line    kho=on \\x1b[2J
+  initrds         1 initrd in the image: 2 KiB
   not known
     versions that are numbers inside a blob cannot be told from an image: those of `pci`, `iommu-liveupdate` and `kexec-metadata`
     which handlers will be in use, and whether what they preserve can be retrieved, cannot be told from an image
@@ -732,6 +805,33 @@ def test_text(tmp_path: Path) -> None:
     )
 
     assert run(str(path), "--root", str(tmp_path)) == (Code.DONE, TEXT.format(path=path))
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "kho", "luo"),
+    [
+        (("kho-v4", "luo-v5"), None, "yes, kho-v4 (by strings)", "yes, luo-v5 (by strings)"),
+        (("kho-v4",), "CONFIG_KEXEC_HANDOVER=y\n", "yes, kho-v4 (by the configuration and strings)", "no (by the configuration)"),
+        (("nothing",), None, "no (by strings)", "no (by strings)"),
+        (("nothing",), "CONFIG_KEXEC_HANDOVER=y\n", "unknown: CONFIG_KEXEC_HANDOVER is y, and no version of it is in the image",
+         "no (by the configuration)"),
+    ],
+)  # fmt: skip
+def test_what_is_built_in_is_a_line(
+    tmp_path: Path, names: tuple[str, ...], text: str | None, kho: str, luo: str
+) -> None:
+    """It says what is there and by what that is known; of what is not known, why."""
+    path = tmp_path / "k"
+    path.write_bytes(images.vmlinux(*names, config=text))
+    (found,) = image.read(str(path), str(tmp_path))
+    rows = "\n".join(render.lines((found,)))
+
+    assert f"  KHO             {kho}\n  LUO             {luo}\n" in rows
+
+
+def test_an_example() -> None:
+    """The help shows one call."""
+    assert "Example: safemem kernel /boot/vmlinuz" in run("--help")[1]
 
 
 def test_json(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ def kernel_command(context: click.Context, path: str, root: str, form: str) -> N
 
     Reads bzImage, EFI zboot, arm64 Image, ELF, and unified kernel images with all their profiles. Needs no root and
     changes nothing.
+
+    \b
+    Example: safemem kernel /boot/vmlinuz
     """
     found = image.read(path, root)
     code = Code.UNKNOWN if any("unknown" in (item.kho.value, item.luo.value) for item in found) else Code.DONE
@@ -35,5 +38,5 @@ def kernel_command(context: click.Context, path: str, root: str, form: str) -> N
         click.echo(json.dumps(render.document(found, code), indent=1))
     else:
         for line in render.lines(found):
-            click.echo("\n".join(folded(line, terminal_width(), " " * 16)))
+            click.echo("\n".join(folded(line, terminal_width(), " " * 18)))
     context.exit(code)

@@ -10,15 +10,19 @@ import zlib
 from typing import NamedTuple
 
 from safemem.boot.paths import CONFIG
-from safemem.outgoing.elf import Part
+from safemem.outgoing.elf import OWN_DATA, Part
 
 INSIDE = "the configuration in the image"
 _START = b"IKCFG_ST\x1f\x8b"
 #: Bytes of a configuration; distributions have 300 KiB.
 _MOST = 4 << 20
 _LINE = re.compile(r"^(?:(CONFIG_\w+)=(.*)|# (CONFIG_\w+) is not set)$", re.MULTILINE)
-_OF = re.compile(r"^# Linux/\S+ (\d+\.\d+)(?:\.(\d+))?\S* ", re.MULTILINE)
-_NUMBERS = re.compile(r"(\d+\.\d+)(?:\.(\d+))?")
+_OF = re.compile(r"^# Linux/(\S+) (\d+\.\d+)(\.\d+)?(-rc\d+)?\S* ", re.MULTILINE)
+#: What kbuild calls an architecture (ARCH in the top Makefile), for what uname(1) calls it.
+_ARCHES = {
+    "x86_64": ("x86", "x86_64"), "i686": ("x86", "i386"), "aarch64": ("arm64",), "aarch64_be": ("arm64",),
+    "riscv64": ("riscv",), "loongarch64": ("loongarch",),
+}  # fmt: skip
 _RELEASE = re.compile(r"[\w.+~:-]+")
 
 
@@ -39,6 +43,8 @@ def options(text: str) -> dict[str, str] | None:
 def inside(parts: tuple[Part, ...]) -> dict[str, str] | None:
     """Return the configuration that is in a kernel; None if there is none that can be read."""
     for part in parts:
+        if part.name and not part.name.startswith(OWN_DATA):
+            continue
         at = part.data.find(_START, part.start, part.end)
         for _ in range(8):
             if at < 0:
@@ -54,8 +60,11 @@ def inside(parts: tuple[Part, ...]) -> dict[str, str] | None:
     return None
 
 
-def beside(path: str, release: str, root: str) -> Config:
-    """Return the configuration that lies where distributions put it for an image at `path`, or for its release."""
+def beside(path: str, release: str, root: str, arch: str = "") -> Config:
+    """Return the configuration that lies where distributions put it for an image at `path`, or for its release.
+
+    INVARIANT: none is taken that says that it is of another kernel, or does not say of which.
+    """
     folder, name = os.path.split(path)
     whole = name == "vmlinuz" or (path and os.path.basename(folder) == release)
     places = [os.path.join(folder, "config")] if whole else []
@@ -69,22 +78,32 @@ def beside(path: str, release: str, root: str) -> Config:
         found = options(text)
         if not found:
             continue
-        if other := _other(text, found, release):
-            return Config(None, "", f"{place} is of {other}, and the kernel is {release}")
+        if why := _of_another(text, found, release, arch):
+            return Config(None, "", f"{place} {why}")
         return Config(found, place)
     return Config(None)
 
 
-def _other(text: str, found: dict[str, str], release: str) -> str:
-    """Return of which other kernel a configuration is, by its head and by what was put behind the version; "" if of none."""
-    of, own = _OF.search(text), _NUMBERS.match(release)
-    if of and own:
-        # Debian's releases stay at .0 where the version goes on.
-        later = own[2] not in (None, "0") and of[2] is not None and own[2] != of[2]
-        if of[1] != own[1] or later:
-            return f"Linux {of[1]}{'.' + of[2] if of[2] else ''}"
+def _of_another(text: str, found: dict[str, str], release: str, arch: str) -> str:
+    """Return why a configuration is not that of a kernel with this release and architecture; "" if it may be."""
+    of = _OF.search(text)
+    if of is None:
+        return "does not say of which kernel it is"
+    if arch in _ARCHES and of[1] not in _ARCHES[arch]:
+        return f"is for {of[1]}, and the kernel for {arch}"
+    base, patch, candidate = of[2], of[3] or "", of[4] or ""
+    # Debian calls 6.12.0-rc6 also 6.12-rc6-amd64, and every 6.1.y 6.1.0-N-amd64, as Ubuntu does.
+    names = {
+        base + patch + candidate,
+        base + candidate if patch in ("", ".0") else "",
+        "" if candidate else f"{base}.0",
+    }
+    if not any(name and re.match(rf"{re.escape(name)}(?![\d.]|-rc\d)", release) for name in names):
+        return f"is of Linux {base}{patch}{candidate}, and the kernel is {release}"
     local = found.get("CONFIG_LOCALVERSION", "").strip('"')
-    return f"a kernel called `{local}`" if release and local not in ("", "n") and local not in release else ""
+    if local not in ("", "n") and local not in release:
+        return f"is of a kernel with `{local}` in its release, and the kernel is {release}"
+    return ""
 
 
 def _read(path: str) -> str:

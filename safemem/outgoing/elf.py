@@ -22,6 +22,8 @@ _CODE = (
     ".text", ".init.text", ".exit.text", ".BTF", ".orc_", ".init.scratch", ".call_sites", ".return_sites", ".retpoline_sites",
     ".altinstr", ".rela",
 )  # fmt: skip
+#: Beginnings of the names of sections where a kernel has what it says of itself; an initrd that is built in lies in others.
+OWN_DATA = (".rodata", ".data")
 
 
 class Part(NamedTuple):

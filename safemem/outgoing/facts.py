@@ -58,7 +58,7 @@ def kernel(found: Opened, store: Store, path: str, root: str, *, modules: bool) 
         untold.append(f"its header says that it is {found.release}, and the kernel in it {release}")
     options = Config(config.inside(found.parts), config.INSIDE)
     if options.options is None:
-        options = config.beside(path, release, root)
+        options = config.beside(path, release, root, found.arch)
     if options.options is None:
         untold.append(f"how it was configured is not known: {options.fault or 'no configuration in it nor beside it'}")
     own = versions.sections(found.parts)
@@ -74,6 +74,7 @@ def kernel(found: Opened, store: Store, path: str, root: str, *, modules: bool) 
         # Without LUO no field of 48 bytes is that of a handler.
         said = said._replace(handlers=frozenset())
     speaks, disagree = _together(said, own)
+    kho, luo = _one(kho, speaks.tree, own, "tree"), _one(luo, speaks.luo | speaks.luo_nodes, own, "luo")
     ids = elf.build_ids(found.parts)
     result = Kernel(
         path, found.form, found.packed, arch=found.arch, release=release, build_ids=ids, page_size=found.page_size,
@@ -148,6 +149,26 @@ def _together(said: Speaks, own: tuple[versions.Section, ...]) -> tuple[Speaks, 
             " the strings is taken"
         )
     return result, disagree
+
+
+def _one(fact: Fact, found: frozenset[str], own: tuple[versions.Section, ...], field: str) -> Fact:
+    """Return the fact, unknown where a kernel has two versions of one thing and no section that lists them.
+
+    A string may be of something that the kernel carries, or of a message about another version: that there are two does not
+    mean that it reads both.
+    """
+    listed = frozenset[str]().union(*(getattr(item.speaks, field) for item in own if not item.fault))
+    several = sorted(name for name in found - listed if sum(_of(name) == _of(other) for other in found) > 1)
+    if fact.value != "yes" or not several:
+        return fact
+    return Fact(
+        "unknown", STRINGS, f"{_names(frozenset(several))} are in the image, and no section lists which it reads"
+    )
+
+
+def _of(name: str) -> str:
+    """Return what a version is one of: `kho` of `kho-v4`."""
+    return name.rpartition("-v")[0]
 
 
 def _names(found: frozenset[str]) -> str:

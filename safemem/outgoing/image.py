@@ -7,6 +7,7 @@ Forms: bzImage (Documentation/arch/x86/boot.rst), EFI zboot (drivers/firmware/ef
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from typing import NamedTuple
 
@@ -17,8 +18,10 @@ from safemem.outgoing.elf import Elf, Part
 from safemem.outgoing.kernel import Kernel
 from safemem.outgoing.store import Store, opened
 
-#: Bytes of a kernel as it is unpacked. The largest of Debian has two thirds of that.
+#: Bytes of all kernels of an image as they are unpacked. The largest of Debian has two thirds of that.
 LIMIT = 96 << 20
+#: Different kernels of a unified image; each is searched, and its modules are.
+KERNELS = 4
 #: Packed bytes that are unpacked of what is slow: some two seconds on an old machine. No kernel of a distribution has them.
 SLOW = {"xz": 16 << 20, "lzma": 16 << 20, "bzip2": 10 << 20}
 UNIFIED = "unified kernel image"
@@ -27,6 +30,8 @@ _BZIMAGE, _ZBOOT, _IMAGE, _ELF = "bzImage", "EFI zboot", "arm64 Image", "ELF"
 _SECTORS, _HDRS, _PROTOCOL, _RELEASE, _XLOADFLAGS, _PAYLOAD = 0x1F1, 0x202, 0x206, 0x20E, 0x236, 0x248
 _PAGES = {1: 4096, 2: 16384, 3: 65536}
 _ARM64 = b"ARM\x64"
+#: What an archive of an initrd begins with (Documentation/driver-api/early-userspace/buffer-format.rst).
+_CPIO = (b"070701", b"070702")
 
 
 class Opened(NamedTuple):
@@ -41,13 +46,21 @@ class Opened(NamedTuple):
     efi: bool = False
 
 
+class _Left:
+    """What may still be unpacked of an image: bytes, and a part of SLOW. All kernels of a unified one share it."""
+
+    def __init__(self, limit: int) -> None:
+        """Begin with `limit` bytes and all of SLOW."""
+        self.bytes, self.slow = limit, 1.0
+
+
 def read(path: str, root: str = "/", limit: int = LIMIT, *, modules: bool = True) -> tuple[Kernel, ...]:
     """Return the kernel in an image; of a unified one with profiles, one for each of them.
 
     Args:
         path: the image.
         root: where a configuration that is not in the image is looked for, and modules.
-        limit: bytes that a kernel may have unpacked.
+        limit: bytes that all its kernels together may have unpacked.
         modules: look for modules that register handlers with LUO.
 
     Raises:
@@ -57,34 +70,32 @@ def read(path: str, root: str = "/", limit: int = LIMIT, *, modules: bool = True
         return _kernels(store, path, root, limit, modules=modules)
 
 
-#: Kernels of one unified image: profiles share one, and each more takes as long to unpack as an image of its own.
-_KERNELS = 2
-
-
 def read_bytes(data: bytes, path: str = "", root: str = "/", limit: int = LIMIT) -> tuple[Kernel, ...]:
     """Return the kernel in an image that is in memory, as `read` does; `path` is what it is called. Raises NoKernel."""
     return _kernels(Store(path, data), path, root, limit, modules=True)
 
 
 def _kernels(store: Store, path: str, root: str, limit: int, *, modules: bool) -> tuple[Kernel, ...]:
+    if not store.size:
+        raise store.refused("the file is empty")
     profiles = pe.profiles(store)
     if profiles and (forms := _forms(store.head(0, 1024))):
         raise store.refused(f"this is a {UNIFIED} and {forms[0]} at once: what a loader takes it for cannot be told")
     if not profiles:
-        return (facts.kernel(_open(store, limit), store, path, root, modules=modules),)
-    number = len({profile.kernel.at for profile in profiles})
-    if number > _KERNELS:
-        raise store.refused(
-            f"it has {number} kernels, and no more than {_KERNELS} are unpacked: look at each by itself"
-        )
+        return (facts.kernel(_open(store, _Left(limit)), store, path, root, modules=modules),)
     kernels: dict[int, Kernel] = {}
     found = []
-    for profile in profiles:
-        if profile.kernel.at not in kernels:
-            data = store.cut(profile.kernel.at, profile.kernel.size, "its section `.linux`")
-            inner = Store(store.name, data)
-            kernels[profile.kernel.at] = facts.kernel(_open(inner, limit), inner, path, root, modules=modules)
-            del data, inner
+    different = {profile.kernel.at: profile.kernel for profile in profiles}
+    if len(different) > KERNELS:
+        raise store.refused(f"{len(different)} different kernels in its profiles, and no more than {KERNELS} are read")
+    left = _Left(limit)
+    for at, section in different.items():
+        inner = Store(store.name, store.cut(at, section.size, "its section `.linux`"))
+        lies_open = _open(inner, left)
+        # What is searched counts, also where nothing was packed.
+        left.bytes = max(0, left.bytes - max(len(part.data) for part in lies_open.parts))
+        kernels[at] = facts.kernel(lies_open, inner, path, root, modules=modules)
+        del inner, lies_open
     # Profiles share what they have from the base: each section is read, and in memory, once.
     sections = {section.at: section for profile in profiles for section in profile.initrds}
     initrds = {at: store.cut(at, item.size, f"its section `{item.name}`") for at, item in sections.items()}
@@ -99,25 +110,37 @@ def _kernels(store: Store, path: str, root: str, limit: int, *, modules: bool) -
     return tuple(found)
 
 
-def _open(store: Store, limit: int, *, inner: bool = False) -> Opened:
+def _open(store: Store, left: _Left, *, inner: bool = False) -> Opened:
     """Return the kernel in the image; `inner` is one that was packed as a whole, and is packed no second time."""
     head = store.head(0, 1024)
     forms = _forms(head)
     if len(forms) > 1:
         raise store.refused(f"this is {' and '.join(forms)} at once: what a loader takes it for cannot be told")
     if forms == [_IMAGE]:
-        return _arm64(store, head, limit)
+        return _arm64(store, head, left)
     if forms == [_ELF]:
         return _elf(store)
     if not inner:
         if forms == [_BZIMAGE]:
-            return _bzimage(store, head, limit)
+            return _bzimage(store, head, left)
         if forms == [_ZBOOT]:
-            return _zboot(store, head, limit)
-        if name := packed.compression(head):
-            data = _unpacked(store, store.whole(limit), limit, alone=True)
-            return _open(Store(store.name, data), limit, inner=True)._replace(packed=name)
+            return _zboot(store, head, left)
+        name = packed.compression(head)
+        if _is_initrd(store, left) if name else head.startswith(_CPIO):
+            raise store.refused("this is an initrd; did you swap --kernel and --initrd?")
+        if name:
+            data = _unpacked(store, store.whole(left.bytes), left, left.bytes)
+            return _open(Store(store.name, data), left, inner=True)._replace(packed=name)
     raise store.refused("this is no kernel image: neither bzImage, EFI zboot, arm64 Image, ELF, nor a unified one")
+
+
+def _is_initrd(store: Store, left: _Left) -> bool:
+    """Return whether what is packed begins like an initrd: it may be larger than any kernel, and is not unpacked for that."""
+    with contextlib.closing(packed.pieces(store.whole(left.bytes), 0, alone=True)) as pieces:
+        try:
+            return next(pieces, b"").startswith(_CPIO)
+        except (packed.Unreadable, OSError):
+            return False
 
 
 def _forms(head: bytes) -> list[str]:
@@ -129,23 +152,27 @@ def _forms(head: bytes) -> list[str]:
     return [form for form, has in marks.items() if has]
 
 
-def _unpacked(store: Store, data: bytes, limit: int, *, alone: bool = False) -> bytes:
+def _unpacked(store: Store, data: bytes, left: _Left, limit: int) -> bytes:
+    """Return what `data` unpacks to, at most `limit` bytes; what is slow is taken from what is left of that."""
     name = packed.compression(data[:8])
-    if len(data) > SLOW.get(name, len(data)):
-        raise store.refused(
-            f"its kernel is {len(data) >> 20} MiB packed with {name}, and no more than {SLOW[name] >> 20} MiB of that are unpacked"
-        )
+    if name in SLOW:
+        if len(data) > SLOW[name] * left.slow:
+            most = int(SLOW[name] * left.slow) >> 20
+            raise store.refused(
+                f"its kernel is {len(data) >> 20} MiB packed with {name}, and no more than {most} MiB of that are unpacked"
+            )
+        left.slow -= len(data) / SLOW[name]
     try:
-        return packed.whole(data, 0, limit, alone=alone)[0]
+        return packed.whole(data, 0, limit, alone=True)[0]
     except packed.Unreadable as error:
         raise store.refused(f"its packed kernel: {error}") from None
     except OSError as error:
         raise store.refused(f"its packed kernel cannot be unpacked here: {reason(error)}") from None
 
 
-def _arm64(store: Store, head: bytes, limit: int) -> Opened:
+def _arm64(store: Store, head: bytes, left: _Left) -> Opened:
     flags = struct.unpack_from("<Q", head, 24)[0]
-    data = store.whole(limit)
+    data = store.whole(left.bytes)
     arch = "aarch64_be" if flags & 1 else "aarch64"
     parts = (Part("", data, 0, len(data)),)
     return Opened(_IMAGE, parts, "", arch, _PAGES.get(flags >> 1 & 3, 0), efi=head[:2] == b"MZ")
@@ -170,7 +197,7 @@ def _page_size(arch: str) -> int:
     return 4096 if arch in ("x86_64", "i686") else 0
 
 
-def _bzimage(store: Store, head: bytes, limit: int) -> Opened:
+def _bzimage(store: Store, head: bytes, left: _Left) -> Opened:
     start, size = struct.unpack_from("<II", store.cut(0, _PAYLOAD + 8, "the header of a bzImage"), _PAYLOAD)
     protocol = struct.unpack_from("<H", head, _PROTOCOL)[0]
     if protocol < 0x208 or not size:
@@ -182,9 +209,11 @@ def _bzimage(store: Store, head: bytes, limit: int) -> Opened:
         raise store.refused(f"byte {start}: the packed kernel that its header names begins like none")
     # scripts/Makefile.lib puts the size behind the stream; gzip has it there itself.
     stated = int.from_bytes(payload[-4:], "little")
-    if stated > limit:
-        raise store.refused(f"its kernel unpacks to {stated >> 20} MiB, and no more than {limit >> 20} MiB are read")
-    data = _unpacked(store, payload if name == "gzip" else payload[:-4], stated, alone=True)
+    if stated > left.bytes:
+        raise store.refused(
+            f"its kernel unpacks to {stated >> 20} MiB, and no more than {left.bytes >> 20} MiB are read"
+        )
+    data = _unpacked(store, payload if name == "gzip" else payload[:-4], left, stated)
     if len(data) != stated:
         raise store.refused(f"its kernel unpacks to {len(data)} bytes, and should to {stated}")
     inner = Store(store.name, data)
@@ -205,7 +234,7 @@ def _release(store: Store, head: bytes) -> str:
     return text.partition(b" ")[0].decode("ascii", "replace")
 
 
-def _zboot(store: Store, head: bytes, limit: int) -> Opened:
+def _zboot(store: Store, head: bytes, left: _Left) -> Opened:
     start, size = struct.unpack_from("<II", head.ljust(64, b"\0"), 8)
     payload = store.cut(start, size, "the packed kernel that its header names")
     called = head[24:32].partition(b"\0")[0].decode("ascii", "replace")
@@ -214,10 +243,10 @@ def _zboot(store: Store, head: bytes, limit: int) -> Opened:
         raise store.refused(f"byte {start}: the packed kernel that its header names begins like none")
     if not (name == called or {name, called} == {"zstd", "zstd22"} or {name, called} == {"xz", "xzkern"}):
         raise store.refused(f"its header says that it is packed with `{called}`, and it is with {name}")
-    data = _unpacked(store, payload, limit, alone=True)
+    data = _unpacked(store, payload, left, left.bytes)
     inner = Store(store.name, data)
     if data[56:60] == _ARM64 or data.startswith(elf.MAGIC):
-        found = _open(inner, limit, inner=True)
+        found = _open(inner, left, inner=True)
     else:
         found = Opened("", (Part("", data, 0, len(data)),), arch=pe.arch(store))
     return found._replace(form=_ZBOOT, packed=name, efi=True)

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from safemem.outgoing.elf import Part
+from safemem.outgoing.elf import OWN_DATA, Part
 from safemem.outgoing.kernel import Feature, NoKernel, Speaks
 
 VERSIONS, FEATURES = ".liveupdate_versions", ".liveupdate_features"
@@ -48,16 +48,20 @@ class Section(NamedTuple):
 def strings(parts: tuple[Part, ...], besides: tuple[Section, ...] = ()) -> Speaks:
     """Return the versions that stand in a kernel, or in a module, as strings; `besides` those in these sections.
 
+    Where there are sections, only those are searched that hold a kernel's own data.
+
     Raises:
         NoKernel: it has so many strings of the kind that it is none.
     """
     found: dict[re.Pattern[str], set[str]] = {_TREE: set(), _LUO: set(), _NODE: set(), _PRODUCER: set()}
     files: set[str] = set()
     for part in parts:
+        if part.name and not part.name.startswith(OWN_DATA):
+            continue
         later: dict[int, str] = {}
         for name, at in _named(part):
             # Names in a section are strings as well: they would confirm themselves.
-            if any(item.start <= at < item.end for item in besides) and (part.name in (VERSIONS, FEATURES, "")):
+            if not part.name and any(item.start <= at < item.end for item in besides):
                 continue
             if at == part.start or part.data[at - 1] == 0:
                 for form, names in found.items():

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from safemem.boot import record
 from safemem.boot.model import Fact
 from safemem.boot.ranges import size_text
+from safemem.outgoing import config, facts
 from safemem.outgoing.kernel import Kernel, Speaks
 from safemem.render.text import clean, plural
 
@@ -57,7 +58,7 @@ def lines(kernels: tuple[Kernel, ...]) -> Iterator[str]:
             yield ""
         yield kernel.path + (f", profile {kernel.profile}" if kernel.profile else "")
         for name, value in _rows(kernel):
-            yield f"  {name:<14}{value}"
+            yield f"  {name:<16}{value}"
         if kernel.untold:
             yield "  not known"
             yield from (f"    {sentence}" for sentence in kernel.untold)
@@ -72,9 +73,10 @@ def _rows(found: Kernel) -> Iterator[tuple[str, str]]:
     yield "release", f"{found.release}, as the kernel says of itself"
     for number, name in enumerate(found.build_ids):
         yield "" if number else "build ID", name + _whose(found)
-    yield "configuration", found.config_source or "not found"
-    yield "KHO", _fact(found.kho)
-    yield "LUO", _fact(found.luo)
+    own = found.config_source == config.INSIDE
+    yield "configuration", "in the image (IKCONFIG)" if own else found.config_source or "not found"
+    yield "KHO", _built_in(found.kho, found.speaks.tree)
+    yield "LUO", _built_in(found.luo, found.speaks.luo)
     if found.kho.value != "no":
         yield from _speaks(found.speaks, found.sections)
     for module in found.modules:
@@ -91,8 +93,13 @@ def _whose(found: Kernel) -> str:
     return ", in the kernel's notes" if len(found.build_ids) == 1 else ", the kernel's or that of a vDSO"
 
 
-def _fact(fact: Fact) -> str:
-    return f"{fact.value}: {fact.reason} ({fact.source})"
+def _built_in(fact: Fact, versions: frozenset[str]) -> str:
+    """Return whether it is built in and in which versions, and by what that is known; where it is not, why."""
+    by = "strings" if fact.source == facts.STRINGS else "the configuration"
+    if fact.value == "yes":
+        both = by if by == "strings" else f"{by} and strings"
+        return f"yes, {_names(versions) if versions else 'no version of it found'} (by {both})"
+    return f"no (by {by})" if fact.value == "no" else f"unknown: {fact.reason}"
 
 
 def _speaks(speaks: Speaks, sections: tuple[str, ...]) -> Iterator[tuple[str, str]]:
