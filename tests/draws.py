@@ -31,7 +31,7 @@ from safemem.policy.language import ONLY_WITH
 from tests.kit import policy, when
 
 #: `make draws` asks for 100,000.
-DRAWS = int(os.environ.get("SAFEMEM_DRAWS", "2000"))
+DRAWS = int(os.environ.get("SAFEMEM_DRAWS", "1200"))
 BLOCK = 128 << 20
 ASKED = ("handover", "luo", "guard", "safe_region", "held_blocks", "online_outside_safe")
 ENDS = {"continue": 0, "reboot": 1, "panic": 2, "halt": 2}

@@ -27,7 +27,7 @@ from tests.kit import policy, snapshot, when
 ROOT = Path(__file__).resolve().parent.parent
 BAD = sorted((ROOT / "tests/bad").glob("*.toml"))
 #: `make draws` asks for 100,000.
-DRAWS = int(os.environ.get("SAFEMEM_DRAWS", "2000"))
+DRAWS = int(os.environ.get("SAFEMEM_DRAWS", "1200"))
 
 RELEASES = ("7.2", "7.2.13", "7.3", "7.3-rc2", "7.3.4", "6.19.8")
 GLOBS = ("7.*", "*-amd64", "7.3*", "7.?.4", "*")

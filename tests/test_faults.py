@@ -26,7 +26,7 @@ from tests.faults import REACH, Call, Fault, Machine, drawn, judged
 from tests.kit import GUARD, NEVER, policy, rule, shipped, when
 
 #: Boots of each scenario in `make test`.
-DRAWN = os.environ.get("SAFEMEM_FAULTS", "200")
+DRAWN = os.environ.get("SAFEMEM_FAULTS", "120")
 _ACCEPTED = {"offered": True, "kho_in": True}
 _SMALL = {"online": "0-3", "offline": "32-35"}
 

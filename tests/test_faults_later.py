@@ -30,7 +30,7 @@ from tests.faults import REACH, Fault, Machine, drawn, judged
 from tests.kit import GUARD, NEVER, policy, rule, shipped
 
 #: Runs of each scenario in `make test`.
-DRAWN = os.environ.get("SAFEMEM_FAULTS", "80")
+DRAWN = os.environ.get("SAFEMEM_FAULTS", "40")
 RULE = 'SUBSYSTEM=="memory", ATTR{state}="online"\n'
 #: Blocks that are hot-added; of what arrives later, 40 is safe.
 ADDED = range(32, 60)

@@ -262,7 +262,7 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
     "other page size": (lambda case: case.next(page_size=65536), {"page-size"}, "incompatible"),
     "no KHO there": (lambda case: case.next(kho=NO, luo=NO), {"no-kho"}, "incompatible"),
     "KHO differs": (lambda case: case.next(speaks=speaks(tree=words("kho-v3"))), {"kho-differs"}, "incompatible"),
-    "two versions there": (lambda case: case.next(speaks=speaks(tree=words("kho-v3", "kho-v4"))), {"pairing-untold"}, "cannot tell"),
+    "two versions there": (lambda case: case.next(speaks=speaks(tree=words("kho-v3", "kho-v4"))), set(), "compatible"),
     "LUO differs": (lambda case: case.next(speaks=speaks(luo=words("luo-v4"))), {"luo-differs"}, "incompatible"),
     "LUO differs and is off": (
         lambda case: case.next(speaks=speaks(luo=words("luo-v4"))).line("liveupdate=on", "liveupdate=off"),

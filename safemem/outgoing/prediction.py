@@ -11,8 +11,6 @@ from safemem.outgoing.kernel import Kernel, Speaks
 
 #: What comes of a kexec: the states of `handover` in the next boot, `panic` of the next kernel by itself, and not knowing.
 OUTCOMES = ("accepted", "none", "rejected", "unsupported", "panic", "unknown")
-#: The section that lists what a kernel reads of LUO's data.
-LISTED = ".liveupdate_versions"
 
 
 class Outgoing(NamedTuple):
@@ -111,7 +109,7 @@ def _luo(a: Outgoing, b: Kernel) -> Prediction:
         return _accepted(a, b, f"{agreed}; {a.what} has no LUO, which adds nothing")
     if b.luo.value == "no":
         return _accepted(a, b, f"{agreed}; {b.path} has no LUO: every session is lost", "LUO")
-    met = _meet(a.speaks.luo, b.speaks.luo, listed=LISTED in b.sections)
+    met = _meet(a.speaks.luo, b.speaks.luo)
     if met is False:
         why = f"LUO is handed {_names(a.speaks.luo)}, and reads {_names(b.speaks.luo)}: it panics"
         return Prediction("panic", why, code="luo-differs")
@@ -139,16 +137,11 @@ def _accepted(a: Outgoing, b: Kernel, why: str, *lost: str) -> Prediction:
     return Prediction("accepted", why, (*lost, *gone), code="agreed")
 
 
-def _meet(written: frozenset[str], read: frozenset[str], *, listed: bool = False) -> bool | None:
-    """Return whether the next kernel reads whatever may be written; None where that depends, or is not known.
-
-    Two versions in an image are two strings, which do not say that both are read, unless it has a section that lists them.
-    """
+def _meet(written: frozenset[str], read: frozenset[str]) -> bool | None:
+    """Return whether the next kernel reads whatever may be written; None where that depends, or is not known."""
     if not written or not read:
         return None
-    if not written & read:
-        return False
-    return True if written <= read and (len(read) == 1 or listed) else None
+    return False if not written & read else True if written <= read else None
 
 
 def said(fact: Fact) -> str:

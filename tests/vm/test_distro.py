@@ -34,7 +34,8 @@ pytestmark = pytest.mark.vm
 #: Tests of one tree go to one worker (tests/conftest.py): the tree and its systems are made once.
 MAKERS = [pytest.param(suite, maker, id=f"@{suite}-{maker}") for suite, maker in distro.MAKERS]
 #: Nightly each of these, otherwise one with each kind of initramfs.
-PANICS, MAINTAINED = (MAKERS[::2], MAKERS[::2]) if ALL else (MAKERS[2:], MAKERS[:1])
+PANICS, MAINTAINED, UPGRADED = (MAKERS[::2],) * 3 if ALL else (MAKERS[2:], MAKERS[:1], MAKERS[:1])
+REJECTED = MAKERS if ALL else MAKERS[::2]
 VERSIONS = {"bookworm": "252", "trixie": "257"}
 
 
@@ -148,7 +149,7 @@ def checked(result: harness.Result, suite: str, maker: str) -> dict[str, str]:
     return report
 
 
-@pytest.mark.parametrize(("suite", "maker"), MAKERS)
+@pytest.mark.parametrize(("suite", "maker"), REJECTED)
 def test_rejected(make: Make, suite: str, maker: str) -> None:
     """The login target is reached without one block of what has to be held, and with all gigantic pages reserved."""
     asks = asked.Asked(Range(0x40000000, 0x50000000), 1 << 30, ((0, 2),))
@@ -275,10 +276,13 @@ _FAILURES: dict[str, tuple[dict[str, tuple[bytes, int]], str, str]] = {
     [
         pytest.param(suite, maker, what, id=f"{what}@{suite}-{maker}")
         for suite, maker, what in (
-            *(("trixie", "dracut", what) for what in _FAILURES), ("bookworm", "dracut", "wrapper"),
-            ("bookworm", "dracut", "wrapper-panic"), ("bookworm", "dracut", "wrapper-empty"),
-            ("bookworm", "initramfs-tools", "interpreter"), ("bookworm", "initramfs-tools", "wrapper"),
-            ("bookworm", "initramfs-tools", "wrapper-empty"),
+            *(("trixie", "dracut", what) for what in _FAILURES), ("bookworm", "dracut", "wrapper-panic"),
+            ("bookworm", "initramfs-tools", "interpreter"), ("bookworm", "initramfs-tools", "wrapper-empty"),
+            *(
+                (("bookworm", "dracut", "wrapper"), ("bookworm", "dracut", "wrapper-empty"),
+                 ("bookworm", "initramfs-tools", "wrapper"))
+                if ALL else ()
+            ),
         )
     ],
 )  # fmt: skip
@@ -341,7 +345,7 @@ def seconds(report: dict[str, str]) -> float:
     return sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)(min|ms|s)\b", total))
 
 
-@pytest.mark.parametrize(("suite", "maker"), MAKERS[::2])
+@pytest.mark.parametrize(("suite", "maker"), UPGRADED)
 def test_upgrade_and_removal(make: Make, suite: str, maker: str, tmp_path: Path) -> None:
     """Either has the image made anew, and it boots; the two boots show what safemem costs.
 

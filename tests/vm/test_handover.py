@@ -48,7 +48,7 @@ def large(time: int) -> Place:
 #: Scratch moves at each cold boot, so once is not enough; nightly runs ask for 50 more, with gigantic
 #: pages on the line.
 PLACES = [
-    *(Place(f"small-{time}") for time in range(3)),
+    *(Place(f"small-{time}") for time in range(2)),
     *(large(time) for time in range(int(os.environ.get("SAFEMEM_BOOTS", "0")))),
 ]
 EACH = pytest.mark.parametrize("place", PLACES, ids=[place.name for place in PLACES])

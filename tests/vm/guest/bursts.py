@@ -101,13 +101,13 @@ def race() -> None:
     say("line", applied[-1])
 
 
-def many() -> None:
-    """One plug of 1,024 blocks, onlined by `watch`."""
+def many(number: int) -> None:
+    """One plug of so many blocks, onlined by `watch`."""
     child = start("/run/watch.log")
     while "watching" not in Path("/run/watch.log").read_text():
         time.sleep(0.1)
     say("checkpoint", 1)
-    say("watch", seconds(40, 1063))
+    say("watch", seconds(40, 39 + number))
     time.sleep(3)
     stop(child, signal.SIGTERM)
     applied = [line for line in Path("/run/watch.log").read_text().splitlines() if '"onlined"' in line]
@@ -161,6 +161,6 @@ def kill(seed: str, turns: int) -> None:
 if sys.argv[1] == "race":
     race()
 elif sys.argv[1] == "many":
-    many()
+    many(int(sys.argv[2]))
 else:
     kill(sys.argv[2], int(sys.argv[3]))
