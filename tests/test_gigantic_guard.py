@@ -728,6 +728,9 @@ def unpacked(release: str, config: str | None = None, *, kho: bool = True) -> by
     return header + f"Linux version {release} (gcc)".encode() + (b"\0kho-v4\0" if kho else b"") + inside
 
 
+HEAD = "# Linux/arm64 7.3.4 Kernel Configuration\n"
+
+
 @pytest.mark.parametrize(
     ("data", "beside", "expected"),
     [
@@ -735,9 +738,10 @@ def unpacked(release: str, config: str | None = None, *, kho: bool = True) -> by
         (unpacked("7.2.13", kho=False), "", Build(False, None, None, True)),
         (unpacked("7.3.0-rc1"), "", Build(True, None, None, True)),
         (unpacked("7.3.4", "CONFIG_NUMA=y\n# CONFIG_HUGETLBFS is not set\n"), "", Build(True, False, True, True)),
-        (unpacked("7.3.4"), "CONFIG_HUGETLBFS=y\n", Build(True, True, False, True)),
+        (unpacked("7.3.4"), f"{HEAD}CONFIG_HUGETLBFS=y\n", Build(True, True, False, True)),
+        (unpacked("7.3.4"), "CONFIG_HUGETLBFS=y\n", Build(True, None, None, True)),
         (unpacked("7.3.4"), "nonsense", Build(True, None, None, True)),
-        (b"no kernel", "CONFIG_HUGETLBFS=y\n", Build()),
+        (b"no kernel", f"{HEAD}CONFIG_HUGETLBFS=y\n", Build()),
     ],
 )
 def test_how_the_next_kernel_is_built(tmp_path: Path, data: bytes, beside: str, expected: Build) -> None:
