@@ -872,8 +872,8 @@ def test_killed_at_any_point(machine: Machine) -> None:
 # ---- putting it in place
 
 
-def test_enable_and_disable(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without dpkg, in /usr/local/sbin; as often as one likes, and what is not ours stays."""
+def systemctl(machine: Machine) -> Path:
+    """Give the machine a systemctl that enables and disables the gate; return the alias that it makes."""
     alias = machine.root / gatesetup.ALIAS
     alias.parent.mkdir(parents=True)
     machine.program(
@@ -881,6 +881,12 @@ def test_enable_and_disable(machine: Machine, capsys: pytest.CaptureFixture[str]
         f"""
         case $2 in enable) ln -sf /usr/lib/systemd/system/{gatesetup.UNIT} {alias} ;; disable) rm -f {alias} ;; esac""",
     )
+    return alias
+
+
+def test_enable_and_disable(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without dpkg, in /usr/local/sbin; as often as one likes, and what is not ours stays."""
+    alias = systemctl(machine)
     local = machine.root / gatesetup.LOCAL
     assert gatesetup.run(machine.path, "enable") == 1
     assert capsys.readouterr().err == "safemem: the gate cannot be enabled: /usr/lib/safemem/kexec is missing: install the package\n"  # fmt: skip
@@ -932,13 +938,7 @@ def debian(machine: Machine) -> Machine:
     machine.program("usr/bin/dpkg-query", "echo kexec-tools: /usr/sbin/kexec")
     machine.program("usr/lib/safemem/kexec", "")
     (machine.root / "usr/sbin/kexec.distrib").rename(machine.root / "usr/sbin/kexec")
-    alias = machine.root / gatesetup.ALIAS
-    alias.parent.mkdir(parents=True)
-    machine.program(
-        "usr/bin/systemctl",
-        f"""
-        case $2 in enable) ln -sf /usr/lib/systemd/system/{gatesetup.UNIT} {alias} ;; disable) rm -f {alias} ;; esac""",
-    )
+    systemctl(machine)
     return machine
 
 

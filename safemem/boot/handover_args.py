@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from safemem.boot import attempts, files, pagewords, probe, stake
-from safemem.boot.cmdline import arguments, boolean, sealed, split
+from safemem.boot.cmdline import arguments, boolean, last, sealed, split
 from safemem.boot.files import reason
 from safemem.boot.ground import UNTOLD, Build, CannotSay, Ground, read_ground, room
 from safemem.boot.guard import Guards, Left, best_guards, left_open
@@ -164,7 +164,7 @@ def _stake_note(value: str, why: str) -> str:
 
 def _notes(cmdline: str) -> list[str]:
     """Return what on the command line, if the next kernel has it too, is at odds with a guard."""
-    names = dict(arguments(cmdline))
+    names = last(arguments(cmdline))
     notes = []
     if "crashkernel" in names and "safemem.guard" not in names:
         notes.append("only one crashkernel= counts, and the guard needs it: the next kernel reserves nothing for kdump")

@@ -89,7 +89,7 @@ def write(root: str, name: str, text: str) -> str:
     new = not os.path.isdir(base)
     os.makedirs(base, 0o755, exist_ok=True)
     if new:
-        _sync(os.path.dirname(base))
+        storage.sync(os.path.dirname(base))
     # Two first writers would make two folders for one boot, and two boots must not have one number.
     with storage.locked(os.path.join(base, ".lock")):
         folder = current(root)
@@ -97,7 +97,7 @@ def write(root: str, name: str, text: str) -> str:
             number = 1 + max((_number(os.path.basename(path)) for path in boots(root)), default=0)
             folder = os.path.join(base, f"{number:08}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{mine}")
             os.mkdir(folder, 0o755)
-            _sync(base)
+            storage.sync(base)
         with storage.Folder(folder) as place:
             place.put(name, data, durable=True)
         _prune(root, folder)
@@ -122,12 +122,3 @@ def _prune(root: str, keep: str) -> None:
         oldest = others.pop(0)
         del sizes[oldest]
         shutil.rmtree(oldest, ignore_errors=True)
-
-
-def _sync(folder: str) -> None:
-    """Bring a folder's names to the disk."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from safemem.boot import asked, attempts, engine, paths, stake, stricter
 from safemem.boot.asked import Asked
-from safemem.boot.cmdline import arguments
+from safemem.boot.cmdline import arguments, last
 from safemem.boot.model import FINAL, UNKNOWN, Blocks, Decision, Fact, Pages, Policy, Snapshot
 from safemem.boot.probe import overrides
 from safemem.outgoing.kernel import Kernel
@@ -146,7 +146,7 @@ def reads(boot: NextBoot, name: str) -> Fact:
         return Fact(UNKNOWN, paths.LUO_CLASS, "the next kernel has no files to show whether it accepted")
     if name in ("lost", "none"):
         # By what nobody but handover-args writes the next boot knows that one was to come (safemem.boot.probe).
-        named = dict(arguments(boot.line.text or ""))
+        named = last(arguments(boot.line.text or ""))
         told = any(word in named for word in _FOR_A_KEXEC) or ";" in named.get(stake.SAFE, "")
         name = "lost" if told else "none"
     return Fact(name, _SOURCES[name])
@@ -155,7 +155,7 @@ def reads(boot: NextBoot, name: str) -> Fact:
 def snapshot(boot: NextBoot, name: str, handover: Fact) -> Snapshot:
     """Return the machine as the next boot will find it, where the handover becomes what `name` says."""
     now, line = boot.running.snapshot, boot.line
-    named = dict(arguments(line.text or ""))
+    named = last(arguments(line.text or ""))
     wanted = _guard(named)
     reserved = wanted if wanted and name not in ("accepted", "none") else None
     accepted = name == "accepted" and handover.value == "accepted"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from safemem.boot import asked, files, handover_args, pagewords
-from safemem.boot.cmdline import argument, arguments, boolean, memparse, split
+from safemem.boot.cmdline import argument, arguments, boolean, last, memparse, split
 from safemem.boot.ground import CannotSay, Ground, read_ground
 from safemem.boot.guard import best_guards, gaps
 from safemem.boot.model import UNKNOWN
@@ -133,7 +133,7 @@ def _missing(text: str, wanted: asked.Asked) -> str:
 
 
 def _defeated(text: str) -> Iterator[Finding]:
-    named = dict(arguments(text))
+    named = last(arguments(text))
     for name in _BEFORE:
         if named.get(name, "0") not in ("0", ""):
             yield finding("guard-defeated", _WHERE, word=f"{name}={named[name]}")

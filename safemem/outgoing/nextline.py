@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from safemem.boot import paths, probe, stake, token
-from safemem.boot.cmdline import argument, arguments, boolean, split, unsealed
+from safemem.boot.cmdline import argument, arguments, boolean, last, split, unsealed
 from safemem.boot.handover_args import LONGEST
 from safemem.boot.model import UNKNOWN, Note, Policy
 from safemem.boot.ranges import Range, merge_ranges, parse_range
@@ -97,7 +97,7 @@ def check(running: Running, kernel: Kernel, found: Line, policy: Policy | None) 
     yield from _live_update(running, kernel, found)
     if found.get("memhp_default_state") != "offline":
         yield finding("memhp-online", f"{_WHERE}: no memhp_default_state=offline")
-    asked = probe.overrides(dict(arguments(found.text)))
+    asked = probe.overrides(last(arguments(found.text)))
     for override, word in (("off", "safemem=off"), ("dry-run", "safemem.dry_run")):
         if override in asked:
             yield finding("safemem-off", _WHERE, word=word)

@@ -156,7 +156,7 @@ def keep(root: str, entry: Override) -> None:
     new = not os.path.isdir(folder)
     _put(root, f"{OVERRIDES}/{entry.boot_id}.json", entry, durable=True, mode=0o644)
     if new:
-        _sync(os.path.dirname(folder))
+        storage.sync(os.path.dirname(folder))
     names = [os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".json")]
     for path in sorted(names, key=os.path.getmtime)[:-MOST]:
         os.unlink(path)
@@ -235,14 +235,6 @@ def _get(root: str, name: str) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise Damaged(f"/{name} is damaged")
     return values
-
-
-def _sync(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def why_not(error: Exception) -> str:
