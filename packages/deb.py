@@ -22,7 +22,11 @@ from packages import tree
 from packages.tree import PIP, PROJECT, TREE, UNITS, put
 
 #: Release: version of its Python, the next one, suffix of ours.
-RELEASES = {"bookworm": ("3.11", "3.12", "deb12u1"), "trixie": ("3.13", "3.14", "deb13u1")}
+RELEASES = {
+    "bookworm": ("3.11", "3.12", "deb12u1"),
+    "trixie": ("3.13", "3.14", "deb13u1"),
+    "testing": ("3.14", "3.15", "deb14u1"),
+}
 VENDOR = "usr/lib/safemem/vendor"
 PACKAGES = "usr/lib/python3/dist-packages"
 CONTROL = """Package: safemem

@@ -151,6 +151,20 @@ def ukify() -> Path:
     return folder
 
 
+def units(*packages: str) -> dict[str, bytes]:
+    """Return the systemd units that packages of Debian's newest stable release bring, by path."""
+    kept = FOLDER / f"units-{'-'.join(packages)}"
+    with building(kept) as draft:
+        if draft:
+            draft.mkdir()
+            with apt("amd64") as tool:
+                for package in packages:
+                    tool.unpack(package, ("./usr/lib/systemd/system/*", "./lib/systemd/system/*"), draft)
+    found = {str(path.relative_to(kept)): path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    assert found, f"no units in {packages}"
+    return {path if path.startswith("usr/") else f"usr/{path}": data for path, data in found.items()}
+
+
 def unified(output: Path, kernel: Path, initrd: Path, uname: str) -> None:
     """Make a unified kernel image with ukify, with a profile `main` and a profile `factory` with its own command line."""
     folder = ukify()

@@ -17,7 +17,7 @@ from safemem.boot.model import Blocks, Note, Override, Rule
 from safemem.boot.ranges import Range
 from safemem.boot.record import Done
 from safemem.cli import main
-from safemem.host import doctor, history, reader, standing
+from safemem.host import doctor, history, reader, required, standing
 from safemem.host.verdict import held_then, verdict
 from tests.fakes import BLOCK, make_root
 from tests.kit import install, policy, rule, snapshot
@@ -151,6 +151,55 @@ def test_this_boot_and_the_next_one_agree(
     (root / history.BOOT_ID).write_text("00000002-1111-4222-8333-444455556666\n")
     assert (run(root, "previous").exit_code, run(root, "status", "--previous").exit_code) == (code, code)
     assert json.loads(run(root, "previous", "--format", "json").stdout)["exit_code"] == code
+
+
+@pytest.mark.parametrize(("action", "policy", "options", "change", "name", "code"),
+                         [shape[1:] for shape in SHAPES], ids=[shape[0] for shape in SHAPES])  # fmt: skip
+def test_what_services_require(
+    tmp_path: Path, action: str, policy: dict[str, Any], options: dict[str, Any],
+    change: Callable[[Path], None] | None, name: str, code: int,
+) -> None:  # fmt: skip
+    """`decided` is a decision in force, `all` is all memory, `accepted` is never made up; what is not so is said in one line."""
+    root = booted(tmp_path, action, dict(policy), **options)
+    if change:
+        change(root)
+    found = {form: run(root, "require", form) for form in required.FORMS}
+    force = name in ("open", "held")
+    assert {form: result.exit_code for form, result in found.items()} == {
+        "decided": 0 if force else code, "all": code, "accepted": 1 if force else code,
+    }  # fmt: skip
+    for form, result in found.items():
+        lines = result.stderr.splitlines()
+        assert (result.stdout, len(lines)) == ("", bool(result.exit_code))
+        assert all(line.startswith("safemem: ") for line in lines), form
+
+
+def test_what_is_required_says_why(tmp_path: Path) -> None:
+    """What holds memory, what is not in force, and a handover that was accepted or not."""
+    root = booted(tmp_path / "a", SAFE, {})
+    assert run(root, "require", "all").stderr == (
+        "safemem: required `all`: 1 GiB of memory is held back: online-safe by rule `otherwise`, handover rejected;"
+        " `safemem release` ends the hold, and what is preserved there is lost\n"
+    )
+    refused(root, (UNMASKED,))
+    assert run(root, "require", "decided").stderr == (
+        f"safemem: required `decided`: the decision is only partly in force: {UNMASKED}\n"
+    )
+    found = standing.read(str(booted(tmp_path / "b", ALL, {})))
+    assert found.decision.facts["handover"].value == "rejected"
+    handover = found.decision.facts["handover"]._replace(value="accepted")
+    decision = found.decision._replace(facts={**found.decision.facts, "handover": handover})
+    assert required.lacks(found._replace(record=found.record._replace(decision=decision)), "accepted") == ""
+
+
+def test_a_release_is_what_was_required(tmp_path: Path) -> None:
+    """After it the VMM may start; what asks for preserved guests may not."""
+    root = booted(tmp_path, SAFE, {})
+    assert run(root, "require", "all").exit_code == 4
+    run(root, "release", "--reason", "lost")
+    for path in (root / "sys/devices/system/memory").glob("memory*/state"):
+        path.write_text(path.read_text().split("_")[0].strip() + "\n")
+    assert [run(root, "require", form).exit_code for form in ("decided", "all", "accepted")] == [0, 0, 1]
 
 
 def test_without_an_account_the_plan_tells(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ except KeyboardInterrupt:  # the group, which tells of it, is not there yet; its
 COMMANDS = {
     "status": Entry("safemem.cli.status", "status", "Show what was decided in this boot, and what is held."),
     "previous": Entry("safemem.cli.status", "previous_command", "Show the boot before: its record, or its last words."),
+    "require": Entry("safemem.cli.require", "require", "Ask whether a service that needs memory may start."),
     "keep": Entry("safemem.cli.status", "keep_command", "Keep the record in the history of boots and the journal."),
     "metrics": Entry("safemem.cli.status", "metrics_command", "Write the metrics of this boot for node_exporter."),
     "release": Entry("safemem.cli.release", "release", "End a hold by hand, wholly or in part."),

@@ -15,8 +15,13 @@ from typing import Any, NamedTuple
 from tests.vm import debian, harness
 from tests.vm.harness import Guest
 
-#: Suite and package that makes the initramfs.
-MAKERS = (("bookworm", "initramfs-tools"), ("bookworm", "dracut"), ("trixie", "dracut"))
+#: Suite and package that makes the initramfs. What `make test` takes comes first, and has each suite and each maker.
+MAKERS = (
+    ("bookworm", "initramfs-tools"), ("bookworm", "dracut"), ("trixie", "dracut"), ("testing", "initramfs-tools"),
+    ("trixie", "initramfs-tools"), ("testing", "dracut"),
+)  # fmt: skip
+#: Version of systemd that a suite has; of testing the one that was seen last, and what comes after it is as good.
+VERSIONS = {"bookworm": "252", "trixie": "257", "testing": "262"}
 CMDLINE = f"{harness.CMDLINE} root=LABEL=system rw systemd.firstboot=off systemd.log_target=kmsg"
 
 _UNIT = """[Unit]
