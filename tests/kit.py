@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 #: The policy that packages install.
 POLICY = REPOSITORY / "policies/live-update-host.toml"
 #: Releases of Debian that get a package.
-RELEASES = ("bookworm", "trixie")
+RELEASES = ("bookworm", "trixie", "testing")
 
 
 # ---- Policies and snapshots

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from packages import tree
+from packages.deb import RELEASES as PYTHONS
 from tests.kit import RELEASES, contents
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +43,7 @@ def test_contents(package: Path, tmp_path: Path) -> None:
     """Command, units, rules, policies, manual pages and the private modules are there, for the release's Python."""
     files = contents(package, tmp_path)
     fields = subprocess.run(["dpkg-deb", "-f", package, "Depends"], check=True, capture_output=True, text=True).stdout
-    python = "3.11" if "deb12" in package.name else "3.13"
+    python = next(version for version, _, suffix in PYTHONS.values() if suffix in package.name)
 
     assert {
         "etc/safemem/policy.toml", "usr/bin/safemem", "usr/lib/systemd/system/safemem-record.service",
@@ -54,7 +55,7 @@ def test_contents(package: Path, tmp_path: Path) -> None:
         "usr/lib/systemd/system/safemem-maintenance.service", "usr/lib/systemd/system-generators/safemem-generator",
     } <= set(files)  # fmt: skip
     # Only in an initramfs: in the real root it would decide a second time.
-    assert not [name for name in files if name.startswith("usr/lib/systemd") and "decide" in name]
+    assert not [name for name in files if name.startswith("usr/lib/systemd") and "safemem-decide." in name]
     assert f"python3 (>= {python})" in fields
     assert any(f"cpython-{python.replace('.', '')}-" in name for name in files if "pydantic_core" in name)
     assert not any(name.startswith("usr/lib/python3") and "pydantic" in name for name in files)
