@@ -25,6 +25,13 @@ report_file kmsg /tmp/kmsg
 journalctl -b -o short-monotonic --no-hostname >/tmp/journal
 report_file journal /tmp/journal
 case "$(cat /proc/cmdline)" in
+    *look=doctor*)
+        safemem doctor --format json >/tmp/doctor
+        report_file doctor /tmp/doctor
+        report check "$(safemem initramfs check --kernel "$(uname -r)" 2>&1)"
+        ;;
+esac
+case "$(cat /proc/cmdline)" in
     *ramoops*)
         safemem status --previous >/tmp/previous 2>&1
         report previous $?
