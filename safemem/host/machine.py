@@ -9,15 +9,17 @@ from typing import NamedTuple
 from safemem.boot import files
 from safemem.boot.model import Policy, Snapshot
 from safemem.host import standing
-from safemem.initramfs import check
+from safemem.initramfs import bootplaces, check
 
 
 class Image(NamedTuple):
     """The image of the next boot, and what it has of safemem."""
 
-    path: Path | None  #: None if there is none for the kernel that runs
+    path: str  #: its files and the entry that names them; "" if there is none for the kernel that runs
     inside: check.Inside | None = None
     fault: str = ""  #: why it cannot be read
+    doubt: str = ""  #: why it cannot be told which image that is
+    files: tuple[Path, ...] = ()
 
 
 class Machine(NamedTuple):
@@ -57,12 +59,12 @@ class Machine(NamedTuple):
 
 def read_image(root: str, release: str) -> Image:
     """Return the image of the next boot of the machine below `root`."""
-    path = check.find(root, release)
-    if path is None:
-        return Image(None)
+    boots = bootplaces.find(root, release)
+    if not boots.files:
+        return Image("", doubt=boots.doubt)
     try:
-        return Image(path, check.inside(path.read_bytes()))
+        return Image(str(boots), check.inside(boots.read()), files=boots.files)
     except OSError as error:
-        return Image(path, fault=files.reason(error))
+        return Image(str(boots), fault=files.reason(error), files=boots.files)
     except ValueError as error:
-        return Image(path, fault=str(error))
+        return Image(str(boots), fault=str(error), files=boots.files)

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import compiled
@@ -16,16 +14,6 @@ from safemem.initramfs.items import POLICIES, PREFIX
 from safemem.initramfs.makers import MAKERS, Start
 from safemem.initramfs.on_failure import GOES_ON, GUARDED, UNIT
 from safemem.initramfs.proven import Proven
-
-#: Where distributions put an image, below the root, for one kernel release.
-PLACES = (
-    "boot/initrd.img-{}",  # Debian, Ubuntu
-    "boot/initramfs-{}.img",  # Fedora, Red Hat
-    "boot/initrd-{}",  # SUSE
-    "boot/*/{}/initrd*",  # kernel-install(8), by machine id
-    "efi/*/{}/initrd*",
-)
-
 
 #: Where an initramfs has systemd; an archive that was appended may bring our units to one without.
 _SYSTEMD = ("usr/lib/systemd/systemd", "lib/systemd/systemd")
@@ -98,17 +86,6 @@ STARTS = (
     *(maker.start for maker in MAKERS),
     Start("init", ("init",), _by_init),
 )
-
-
-def find(root: str, release: str) -> Path | None:
-    """Return the image that is there for one kernel release, or None."""
-    for place in PLACES:
-        # A release is no pattern, whatever is in it.
-        pattern = place.format("".join(f"[{char}]" if char in "*?[" else char for char in release))
-        for path in sorted(Path(root).glob(pattern)):
-            if path.is_file() and not fnmatch.fnmatch(path.name, "*.old*"):
-                return path
-    return None
 
 
 def inside(data: bytes) -> Inside | None:
