@@ -47,6 +47,11 @@ class Entry(NamedTuple):
         return self.left == 0
 
     @property
+    def file(self) -> str:
+        """The name of its file without counters, by which boot loaders sort and choose."""
+        return self.id + (".efi" if self.name.lower().endswith(".efi") else ".conf")
+
+    @property
     def images(self) -> tuple[str, ...]:
         """Paths of the initrds; where no line names one, the kernel's own EFI stub takes those of its command line."""
         words = (word.partition("=") for word in self.options.split())
@@ -208,7 +213,7 @@ def _order(one: Entry, other: Entry) -> int:
         newest = compare(other.version, one.version)
         if newest:
             return newest
-    by_name = compare(other.id, one.id)
+    by_name = compare(other.file.lower(), one.file.lower())
     if by_name or one.left < 0 or other.left < 0:
         return by_name
     return (other.left - one.left) or (one.done - other.done)
@@ -242,8 +247,7 @@ def taken(entries: list[Entry], loader: Loader) -> Entry | None:
 
 def _is(entry: Entry, pattern: str) -> bool:
     """Return whether a pattern is of this entry: by the name of its file, or, as GRUB writes it, by its id or its title."""
-    suffix = ".efi" if entry.name.lower().endswith(".efi") else ".conf"
-    names = (entry.name, entry.id + suffix)
+    names = (entry.name, entry.file)
     return pattern in (entry.id, entry.title) or any(
         fnmatch.fnmatchcase(name.lower(), pattern.lower()) for name in names
     )

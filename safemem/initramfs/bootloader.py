@@ -30,10 +30,10 @@ class Found(NamedTuple):
     partition: str  #: where the partition that holds it is mounted, below the root
 
     def locate(self, path: str) -> Path:
-        """Return where a path of the entry is: paths are relative to the partition, and /boot may be none of its own."""
+        """Return where a path of the entry is: paths are relative to the partition, and /boot may be none."""
         parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
         inside = Path(self.root, self.partition, *parts)
-        if self.partition == "boot" and not os.path.exists(inside) and os.path.exists(Path(self.root, *parts)):
+        if not os.path.exists(inside) and os.path.exists(Path(self.root, *parts)):
             return Path(self.root, *parts)
         return inside
 
@@ -48,6 +48,11 @@ class Found(NamedTuple):
             return f"{self.path} names {path}, which is not there"
         except OSError as error:
             return f"{self.path} names {path}: {files.reason(error)}"
+
+    @property
+    def shown(self) -> bool:
+        """Whether the kernel is there."""
+        return os.path.exists(self.kernel)
 
     @property
     def kernel(self) -> Path:
@@ -107,9 +112,9 @@ def read(root: str) -> BootLoader:
         else:
             taken = bootentry.taken(entries, Loader(default=(saved,)))
     else:
+        entries = bootentry.ordered(entries)
         # systemd-boot does not show an entry whose kernel is not there.
-        entries = bootentry.ordered(entry for entry in entries if os.path.exists(known[id(entry)].kernel))
-        taken = bootentry.taken(entries, _told(root))
+        taken = bootentry.taken([entry for entry in entries if known[id(entry)].shown], _told(root))
     chosen = known[id(taken)] if taken else None
     return loader._replace(found=tuple(known[id(entry)] for entry in entries), next=chosen, unread=unread)
 

@@ -100,6 +100,8 @@ def _by_entry(loader: BootLoader, own: list[Found], here: list[Path], release: s
         if loader.next not in meant:
             return Boots(doubt=f"{loader.next.path} is taken next, which is no entry for a usual boot")
         meant = [loader.next]
+    if not loader.grub:
+        meant = [found for found in meant if found.shown] or meant
     if not meant:
         return Boots(doubt=f"of kernel {release} there is only {own[0].path}, which is no entry for a usual boot")
     answers = [_answer(found, loader) for found in meant]

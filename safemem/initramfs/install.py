@@ -80,9 +80,11 @@ def install(root: str, maker: Maker, kernel: str, wanted: Wanted) -> Path:
 
     Raises:
         Failed: the image could not be made, or is not what it should be; the old one and the hooks are as they were.
+        Unplaced: no image that is made here would boot.
     """
     if shutil.which("safemem", path=os.pathsep.join(root.rstrip("/") + place for place in PATH.split(":"))) is None:
         raise Failed(f"the hook calls `safemem`, which is not in {PATH} of {root}: put a link to it there")
+    target(root, kernel)  # before anything is touched
     hook = Path(root) / maker.hook
     fresh = not packaged(root, maker)
     before = hook.read_bytes() if fresh and hook.exists() else None
@@ -105,10 +107,12 @@ def remove(root: str, maker: Maker, kernel: str) -> Path:
 
     Raises:
         Failed: the hook is a package's, or the image could not be made; the old one and the hook are as they were.
+        Unplaced: no image that is made here would boot.
     """
     hook = Path(root) / maker.hook
     if packaged(root, maker):
         raise Failed(f"/{maker.packaged} is the package's: remove the package, and the image is made without it")
+    target(root, kernel)  # before anything is touched
     before = hook.read_bytes() if hook.exists() else None
     try:
         _take(hook, maker.mark)

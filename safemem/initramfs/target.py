@@ -72,7 +72,10 @@ def target(root: str, kernel: str) -> Target:
         )
     made = [path for path in boots.files if not _EARLY.search(path.name)]
     if len(made) != 1:
-        raise Unplaced(f"{boots.entry} names {len(made)} initrds ({boots}): which of them is made here cannot be told")
+        raise Unplaced(
+            f"{boots.entry} names {len(made)} initrds ({boots}): which of them is made here cannot be told: make"
+            f" it by the command that has made it, then look by `safemem initramfs check --kernel {kernel}`"
+        )
     # kernel-install keeps the name of what it copies.
     return Target(made[0], boots, tuple(path for path in boots.copies if path.name == made[0].name))
 
