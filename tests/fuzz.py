@@ -49,7 +49,7 @@ from safemem.boot import record as record_files
 from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Refused, Term
 from safemem.boot.printable import printable
 from safemem.host import history, incidents, previous, reader, standing
-from safemem.initramfs import check, packed, proven, unpack
+from safemem.initramfs import bootentry, check, kernelname, packed, proven, unpack
 from safemem.outgoing import config, expected, image, nextkernel, nextline, preflight, profile, running
 from safemem.outgoing.kernel import Kernel, NoKernel, Speaks
 from safemem.policy import casefile, cases, compiler, imagined, load, missing, pieces, places
@@ -310,6 +310,23 @@ def _kernel_image(data: bytes) -> None:
     config.options(_text(data))
 
 
+def _boot_entry(data: bytes) -> None:
+    """Whatever entries hold, one order of them comes out, and of those in it one is taken."""
+    head, _, rest = data.partition(b"\n")
+    name = _text(head).replace("/", "-") or "x"
+    entries = [
+        bootentry.parse(data, f"{name}.conf"),
+        bootentry.parse(rest, "a+3-1.conf"),
+        bootentry.unified("b.efi", data),
+    ]
+    said, block, menu = bootentry.settings(data), bootentry.environment(data), bootentry.menu(data)
+    loader = bootentry.Loader(bootentry.variable(data), (said.get("preferred", ""),), (*block.values(), *menu.set))
+    order = bootentry.ordered(entries)
+    assert sorted(map(repr, order)) == sorted(map(repr, bootentry.by_name(entries))) == sorted(map(repr, entries))
+    assert bootentry.ordered(order) == order and bootentry.taken(order, loader) in entries
+    kernelname.look(data)
+
+
 TARGETS = {
     "fdt": Target(fdt.parse, (fdt.FdtError,), (fdt.parse,)),
     "kernel": Target(_kernel, (), (probe.read_snapshot,)),
@@ -326,6 +343,7 @@ TARGETS = {
     "compiled-body": Target(_body, (compiled.Invalid, ValueError, RecursionError), (compiled.load,)),
     "policy": Target(_toml, (load.PolicyError,), (load.parse, load.decode, load.toml)),
     "places": Target(_places, (), (places.find,)),
+    "boot-entry": Target(_boot_entry, (), (bootentry.parse, bootentry.settings, bootentry.variable, bootentry.environment, bootentry.menu, kernelname.look)),
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (casefile.read, cases.run, pieces.find, missing.missing)),
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make an archive"),
 ]
 PLUGINS = Path(__file__).resolve().parent.parent / "packages/kernel-install"
-ENTRIES = "/usr/lib/kernel/install.d/90-loaderentry.install"
+ENTRIES = Path("/usr/lib/kernel/install.d/90-loaderentry.install")
 REL, MID = "9.9.9-amd64", "5afe0000000000000000000000005afe"
 SYSTEMD = {"usr/lib/systemd/systemd": b"\x7fELF", "init": b"\x7fELF"}
 #: What a generator makes: of systemd's kind without safemem, and with it.
@@ -70,6 +70,9 @@ class Machine(NamedTuple):
             self.put(path.name, path.read_text().replace("/etc/safemem", str(self.root / "etc/safemem")), 0o755)
             for path in sorted(PLUGINS.iterdir())
         ]
+        # It asks where the partition is mounted, and ours is a folder.
+        entries = ENTRIES.read_text().replace('$(stat -c %m "$BOOT_ROOT")', "$BOOT_ROOT")
+        plugins.append(self.put(ENTRIES.name, entries, 0o755))
         if layout == "uki":
             plugins.insert(2, self.put("60-ukify.install", UKIFY.format(python=sys.executable), 0o755))
             plugins.append(self.put("90-uki-copy.install", COPY, 0o755))
@@ -79,8 +82,8 @@ class Machine(NamedTuple):
         words = f'case "$1 $2" in "initramfs check") shift 2; set -- initramfs check --root {self.root} "$@" ;; esac'
         self.put("bin/safemem", f'#!/bin/sh\n{words}\nexec {safemem} "$@"\n', 0o755)
         env = {
-            "PATH": f"{self.root}/bin:{os.environ['PATH']}", "PYTHONPATH": str(here), "BOOT_ROOT": str(self.boot), "BOOT_MNT": str(self.boot), "LC_ALL": "C.UTF-8",
-            "KERNEL_INSTALL_CONF_ROOT": str(self.root / "conf"), "KERNEL_INSTALL_PLUGINS": " ".join([*map(str, plugins), ENTRIES]),
+            "PATH": f"{self.root}/bin:{os.environ['PATH']}", "PYTHONPATH": str(here), "BOOT_ROOT": str(self.boot), "LC_ALL": "C.UTF-8",
+            "KERNEL_INSTALL_CONF_ROOT": str(self.root / "conf"), "KERNEL_INSTALL_PLUGINS": " ".join(map(str, plugins)),
         }  # fmt: skip
         return subprocess.run(
             ["kernel-install", "add", REL, self.root / "vmlinuz", *initrds], env=env, capture_output=True, text=True
@@ -117,7 +120,7 @@ def test_an_image_with_safemem_is_installed(machine: Machine) -> None:
     assert "before everything else" in result.stderr
     assert machine.boots.files == (machine.boot / MID / REL / "initrd",)
 
-    for more in ("true", f'cp {machine.root}/made "$3/initrd"'):
+    for more in ("true", 'cp /made "$3/initrd"'):
         shutil.rmtree(machine.boot / MID / REL)
         named = [machine.put("initrd.img", WITH)] if more == "true" else []
         result = machine.add(*named, generator=more)

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 #: Bytes of an entry or a loader's configuration that are read; none has a hundredth of it.
 LIMIT = 1 << 20
+#: Letters of a version or a name that are compared; a file's name has 255.
+_LONGEST = 1024
 _TRIES = re.compile(r"^(?P<stem>.+)\+(?P<left>[0-9]{1,9})(?:-(?P<done>[0-9]{1,9}))?$", re.DOTALL)
 #: Keys that name a kernel; the newer ones are from systemd 258.
 _KERNELS = ("linux", "efi", "uki", "uki-url")
@@ -176,6 +178,7 @@ def compare(one: str, other: str) -> int:
     It differs from the text of UAPI.10: `~` is looked for before an end, so that 1~rc is older than 1, and `^` is older than
     anything but an end.
     """
+    one, other = one[:_LONGEST], other[:_LONGEST]
     while True:
         one, other = (_SKIPPED.sub("", text, count=1) for text in (one, other))
         for mark in ("~", "", "-", "^", "."):

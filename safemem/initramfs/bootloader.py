@@ -107,7 +107,7 @@ def read(root: str) -> BootLoader:
     if loader.grub:
         entries = bootentry.by_name(entries)
         saved = environment.get("next_entry") or environment.get("saved_entry", "")
-        if saved.isdecimal():
+        if saved.isdecimal() and len(saved) < 5:
             taken = entries[int(saved)] if int(saved) < len(entries) else None
         else:
             taken = bootentry.taken(entries, Loader(default=(saved,)))
