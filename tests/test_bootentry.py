@@ -164,7 +164,7 @@ def test_what_else_is_read() -> None:
     assert bootentry.variable(b"\6\0\0\0a\0.\0\0\0b\0") == "a."
     assert bootentry.environment(b"# GRUB Environment Block\nsaved_entry=a=b\n####") == {"saved_entry": "a=b"}
     menu = bootentry.menu(b'set a="1"\nset a=2\n\tinitrd16 /boot/x /y\ninsmod blscfg\n')
-    assert menu == bootentry.Menu(False, frozenset({"x", "y"}), {"a": frozenset({"1", "2"})})
+    assert menu == bootentry.Menu(False, frozenset({("/boot/x", "/y")}), {"a": frozenset({"1", "2"})})
     assert bootentry.menu(b"if true; then\n  blscfg\nfi\n").entries
     found = bootentry.unified("a+2.efi", b'ID=debian\nVERSION_ID="13"\nPRETTY_NAME=x\n')
     assert (found.id, found.left, found.sort_key, found.version, found.title) == ("a", 2, "debian", "13", "x")

@@ -107,6 +107,9 @@ ROWS = {
     "arch with GRUB, by pkgbase": Row({f"usr/lib/modules/{REL}/pkgbase": b"linux-lts\n", "boot/initramfs-linux-lts.img": b"x"}, ("boot/initramfs-linux-lts.img",)),
     "arch, another kernel's": Row({"boot/vmlinuz-linux": kernel(OLD), "boot/initramfs-linux.img": b"x"}),
     "arch, by its preset": Row({"boot/vmlinuz-linux": kernel(), "etc/mkinitcpio.d/linux.preset": PRESET, "boot/our-image.img": b"x"}, ("boot/our-image.img",)),
+    "GRUB's menu, microcode first": Row({f"boot/initrd.img-{REL}": b"x", "boot/ucode.img": b"u", "boot/grub/grub.cfg": GRUB.replace("initrd /boot/", "initrd /boot/ucode.img /boot/").encode()}, ("boot/ucode.img", f"boot/initrd.img-{REL}")),
+    "GRUB's menu, with what is not there": Row({f"boot/initrd.img-{REL}": b"x", "boot/grub/grub.cfg": GRUB.replace("initrd /boot/", "initrd $extra /boot/").encode()}, doubt="GRUB's menu names $extra beside", refused="cannot be told"),
+    "GRUB's menu, two lines": Row({f"boot/initrd.img-{REL}": b"x", "boot/ucode.img": b"u", "boot/grub/grub.cfg": (GRUB + GRUB.replace("initrd /boot/", "initrd /ucode.img /boot/")).encode()}, doubt="are not the same, and nothing says which boots", refused="cannot be told"),
     # Entries of type 1.
     "kernel-install on /boot": Row({**bls("boot"), **STALE}, (f"boot/{MID}/{REL}/initrd",), f"boot/loader/entries/{MID}-{REL}.conf"),
     "kernel-install on /efi": Row({**bls("efi"), **STALE}, (f"efi/{MID}/{REL}/initrd",), f"efi/loader/entries/{MID}-{REL}.conf"),
@@ -266,20 +269,32 @@ def test_how_files_stand_behind_each_other(tmp_path: Path) -> None:
     assert bootplaces.Boots(paths, tmp_path / "c").__str__() == f"{tmp_path}/a, {tmp_path}/b, named by {tmp_path}/c"
 
 
-@pytest.mark.parametrize("layout", ["bls", "uki", "'bls'", "other", "auto", ""])
-def test_the_first_image_of_a_kernel(tmp_path: Path, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("tree", "layout"),
+    [
+        ({"etc/kernel/install.conf": b"layout=bls\n"}, "bls"),
+        ({"etc/kernel/install.conf": b"initrd_generator=dracut\nlayout='uki'\n"}, "uki"),
+        ({"usr/lib/kernel/install.conf": b"layout=uki\n", "etc/kernel/install.conf.d/x.conf": b"layout=bls\n"}, "bls"),
+        ({"etc/kernel/install.conf": b"layout=other\n", "usr/lib/kernel/install.conf": b"layout=uki\n"}, ""),
+        ({"efi/loader/entries.srel": b"type1\n", "etc/kernel/install.conf": b"layout=auto\n"}, "bls"),
+        ({"etc/machine-id": f"{MID}\n".encode(), f"boot/{MID}/x": b""}, "bls"),
+        ({"etc/machine-id": f"{MID}\n".encode(), "etc/kernel/entry-token": b"debian\n", f"boot/{MID}/x": b""}, ""),
+        (
+            {"etc/machine-id": f"{MID}\n".encode(), "etc/kernel/entry-token": b"debian\n", "boot/efi/debian/x": b""},
+            "bls",
+        ),
+        ({"etc/kernel/install.conf": b"#layout=bls\n"}, ""),
+    ],
+)
+def test_the_first_image_of_a_kernel(tmp_path: Path, tree: dict[str, bytes], layout: str) -> None:
     """Where kernel-install makes entries, it has to make this one too; otherwise the distribution's name is taken."""
-    make(
-        tmp_path,
-        {
-            "etc/kernel/install.conf": f"initrd_generator=dracut\nlayout={layout}\n".encode(),
-            "etc/debian_version": b"13",
-        },
-    )
-    if layout in ("other", "auto", ""):
+    make(tmp_path, {**tree, "etc/debian_version": b"13"})
+    if not layout:
         assert target.target(str(tmp_path), REL).path == tmp_path / f"boot/initrd.img-{REL}"
     else:
-        with pytest.raises(target.Unplaced, match=f"`kernel-install add {REL} /lib/modules/{REL}/vmlinuz`"):
+        with pytest.raises(
+            target.Unplaced, match=f"layout={layout}.*`kernel-install add {REL} /lib/modules/{REL}/vmlinuz`"
+        ):
             target.target(str(tmp_path), REL)
 
 

@@ -131,6 +131,7 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("not-applied", "warning", result(problems=["a block refused"], problem_codes=["failed"])),
     ("real-root-not-masked", "warning", lambda root: (root / "run/safemem/masked").unlink()),
     ("no-initrd", "note", lambda root: shutil.rmtree(root / "boot")),
+    ("initrd-not-told", "warning", put("boot/efi/loader/entries/x.conf", "title x\nversion 1.0.0\nlinux /vmlinuz-1.0.0\n")),
     ("old-kexec", "severe", put("etc/init.d/kexec-load", '\t/sbin/kexec -l "$KERNEL_IMAGE" --append="$REAL_APPEND"\n')),
     ("initrd-unproven", "severe", lambda root: pack(root, (root / boot.POLICY).read_bytes(), proved=False)),
     ("only-observes", "warning", decides(rule("halt", name="a", when=when("handover", Term("is", "lost"))), observe=True)),

@@ -147,24 +147,24 @@ class Menu(NamedTuple):
     """GRUB's own menu, as far as its lines tell without being run."""
 
     entries: bool  #: whether it reads the entries of UAPI.1
-    initrds: frozenset[str]  #: names of the initrds that it has itself
+    initrds: frozenset[tuple[str, ...]]  #: paths of the initrds that it has itself, of each of its lines
     set: dict[str, frozenset[str]]  #: what its variables are set to, each by all lines that do
 
 
 def menu(data: bytes) -> Menu:
     """Return what is in GRUB's menu."""
-    entries, names, values = False, set(), dict[str, frozenset[str]]()
+    entries, initrds, values = False, set(), dict[str, frozenset[str]]()
     for line in data[: LIMIT * 8].decode("utf-8", "replace").splitlines():
         words = line.split()
         if words[:1] in (["blscfg"], ["bls_import"]):
             entries = True
         elif words and words[0] in ("initrd", "initrd16", "initrdefi"):
-            names |= {word.rpartition("/")[2] for word in words[1:]}
+            initrds.add(tuple(words[1:]))
         elif words[:1] == ["set"]:
             key, equals, value = line.split(None, 1)[1].partition("=") if len(words) > 1 else ("", "", "")
             if equals:
                 values[key] = values.get(key, frozenset()) | {value.strip().strip("\"'")}
-    return Menu(entries, frozenset(names), values)
+    return Menu(entries, frozenset(initrds), values)
 
 
 _SKIPPED, _DIGITS, _LETTERS = (

@@ -64,7 +64,7 @@ def find(root: str, release: str) -> Boots:
         return Boots(doubt=f"{loader.unread}: what boots is not known without it")
     here = _kept(root, release, loader)
     if not loader.by_entries:
-        return _without_entries(root, release, here)
+        return _without_entries(root, release, here, loader)
     own = [found for found in loader.found if _is_of(found, release)]
     if own:
         return _by_entry(loader, own, here, release)
@@ -76,13 +76,13 @@ def find(root: str, release: str) -> Boots:
         return Boots(doubt=f"{lies}no boot loader entry is of kernel {release}")
     if loader.name == "systemd-boot":
         return Boots(doubt=f"{lies}systemd-boot runs here, and no entries of it are found: is its partition mounted?")
-    return _without_entries(root, release, here)
+    return _without_entries(root, release, here, loader)
 
 
-def _without_entries(root: str, release: str, here: list[Path]) -> Boots:
+def _without_entries(root: str, release: str, here: list[Path], loader: BootLoader) -> Boots:
     """Return what boots where GRUB has a menu of its own, or nothing at all tells."""
     if here:
-        return _one([Boots((path,)) for path in here])
+        return _one([boots for path in here for boots in _by_menu(root, path, loader)])
     for partition in _UNNAMED:
         for path in sorted(Path(root, partition).glob(f"*/{_literal(release)}/initrd*")):
             if not _SPARE.search(f"{path.parent.parent.name}/{path.name}"):
@@ -91,6 +91,23 @@ def _without_entries(root: str, release: str, here: list[Path]) -> Boots:
     if source.exists():
         return Boots(doubt=f"{source} is what an image is made of, and nothing says where that is")
     return Boots()
+
+
+def _by_menu(root: str, path: Path, loader: BootLoader) -> list[Boots]:
+    """Return what GRUB's own menu has the kernel read where it names one image: that, and whatever is on the same line."""
+    answers = []
+    for line in sorted(loader.menu.initrds if loader.menu else ()):
+        names = [word.rpartition("/")[2] for word in line]
+        if path.name not in names:
+            continue
+        paths = []
+        for word, name in zip(line, names, strict=True):
+            near = path.parent / name
+            paths.append(near if os.path.isfile(near) else Path(root, *word.split("/")))
+            if not os.path.isfile(paths[-1]):
+                answers.append(Boots(doubt=f"GRUB's menu names {word} beside {path}, which is not found"))
+        answers.append(Boots(tuple(paths), aligned=True))
+    return answers or [Boots((path,))]
 
 
 def _by_entry(loader: BootLoader, own: list[Found], here: list[Path], release: str) -> Boots:
@@ -106,7 +123,7 @@ def _by_entry(loader: BootLoader, own: list[Found], here: list[Path], release: s
         return Boots(doubt=f"of kernel {release} there is only {own[0].path}, which is no entry for a usual boot")
     answers = [_answer(found, loader) for found in meant]
     if not loader.name and loader.menu and not loader.menu.entries:
-        answers += [Boots((path,)) for path in here]
+        answers += [boots for path in here for boots in _by_menu(own[0].root, path, loader)]
     chosen = _one(answers)
     copies = tuple(path for path in here if path not in chosen.files)
     return chosen._replace(copies=() if chosen.unified or chosen.doubt else copies)
@@ -199,7 +216,8 @@ def _kept(root: str, release: str, loader: BootLoader) -> list[Path]:
         [path for path in dict.fromkeys(paths) if os.path.isfile(path)]
         for paths in (own, other + _preset(root, release))
     ]
-    named = [path for there in groups for path in there if loader.menu and path.name in loader.menu.initrds]
+    names = {word.rpartition("/")[2] for line in (loader.menu.initrds if loader.menu else ()) for word in line}
+    named = [path for there in groups for path in there if path.name in names]
     return named or groups[0] or groups[1]
 
 

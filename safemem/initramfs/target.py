@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from safemem.boot.model import Refused
 from safemem.initramfs import bootplaces
+from safemem.initramfs.bootloader import PARTITIONS
 from safemem.initramfs.bootplaces import Boots
 
 #: Of the files of one entry, those that no maker of an initramfs makes: early microcode.
@@ -82,8 +83,8 @@ def target(root: str, kernel: str) -> Target:
 
 def _first(root: str, kernel: str) -> Target:
     """Return where a distribution has its image if none is there yet: Debian's name or dracut's own. Raises Unplaced."""
-    layout = next((words for words in (_layout(Path(root, path)) for path in _SETTINGS) if words), "")
-    if layout not in ("", "auto", "other"):
+    layout = _layout(root)
+    if layout not in ("", "other"):
         raise Unplaced(
             f"no image boots kernel {kernel} yet, and with layout={layout} kernel-install puts it where its entry names it:"
             f" `kernel-install add {kernel} /lib/modules/{kernel}/vmlinuz`"
@@ -93,11 +94,29 @@ def _first(root: str, kernel: str) -> Target:
     return Target(path, Boots((path,)))
 
 
-def _layout(path: Path) -> str:
-    """Return the layout that a file of kernel-install's settings asks for, or ""."""
+def _layout(root: str) -> str:
+    """Return the layout of kernel-install: what its settings ask for, or what it takes the partition for; "" for none."""
+    files = [*(Path(root, path) for path in _SETTINGS if Path(root, path).exists())][:1]
+    layout = token = ""
+    for path in [*files, *sorted(Path(root, "etc/kernel/install.conf.d").glob("*.conf"))]:
+        said = [
+            line.partition("=")[2].strip().strip("\"'") for line in _lines(path) if line.strip().startswith("layout=")
+        ]
+        layout = said[-1] if said else layout
+    if layout not in ("", "auto"):
+        return layout
+    for name in ("etc/kernel/entry-token", "etc/machine-id"):
+        token = token or next(iter(_lines(Path(root, name))), "").strip()
+    for partition in PARTITIONS:
+        if _lines(Path(root, partition, "loader/entries.srel"))[:1] == ["type1"] or (
+            token and "/" not in token and Path(root, partition, token).is_dir()
+        ):
+            return "bls"
+    return ""
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8", "replace").splitlines()
+        return path.read_text("utf-8", "replace").splitlines()
     except OSError:
-        return ""
-    said = [line.partition("=")[2].strip().strip("\"'") for line in lines if line.strip().startswith("layout=")]
-    return said[-1] if said else ""
+        return []

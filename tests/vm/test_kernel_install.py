@@ -31,6 +31,7 @@ def test_debian(tmp_path: Path, deb: Callable[[str], Path], suite: str) -> None:
             "efi/loader/entries/old.conf": b"title old\nlinux /vmlinuz-1.0.0\n",
             f"efi/{TOKEN}/x": b"",
             "etc/kernel/cmdline": b"quiet\n",
+            "etc/machine-id": f"{TOKEN}\n".encode(),
         }
     )
     tree.make_initrd()
