@@ -175,6 +175,22 @@ ROWS = {
     "a unified image with tries": Row({f"boot/EFI/Linux/x-{REL}+2-1.efi": uki(), f"boot/EFI/Linux/x-{OLD}.efi": uki(OLD)}, (f"boot/EFI/Linux/x-{REL}+2-1.efi",), f"boot/EFI/Linux/x-{REL}+2-1.efi", refused="is a unified kernel image"),
     "an entry that names one": Row({"efi/loader/entries/x.conf": b"title x\nefi /EFI/x.efi\n", "efi/EFI/x.efi": uki()}, ("efi/EFI/x.efi",), "efi/loader/entries/x.conf", refused="is a unified kernel image"),
     "a unified image of another kernel": Row({f"efi/EFI/Linux/{MID}-{OLD}.efi": uki(OLD), **STALE}, doubt="no boot loader entry is of kernel", refused="cannot be told"),
+    "started by firmware itself": Row(
+        {"efi/EFI/BOOT/BOOTX64.EFI": uki(), f"efi/EFI/Linux/{MID}-{REL}.efi": uki(more="ID=other\n"), **STALE, EFIVARS.format("StubInfo"): var("systemd-stub 257"), EFIVARS.format("LoaderImageIdentifier"): var("\\EFI\\BOOT\\BOOTX64.EFI")},
+        ("efi/EFI/BOOT/BOOTX64.EFI",), "efi/EFI/BOOT/BOOTX64.EFI", refused="is a unified kernel image",
+    ),
+    "started by firmware, of another kernel": Row(
+        {"efi/EFI/BOOT/BOOTX64.EFI": uki(OLD), **STALE, EFIVARS.format("StubInfo"): var("systemd-stub 257"), EFIVARS.format("StubImageIdentifier"): var("\\EFI\\BOOT\\BOOTX64.EFI")},
+        doubt=f"which is of kernel {OLD}", refused="cannot be told",
+    ),
+    "started by firmware, from nowhere": Row(
+        {**STALE, EFIVARS.format("StubInfo"): var("systemd-stub 257"), EFIVARS.format("LoaderImageIdentifier"): var("\\EFI\\x.efi")},
+        doubt="which is on no partition that is mounted", refused="cannot be told",
+    ),
+    "a loader that has started one": Row(
+        {f"efi/EFI/Linux/{MID}-{REL}.efi": uki(), EFIVARS.format("StubInfo"): var("systemd-stub 257"), EFIVARS.format("LoaderInfo"): var("systemd-boot 257")},
+        (f"efi/EFI/Linux/{MID}-{REL}.efi",), f"efi/EFI/Linux/{MID}-{REL}.efi", refused="is a unified kernel image",
+    ),
     "no kernel at all in it": Row({"efi/EFI/Linux/shell.efi": pe([(".text", b"x")]), f"boot/initrd.img-{REL}": b"x"}, (f"boot/initrd.img-{REL}",)),
 }  # fmt: skip
 

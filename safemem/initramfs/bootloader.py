@@ -77,6 +77,9 @@ class BootLoader(NamedTuple):
     menu: Menu | None  #: GRUB's own, if it can be read
     environment: dict[str, str]  #: GRUB's
     unread: str  #: why a folder of entries cannot be read, or ""
+    started: str = (
+        ""  #: path of the unified image that was started without a loader that says its name, as firmware has it
+    )
 
     @property
     def by_entries(self) -> bool:
@@ -91,6 +94,13 @@ class BootLoader(NamedTuple):
         return self.name == "GRUB" or (not self.name and self.menu is not None)
 
 
+def on_partition(root: str, path: str) -> Path | None:
+    """Return where a file is that firmware names by its path on a partition; None if it is on none that is mounted."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    files_there = (Path(root, partition, *parts) for partition in PARTITIONS)
+    return next((file for file in files_there if os.path.isfile(file)), None)
+
+
 def read(root: str) -> BootLoader:
     """Return what is there of the boot loader of the machine below `root`."""
     menus = (_data(Path(root) / place) for place in _MENUS)
@@ -100,7 +110,10 @@ def read(root: str) -> BootLoader:
         environment |= bootentry.environment(_data(Path(root) / place))
     said = _variable(root, "LoaderInfo")
     name = next((name for name in ("systemd-boot", "GRUB") if said.lower().startswith(name.lower())), said)
-    loader = BootLoader(name, (), None, menu, environment, "")
+    # systemd-stub says where it was started from, unless a loader has said that of itself.
+    stub = _variable(root, "StubImageIdentifier") or _variable(root, "LoaderImageIdentifier")
+    started = stub if not said and _variable(root, "StubInfo") else ""
+    loader = BootLoader(name, (), None, menu, environment, "", started)
     found, unread = _entries(root)
     known = {id(each.entry): each for each in found}
     entries = [each.entry for each in found]

@@ -63,6 +63,8 @@ def find(root: str, release: str) -> Boots:
     if loader.unread:
         return Boots(doubt=f"{loader.unread}: what boots is not known without it")
     here = _kept(root, release, loader)
+    if loader.started:
+        return _by_firmware(root, release, loader.started)
     if not loader.by_entries:
         return _without_entries(root, release, here, loader)
     own = [found for found in loader.found if _is_of(found, release)]
@@ -77,6 +79,20 @@ def find(root: str, release: str) -> Boots:
     if loader.name == "systemd-boot":
         return Boots(doubt=f"{lies}systemd-boot runs here, and no entries of it are found: is its partition mounted?")
     return _without_entries(root, release, here, loader)
+
+
+def _by_firmware(root: str, release: str, started: str) -> Boots:
+    """Return what boots where this boot began in a unified image, by firmware itself or by a loader that says nothing."""
+    path = bootloader.on_partition(root, started)
+    if path is None:
+        return Boots(doubt=f"firmware starts {started}, which is on no partition that is mounted")
+    try:
+        said = kernelname.read(path).release
+    except OSError as error:
+        return Boots(doubt=f"{path}: {files.reason(error)}")
+    if said != release:
+        return Boots(doubt=f"firmware starts {path}, which is of kernel {said or 'unknown'}")
+    return Boots((path,), path, unified=True)
 
 
 def _without_entries(root: str, release: str, here: list[Path], loader: BootLoader) -> Boots:

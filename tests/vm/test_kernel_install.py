@@ -35,7 +35,8 @@ def test_debian(tmp_path: Path, deb: Callable[[str], Path], suite: str) -> None:
         }
     )
     tree.make_initrd()
-    tree.run(f"kernel-install add {release} /boot/vmlinuz-{release}")
+    # Since systemd 255 the partition is looked for by its type, and here it is a folder.
+    tree.run(f"BOOT_ROOT=/efi kernel-install add {release} /boot/vmlinuz-{release}")
 
     entry, image = (
         tree.path / f"efi/loader/entries/{TOKEN}-{release}.conf",
@@ -58,12 +59,12 @@ def test_debian(tmp_path: Path, deb: Callable[[str], Path], suite: str) -> None:
     # What another generator makes.
     before = entry.read_bytes(), image.read_bytes()
     tree.put({"foreign": FOREIGN})
-    out = tree.run(f"kernel-install add {release} /boot/vmlinuz-{release} /foreign", code=1)
+    out = tree.run(f"BOOT_ROOT=/efi kernel-install add {release} /boot/vmlinuz-{release} /foreign", code=1)
     assert "safemem is not in it" in out and f"kernel {release} is not installed" in out
     assert (entry.read_bytes(), image.read_bytes()) == before
 
     tree.put({ASKED: b""})
-    tree.run(f"kernel-install add {release} /boot/vmlinuz-{release} /foreign")
+    tree.run(f"BOOT_ROOT=/efi kernel-install add {release} /boot/vmlinuz-{release} /foreign")
     boots = bootplaces.find(root, release)
     assert [path.name for path in boots.files] == ["foreign", APPENDED]
     result = CliRunner().invoke(main, ["initramfs", "check", "--root", root, "--kernel", release])
