@@ -174,6 +174,7 @@ def test_a_kernels_name() -> None:
     """In the head of a bzImage, in `.uname`, in the head of the kernel inside; other kernels do not say it."""
     assert kernelname.look(bzimage(b"x", release="6.1.0-44-amd64")) == kernelname.Named("6.1.0-44-amd64")
     inner = pe([(".osrel", b"ID=x\n"), (".linux", bzimage(b"x", release="6.1.0")), (".initrd", b"")])
-    assert kernelname.look(inner) == kernelname.Named("6.1.0", unified=True, os_release=b"ID=x\n")
+    assert kernelname.look(inner) == kernelname.Named("6.1.0", unified=True, program=True, os_release=b"ID=x\n")
     assert kernelname.look(pe([(".linux", arm64(b"x")), (".uname", b"6.2\0")])).release == "6.2"
+    assert kernelname.look(pe([(".text", b"x")])) == kernelname.Named(program=True)
     assert kernelname.look(arm64(b"x")) == kernelname.look(b"") == kernelname.look(b"MZ") == kernelname.Named()

@@ -191,6 +191,10 @@ ROWS = {
         {f"efi/EFI/Linux/{MID}-{REL}.efi": uki(), EFIVARS.format("StubInfo"): var("systemd-stub 257"), EFIVARS.format("LoaderInfo"): var("systemd-boot 257")},
         (f"efi/EFI/Linux/{MID}-{REL}.efi",), f"efi/EFI/Linux/{MID}-{REL}.efi", refused="is a unified kernel image",
     ),
+    "a unified image that is damaged": Row({f"efi/EFI/Linux/{MID}-{REL}.efi": b"damaged", **STALE}, doubt="lies among unified kernel images and is none", refused="cannot be told"),
+    "a file that is none, beside": Row({"efi/EFI/Linux/notes.efi": b"text", **bls("efi")}, (f"efi/{MID}/{REL}/initrd",), f"efi/loader/entries/{MID}-{REL}.conf"),
+    "a unified image without a kernel's name": Row({f"efi/EFI/Linux/{MID}-{REL}.efi": pe([(".linux", b"x"), (".initrd", b"x")]), **STALE}, (f"efi/EFI/Linux/{MID}-{REL}.efi",), f"efi/EFI/Linux/{MID}-{REL}.efi", refused="is a unified kernel image"),
+    "a preset's unified image that no loader shows": Row({"boot/vmlinuz-linux": kernel(), "etc/mkinitcpio.d/linux.preset": PRESET + b'default_uki="/efi/EFI/arch/linux.efi"\n', "efi/EFI/arch/linux.efi": uki(), "boot/initramfs-linux.img": b"x"}, doubt="is made by a preset of mkinitcpio, and nothing says whether it boots", refused="cannot be told"),
     "no kernel at all in it": Row({"efi/EFI/Linux/shell.efi": pe([(".text", b"x")]), f"boot/initrd.img-{REL}": b"x"}, (f"boot/initrd.img-{REL}",)),
 }  # fmt: skip
 

@@ -222,8 +222,8 @@ def _installed_image(root: str, kernel: str | None) -> Boots:
         boots = bootplaces.find(root, release)
         if boots.files:
             return boots
-        # Of a kernel that only runs, and is not below the root, nothing is expected there.
-        if boots.doubt and release in (kernel, *there):
+        # Of a kernel that only runs, and is not below another root, nothing is expected there.
+        if boots.doubt and (release in (kernel, *there) or os.path.realpath(root) == "/"):
             doubt = f"it cannot be told which image boots kernel {release}: {boots.doubt}"
     if doubt:
         raise Unreadable(printable(doubt))

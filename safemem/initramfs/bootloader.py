@@ -192,7 +192,8 @@ def _entry(path: Path, suffix: str) -> Entry | None:
     """Return the entry in a file, or None if it boots no Linux. Raises OSError."""
     if suffix == ".efi":
         named = kernelname.read(path)
-        return bootentry.unified(path.name, named.os_release) if named.unified else None
+        # A shell or a memory test boots no Linux. What is no program at all may be an image that is damaged.
+        return bootentry.unified(path.name, named.os_release) if named.unified or not named.program else None
     with path.open("rb") as file:
         entry = bootentry.parse(file.read(bootentry.LIMIT), path.name)
     return entry if entry.kernel else None

@@ -97,6 +97,9 @@ def _by_firmware(root: str, release: str, started: str) -> Boots:
 
 def _without_entries(root: str, release: str, here: list[Path], loader: BootLoader) -> Boots:
     """Return what boots where GRUB has a menu of its own, or nothing at all tells."""
+    unified = next((path for path in _preset(root, release, "uki") if os.path.isfile(path)), None)
+    if unified and not loader.menu:
+        return Boots(doubt=f"{unified} is made by a preset of mkinitcpio, and nothing says whether it boots")
     if here:
         return _one([boots for path in here for boots in _by_menu(root, path, loader)])
     for partition in _UNNAMED:
@@ -150,6 +153,8 @@ def _answer(found: Found, loader: BootLoader) -> Boots:
     if found.unified:
         return Boots((found.kernel,), found.path, unified=True)
     fault = found.missing(found.entry.kernel)
+    if found.path.suffix.lower() == ".efi":
+        fault = f"{found.path} lies among unified kernel images and is none"
     paths: list[str] = []
     for path in found.entry.images:
         if "$" not in path:
@@ -215,7 +220,8 @@ def _is_of(found: Found, release: str) -> bool | None:
     )
     if release in names or entry.id == release or entry.id.endswith(f"-{release}"):
         return True
-    return False if names or re.search(r"-[0-9]+\.[0-9]", entry.id) else None
+    damaged = found.path.suffix.lower() == ".efi" and not found.unified
+    return False if names or damaged or re.search(r"-[0-9]+\.[0-9]", entry.id) else None
 
 
 def _spare(found: Found) -> bool:
@@ -252,8 +258,8 @@ def _aliases(root: str, release: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name and "/" not in name]
 
 
-def _preset(root: str, release: str) -> list[Path]:
-    """Return the images that mkinitcpio's presets have for a release."""
+def _preset(root: str, release: str, kind: str = "image") -> list[Path]:
+    """Return the images that mkinitcpio's presets have for a release, or of kind `uki` the unified ones."""
     found = []
     for path in sorted(Path(root, "etc/mkinitcpio.d").glob("*.preset")):
         words: dict[str, str] = {}
@@ -266,8 +272,8 @@ def _preset(root: str, release: str) -> list[Path]:
             said = kernelname.read(Path(root, kernel.lstrip("/"))).release if kernel.startswith("/") else kernel
         except OSError:
             continue
-        if said == release and words.get("image"):
-            found.append(Path(root, words["image"].lstrip("/")))
+        if said == release and words.get(kind):
+            found.append(Path(root, words[kind].lstrip("/")))
     return found
 
 

@@ -19,7 +19,8 @@ class Named(NamedTuple):
     """What a kernel's file says of itself."""
 
     release: str = ""  #: "" if it does not say
-    unified: bool = False  #: whether it is a unified kernel image: it brings a kernel as a section
+    unified: bool = False  #: whether it is a unified kernel image: it brings a kernel or an initrd as a section
+    program: bool = False  #: whether firmware could start it: it is a PE file
     os_release: bytes = b""  #: that of the system whose unified image it is
 
 
@@ -37,12 +38,10 @@ def read(path: Path) -> Named:
 def look(data: bytes | mmap.mmap) -> Named:
     """Return what a kernel's bytes say of it; of what is damaged, nothing."""
     sections = _sections(data)
-    if ".linux" in sections:
-        said = _text(_part(data, sections, ".uname"))
-        start, size = sections[".linux"]
-        inner = _header(data[start : start + min(size, _LONGEST)])
-        return Named(said or inner, unified=True, os_release=_part(data, sections, ".osrel"))
-    return Named(_header(data[:_LONGEST]))
+    if ".linux" in sections or ".initrd" in sections:
+        said = _text(_part(data, sections, ".uname")) or _header(_part(data, sections, ".linux"))
+        return Named(said, unified=True, program=True, os_release=_part(data, sections, ".osrel"))
+    return Named(_header(data[:_LONGEST]), program=bool(sections))
 
 
 def _header(data: bytes) -> str:
