@@ -50,6 +50,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "lz4-legacy": program("lz4", "-l", "-q", "-c"),
 }
 NOISE = bytes(range(256)) * 997
+STOPS = ": the kernel stops here, and unpacks nothing of the rest"
 
 
 @pytest.mark.parametrize(
@@ -91,13 +92,14 @@ def test_what_cpio_writes(tmp_path: Path) -> None:
     ("data", "says"),
     [
         (b"hello", "byte 0: neither an archive nor a compression that the kernel knows"),
-        (archive(a=b"1")[:115], "byte 115: the archive is cut off"),
         (archive(a=b"1")[:112], "byte 0: the archive is cut off"),
-        (archive(a=b"1")[:116], "byte 116: the archive is cut off"),
+        (archive(a=b"1")[:200], "byte 116: the archive is cut off"),
+        (archive(a=b"1")[:230], "byte 116: the archive is cut off"),
         (archive(a=b"1")[:90], "byte 0: the archive is cut off"),
         (b"070701" + b"z" * 104, "byte 0: the head of an archive entry is damaged"),
-        (archive(a=b"1")[:116] + b"x" * 200, "byte 116: this is no entry of a newc archive"),
-        (b"\x89LZO\0\r\n", "byte 0: packed with lzo, which cannot be unpacked here"),
+        (archive(a=b"1")[:116] + b"x" * 200, "byte 116: neither an archive nor a compression that the kernel knows"),
+        (archive(a=b"1")[:116] + b"0" * 200, "byte 116: this is no entry of a newc archive"),
+        (b"\x89LZO\0\r\n", f"byte 0: packed by lzop with other checksums than the kernel expects{STOPS}"),
         (gzip.compress(archive(a=b"1"), mtime=0)[:-9], "byte 0: the compressed part is cut off"),
         (b"\x1f\x8bgarbage", "byte 0: the compressed part is damaged"),
         (b"\x28\xb5\x2f\xfd", "byte 4: the compressed part is cut off"),
@@ -128,7 +130,6 @@ def entry(
 
 END = entry(b"TRAILER!!!\0", 0)
 PLAIN, PACKED = archive(a=b"1"), gzip.compress(archive(b=b"2"), mtime=0)
-STOPS = ": the kernel stops here, and unpacks nothing of the rest"
 
 
 @pytest.mark.parametrize("length", range(4))
@@ -167,17 +168,12 @@ def test_where_the_kernel_looks_for_an_archive(length: int) -> None:
         (PACKED[:3] + b"\x04" + PACKED[4:], "byte 0: the head of the gzip member has fields that the kernel does not know" + STOPS),
         (lzma.compress(PLAIN), "byte 0: packed by xz without `--check=crc32`" + STOPS),
         (entry(b"init", length=4) + END, "byte 0: the name of an archive entry has no end" + STOPS),
-        (entry(b"", length=0) + END, "byte 0: the name of an archive entry is empty or longer than 4096 bytes"),
-        (entry(b"a" * 4096 + b"\0") + END, "byte 0: the name of an archive entry is empty or longer than 4096 bytes"),
-        (entry(mode=0o120777, data=b"a" * 4097) + END, "byte 0: the name of an archive entry is empty or longer than 4096 bytes"),
-        (entry(mode=0o040755, data=b"x") + END, "byte 0: an archive entry that is neither a file nor a link has content"),
-        (entry(b"usr/../init\0") + END, "byte 0: the name of an archive entry has `..` in it"),
         (entry().replace(b"0000000", b"0x00000", 1) + END, "byte 0: the head of an archive entry is damaged"),
         (entry(magic=b"070707") + END, "byte 0: this is no entry of a newc archive"),
         (entry(magic=b"070702", data=b"ab", check=1) + END, "byte 0: the content of an archive entry does not match its sum" + STOPS),
-        (entry() + bytes(2) + END, f"byte {len(entry()) + 2}: an archive entry begins at no multiple of 4" + STOPS),
-        (entry(size=17 << 20), "byte 0: init is larger than 16 MiB, which is not read"),
-        (b"\x04\x22\x4d\x18" + bytes(20), "byte 0: neither an archive nor a compression that the kernel knows"),
+        (entry() + bytes(2) + END, f"byte {len(entry()) + 2}: a plain archive begins at no multiple of 4" + STOPS),
+        (entry(data=bytes(17 << 20)), "init is larger than 16 MiB, which is not read"),
+        (b"\x04\x22\x4d\x18" + bytes(20), "byte 0: packed with lz4's newer frame, which the kernel does not unpack (`lz4 -l` makes the other)" + STOPS),
         (b"\x50\x2a\x4d\x18" + bytes(20), "byte 0: neither an archive nor a compression that the kernel knows"),
     ],
 )  # fmt: skip
@@ -194,7 +190,8 @@ def test_frames() -> None:
     zstd, lz4 = PACKERS["zstd"], PACKERS["lz4-legacy"]
     assert set(unpack.find(zstd(PLAIN) + zstd(archive(b=b"2")), ["a", "b"])) == {"a", "b"}
     with pytest.raises(packed.Unreadable, match="the archive is cut off"):
-        unpack.find(zstd(PLAIN[:116]) + zstd(PLAIN[116:]), ["a"])
+        unpack.find(zstd(PLAIN[:113]) + zstd(PLAIN[113:]), ["a"])
+    assert set(unpack.find(zstd(PLAIN[:116]) + zstd(PLAIN[116:]), ["a"])) == {"a"}
     made = lz4(PLAIN)
     assert set(unpack.find(made + bytes(4) + PACKED, ["a", "b"])) == {"a", "b"}
     made += bytes(-len(made) % 4)
@@ -231,7 +228,7 @@ def test_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_as_the_kernel_takes_them() -> None:
     """One file has one path, however it is spelled, and a name ends at its first NUL."""
     data = (
-        entry(b".//usr/./lib//x\0", data=b"1")
+        entry(b"usr\0", 0o040755) + entry(b"usr/lib\0", 0o040755) + entry(b".//usr/./lib//x\0", data=b"1")
         + entry(b"/usr/lib/x\0\0\0\0", data=b"2")
         + entry(mode=0o120777, data=b"y\0z")
     )
