@@ -228,7 +228,9 @@ def test_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_as_the_kernel_takes_them() -> None:
     """One file has one path, however it is spelled, and a name ends at its first NUL."""
     data = (
-        entry(b"usr\0", 0o040755) + entry(b"usr/lib\0", 0o040755) + entry(b".//usr/./lib//x\0", data=b"1")
+        entry(b"usr\0", 0o040755)
+        + entry(b"usr/lib\0", 0o040755)
+        + entry(b".//usr/./lib//x\0", data=b"1")
         + entry(b"/usr/lib/x\0\0\0\0", data=b"2")
         + entry(mode=0o120777, data=b"y\0z")
     )

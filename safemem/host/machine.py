@@ -9,7 +9,7 @@ from typing import NamedTuple
 from safemem.boot import files
 from safemem.boot.model import Policy, Snapshot
 from safemem.host import standing
-from safemem.initramfs import check
+from safemem.initramfs import check, uki
 
 
 class Image(NamedTuple):
@@ -18,6 +18,14 @@ class Image(NamedTuple):
     path: Path | None  #: None if there is none for the kernel that runs
     inside: check.Inside | None = None
     fault: str = ""  #: why it cannot be read
+    profile: str = ""  #: of a unified image with profiles: the worst, which is judged
+    hidden: str = ""  #: safemem may be in what is not looked into
+    why: str = ""  #: safemem is not in it although its files are in the archive
+
+    @property
+    def called(self) -> str:
+        """The image, and the profile of it that is judged."""
+        return f"{self.path}: profile {self.profile}" if self.profile else str(self.path)
 
 
 class Machine(NamedTuple):
@@ -61,8 +69,13 @@ def read_image(root: str, release: str) -> Image:
     if path is None:
         return Image(None)
     try:
-        return Image(path, check.inside(path.read_bytes()))
+        data = path.read_bytes()
+        judged = check.judged(data)
+        untold = uki.untold(uki.addons(path)) if data.startswith(b"MZ") else ""
+        return Image(path, judged.inside, untold, judged.profile, why=judged.why)
     except OSError as error:
         return Image(path, fault=files.reason(error))
+    except check.NotLookedInto as error:
+        return Image(path, hidden=str(error))
     except ValueError as error:
         return Image(path, fault=str(error))

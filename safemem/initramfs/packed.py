@@ -234,7 +234,9 @@ def _lzo_end(data: bytes, at: int) -> int:
         if blocks > _BLOCKS:
             raise Unreadable(f"byte {at}: the compressed part has more blocks than anything that is read")
         if size > _LZO_BLOCK:
-            raise Unreadable(f"byte {at}: packed with lzo in blocks larger than 256 KiB, which the kernel does not unpack")
+            raise Unreadable(
+                f"byte {at}: packed with lzo in blocks larger than 256 KiB, which the kernel does not unpack"
+            )
     if place + 4 > len(data):
         raise Unreadable(f"byte {at}: the compressed part is cut off")
     return place + 4

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _TYPE, FOLDER, FILE, LINK = 0o170000, 0o040000, 0o100000, 0o120000
-_SPECIAL = (0o020000, 0o060000, 0o010000, 0o140000)
+SPECIAL = (0o020000, 0o060000, 0o010000, 0o140000)
 #: Bytes of one part of a path, and links that are followed for one path (NAME_MAX, MAXSYMLINKS; a path is PATH_MAX).
 _NAME_MAX, _LINKS, _PATH_MAX = 255, 40, 4096
 
@@ -46,7 +46,7 @@ class Rootfs:
         self.root = Node(FOLDER)
         self._links: dict[tuple[int, int, int, int], str] = {}
         self.folder("dev")
-        self.special("dev/console", _SPECIAL[0])
+        self.special("dev/console", SPECIAL[0])
         self.folder("root")
 
     # What entries do.
@@ -130,6 +130,17 @@ class Rootfs:
     def node(self, path: str, *, follow: bool) -> Node | None:
         """Return what is at `path`: of a symbolic link what it leads to, if asked, else itself; None if nothing is."""
         return self._node(path, None, [0], follow=follow)
+
+    def real(self, path: str) -> str:
+        """Return the path of what is at `path` without links in its folders; "" if there is no such folder."""
+        place = self._place(path)
+        if place is None or place.name in ("", ".", ".."):
+            return ""
+        names, folder = [place.name], place.folder
+        while folder.parent is not folder:
+            names.append(next(name for name, node in folder.parent.entries.items() if node is folder))
+            folder = folder.parent
+        return "/".join(reversed(names))
 
     def _node(self, path: str, start: Node | None, links: list[int], *, follow: bool) -> Node | None:
         place = self._place(path, start, links)

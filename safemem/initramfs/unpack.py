@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from safemem.initramfs import packed, variants
 from safemem.initramfs.packed import Unreadable
-from safemem.initramfs.rootfs import FILE, FOLDER, LINK, Node, Rootfs
+from safemem.initramfs.rootfs import FILE, FOLDER, LINK, SPECIAL, Node, Rootfs
 
 _TYPE = 0o170000
 _HEAD, _PATH_MAX = 110, 4096
@@ -72,6 +72,11 @@ class Unpacked:
         ]
         return sorted(found, key=lambda item: -item.size)
 
+    def dropped_why(self, path: str) -> str:
+        """Return why an entry of that name was dropped, if one was; ""."""
+        names = (name for name in self.dropped if name.strip("/").removeprefix("./") == path)
+        return next((f"{path} is in an archive, and the kernel drops it: {self.dropped[name]}" for name in names), "")
+
     def note(self, node: Node, beginning: bytes) -> None:
         """Note that a file begins so."""
         for kind, marks in _FILE_SYSTEMS.items():
@@ -82,7 +87,8 @@ class Unpacked:
 def find(data: bytes, wanted: Iterable[str]) -> dict[str, bytes]:
     """Return the wanted files of an initrd, by path without a leading slash; of a symbolic link its target.
 
-    A wanted path that ends in `/` stands for everything below it. What is not there is left out.
+    A wanted path that ends in `/` stands for everything below it. What is not there is left out, and so is what is wanted
+    by its real path too, where a folder of the other is a link.
 
     Raises:
         Unreadable: damaged, cut off, packed in a way that cannot be unpacked here, larger than the limit, or not
@@ -115,6 +121,10 @@ def look(data: bytes, wanted: Iterable[str]) -> tuple[dict[str, bytes], Unpacked
 def _resolved(rootfs: Rootfs, wanted: set[str]) -> dict[str, Node]:
     found = {}
     for path in wanted:
+        end = "/" if path.endswith("/") else ""
+        real = rootfs.real(path.rstrip("/")) + end
+        if real != path and real in wanted:
+            continue  # found by that name, such as below usr/lib for lib
         node = rootfs.node(path.rstrip("/"), follow=path.endswith("/"))
         if node and not path.endswith("/"):
             found[path] = node
@@ -385,9 +395,8 @@ def _other(made: _Entries, path: str, head: Head) -> None:
     if head.kind == FOLDER:
         if not rootfs.folder(path):
             made.unpacked.dropped[path] = "the folder above it is not there by then, or something else is in its place"
-    elif head.kind in (0o020000, 0o060000, 0o010000, 0o140000):
-        if head.nlink < 2 or rootfs.another(path, (*head.inode, head.kind)) is None:
-            rootfs.special(path, head.mode)
+    elif head.kind in SPECIAL and (head.nlink < 2 or rootfs.another(path, (*head.inode, head.kind)) is None):
+        rootfs.special(path, head.mode)
 
 
 def _copy(reader: _Reader, made: _Entries, path: str, head: Head, node: Node, place: str, *, packed: bool) -> None:
