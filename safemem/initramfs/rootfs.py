@@ -90,9 +90,10 @@ class Rootfs:
 
     def another(self, path: str, key: tuple[int, int, int, int]) -> bool | None:
         """Make `path` another name of the entry that had this key before; return None if it is the first, or whether it went."""
-        old = self._links.setdefault(key, path)
-        if old is path:
+        if key not in self._links:
+            self._links[key] = path
             return None
+        old = self._links[key]
         self.clean(path, 0)
         node, place = self.node(old, follow=False), self._free(path)
         if node is None or node.kind == FOLDER or place is None:
@@ -169,6 +170,8 @@ class Rootfs:
 
     def _beyond(self, link: Node, folder: Node, links: list[int]) -> Node | None:
         links[0] += 1
+        if not link.target:
+            return folder  # there is nothing to walk
         return self._node(link.target, folder, links, follow=True) if links[0] <= _LINKS else None
 
     def _child(self, folder: Node, name: str) -> Node | None:

@@ -113,7 +113,9 @@ def look(data: bytes, wanted: Iterable[str]) -> tuple[dict[str, bytes], Unpacked
     missing = {node.serial for node in nodes.values() if node.content is None}
     if missing:
         # Reached by another name than its entry has, through a link: known only now.
-        made = unpack(data, lambda _, head: head.serial in missing and head.size <= _FILE_LIMIT)
+        made = unpack(
+            data, lambda path, head: keep(path, head) or (head.serial in missing and head.size <= _FILE_LIMIT)
+        )
         nodes = _resolved(made.rootfs, wanted)
     return {path: _content_of(path, node) for path, node in nodes.items() if node.kind in (FILE, LINK)}, made
 
@@ -274,6 +276,8 @@ def _compressed(data: bytes, at: int, made: _Entries, *, first: bool) -> int:
     """Read the compressed part at `at`; return where it ends. The kernel takes no zeros at the beginning of the first one."""
     if why := variants.refused(data, at):
         raise Stops(f"byte {at}: {why}")
+    if why := variants.untold(data, at):
+        raise Unreadable(f"byte {at}: {why}")
     if not packed.compression(data[at : at + 8]):
         raise Stops(f"byte {at}: neither an archive nor a compression that the kernel knows")
     part = _Reader(_counted(packed.pieces(data, at), made, at), f"byte {at}, unpacked ")

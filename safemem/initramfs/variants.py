@@ -13,8 +13,8 @@ from safemem.initramfs import packed
 
 _STOPS = "the kernel stops here, and unpacks nothing of the rest"
 #: Filters of an xz block before LZMA2 that kernels may be built with: x86, PowerPC, ARM, ARM-Thumb, SPARC, ARM64, RISC-V.
-_BRANCHES = (4, 5, 7, 8, 9, 10, 11)
-_LZMA2 = 0x21
+_BRANCHES = (b"\4", b"\5", b"\7", b"\10", b"\11", b"\12", b"\13")
+_LZMA2 = b"\x21"
 #: Flags of lzop(1): checksums of a block as packed, none at all of what it unpacks to, a field behind the head.
 _LZO_CHECKED, _LZO_PACKED, _LZO_EXTRA = 0x101, 0x202, 0x40
 
@@ -30,8 +30,12 @@ def refused(data: bytes, at: int) -> str:
             return f"the compressed part is damaged: {_STOPS}"
         if len(head) > 3 and head[3] & ~9:
             return f"the head of the gzip member has fields that the kernel does not know: {_STOPS}"
-    if head[:2] == b"\xfd7" and head[7:8] > b"\1":
-        return f"packed by xz without `--check=crc32`: {_STOPS}"
+    if head[:2] == b"\xfd7":
+        if head[7:8] > b"\1":
+            return f"packed by xz without `--check=crc32`: {_STOPS}"
+        # The first block's; those of others are known once it is unpacked.
+        if data[at + 12 : at + 13].strip(b"\0") and (why := _xz_filters(data[: at + 12 + 1024], at + 12)):
+            return f"{why}: {_STOPS}"
     if head[:4] == packed.ZSTD and len(head) > 4 and head[4] & 3 and any(_dictionary(data, at)):
         return f"packed by zstd with a dictionary, which the kernel does not have: {_STOPS}"
     if head[:3] == b"\x89LZ":
@@ -47,6 +51,14 @@ def _dictionary(data: bytes, at: int) -> bytes:
     flags = data[at + 4]
     place = at + 5 + (not flags >> 5 & 1)
     return data[place : place + (0, 1, 2, 4)[flags & 3]]
+
+
+def untold(data: bytes, at: int) -> str:
+    """Return why it cannot be told where the kernel goes on behind the compressed part at `at`; "" if it can."""
+    # It stops when it has as many bytes as the head says, and liblzma behind a mark that may follow.
+    if data[at : at + 2] == b"\x5d\0" and data[at + 5 : at + 13] != b"\xff" * 8:
+        return "packed with lzma, with its size in the head: where the kernel goes on cannot be told"
+    return ""
 
 
 def refused_within(data: bytes, at: int, end: int) -> str:
@@ -73,6 +85,8 @@ def _xz_blocks(data: bytes, at: int, end: int) -> list[int]:
 
 def _xz_filters(data: bytes, block: int) -> str:
     """Return what is wrong with the filters of a block for the kernel, which takes LZMA2, with one for branches before it."""
+    if len(data) < block + (data[block] + 1) * 4:
+        return ""  # cut off, which whoever unpacks it says
     flags = data[block + 1]
     if flags & 3 > 1:
         return "packed by xz with more filters than the kernel takes"
@@ -81,19 +95,19 @@ def _xz_filters(data: bytes, block: int) -> str:
         if flags & bit:
             _, place = _number(data, place)
     if flags & 3:
-        if data[place] not in _BRANCHES:
+        if data[place : place + 1] not in _BRANCHES:
             return "packed by xz with a filter that the kernel does not have"
-        if data[place + 1]:
+        if data[place + 1 : place + 2] != b"\0":
             return "packed by xz with an offset for its filter, which the kernel does not take"
         place += 2
-    return "" if data[place] == _LZMA2 else "packed by xz with a filter that the kernel does not have"
+    return "" if data[place : place + 1] == _LZMA2 else "packed by xz with a filter that the kernel does not have"
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number of 7 bits a byte at `at`, and where it ends."""
+    """Return the number of 7 bits a byte at `at`, and where it ends; what lies outside of `data` counts as zeros."""
     value = shift = 0
     while True:
-        byte = data[at]
+        byte = data[at] if at < len(data) else 0
         value |= (byte & 127) << shift
         at, shift = at + 1, shift + 7
         if byte < 128:

@@ -88,7 +88,13 @@ def _tree(lines: Iterable[str]) -> Tree:
     for line in lines:
         path, kind, size, rest = line.split(" ")
         mode = int(kind, 8)
-        text = f"{size} {rest}" if mode == FILE else bytes.fromhex(rest).decode("utf-8", "surrogateescape") if mode == LINK else ""
+        text = (
+            f"{size} {rest}"
+            if mode == FILE
+            else bytes.fromhex(rest).decode("utf-8", "surrogateescape")
+            if mode == LINK
+            else ""
+        )
         found[bytes.fromhex(path).decode("utf-8", "surrogateescape")] = (mode, text)
     return found
 
@@ -183,7 +189,8 @@ class Chance:
     def image(self, *, stops: bool) -> bytes:
         """Return some parts, each at a multiple of 4, and the last one with something wrong if it is to stop the kernel."""
         chance = self.random
-        parts = [entry(f"{self.at}\0".encode(), 0o040755)]
+        folders = ["", "/d", "/d/e", "/m", "/n", "/n/o"][: chance.choice([1, 2, 3, 6])]
+        parts = [b"".join(entry(f"{self.at}{folder}\0".encode(), 0o040755) for folder in folders)]
         for _ in range(chance.randint(1, 3)):
             parts.append(self._part(chance.choice(["plain", "plain", *PACKERS])))
         if stops:
@@ -191,7 +198,7 @@ class Chance:
         return b"".join(part + bytes(-len(part) % 4) + bytes(chance.choice([0, 0, 4, 508])) for part in parts)
 
     def _part(self, packer: str) -> bytes:
-        data = b"".join(self._entry() for _ in range(self.random.randint(1, 9)))
+        data = b"".join(self._entry() for _ in range(self.random.randint(1, 16)))
         data += self.random.choice([TRAILER, TRAILER + bytes(-len(data + TRAILER) % 512), b"", bytes(8)])
         return data if packer == "plain" else PACKERS[packer](data) + (bytes(4) if packer == "lz4" else b"")
 
@@ -210,19 +217,31 @@ class Chance:
 
     def _name(self) -> str:
         chance = self.random
-        name = chance.choice(["a", "b", "c", "d", "d/x", "d/e", "d/e/f", "l", "l/x", "l/e/g", "m/x", "d/../a", "k", "n/o/p"])
+        name = chance.choice(
+            ["a", "b", "c", "d", "d/x", "d/e", "d/e/f", "l", "l/x", "l/e/g", "m/x", "d/../a", "k", "n/o/p"]
+        )
         return chance.choice([f"{self.at}/{name}"] * 6 + [f"./{self.at}//{name}", f"/{self.at}/./{name}", f"{self.at}/{name}/",
                               f"{self.at}/{'n' * 255}", f"{self.at}/{'n' * 256}", f"{self.at}/."])  # fmt: skip
 
     def _target(self) -> str:
-        return self.random.choice(["d", "a", "l", "../" + self.at, f"/{self.at}/d", "d/e", "nowhere", "b/", "..", "n" * 4095, "k"])
+        return self.random.choice(
+            ["d", "a", "l", "../" + self.at, f"/{self.at}/d", "d/e", "nowhere", "b/", "..", "n" * 4095, "k"]
+        )
 
     def _entry(self) -> bytes:
         """Return one entry, of any kind that does not stop the kernel."""
         chance = self.random
         name = self._name().encode() + b"\0" + bytes(chance.choice([0, 0, 0, 1, 3, 17]))
-        content = chance.choice([b"", b"x", b"abc", b"TRAILER!!!", bytes(chance.randrange(256) for _ in range(chance.choice([5, 100, 5000])))])
-        return chance.choice([
+        content = chance.choice(
+            [
+                b"",
+                b"x",
+                b"abc",
+                b"TRAILER!!!",
+                bytes(chance.randrange(256) for _ in range(chance.choice([5, 100, 5000]))),
+            ]
+        )
+        makers: list[Callable[[], bytes]] = [
             lambda: entry(name, 0o100644, content, inode=chance.randrange(1000)),
             lambda: entry(name, 0o100644, content, inode=chance.randrange(1000)),
             lambda: entry(name, 0o100600, content, links=2, inode=chance.randint(1, 3)),
@@ -239,7 +258,8 @@ class Chance:
             lambda: entry(name, magic=b"070702", data=content, check=sum(content)),
             lambda: TRAILER, lambda: entry(b"TRAILER!!!\0", 0o120777, b"target"),
             lambda: entry(name, 0o100644, content).upper() if content.isascii() and name.islower() else entry(name),
-        ])()  # fmt: skip
+        ]  # fmt: skip
+        return chance.choice(makers)()
 
 
 def init(packer: str = "") -> bytes:
