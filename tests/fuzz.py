@@ -49,9 +49,10 @@ from safemem.boot import record as record_files
 from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Refused, Term
 from safemem.boot.printable import printable
 from safemem.host import history, incidents, previous, reader, standing
-from safemem.initramfs import bootentry, check, kernelname, packed, proven, unpack
+from safemem.initramfs import bootentry, check, kernelname, packed, proven, uki, unpack, variants
+from safemem.initramfs.store import NoKernel
 from safemem.outgoing import config, expected, image, nextkernel, nextline, preflight, profile, running
-from safemem.outgoing.kernel import Kernel, NoKernel, Speaks
+from safemem.outgoing.kernel import Kernel, Speaks
 from safemem.policy import casefile, cases, compiler, imagined, load, missing, pieces, places
 from safemem.realroot import maintenance, udevrules
 from tests.fakes import machine, make_root, outgoing, pci
@@ -347,7 +348,7 @@ TARGETS = {
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (casefile.read, cases.run, pieces.find, missing.missing)),
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
-    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, unpack.find, packed.pieces, packed.whole, nextkernel.build)),
+    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, check.judged, unpack.find, unpack.look, unpack.unpack, uki.initrds, variants.refused, variants.refused_within, variants.untold, packed.lzo_blocks, packed.pieces, packed.whole, nextkernel.build)),
     "kernel-image": Target(_kernel_image, (NoKernel,), (image.read_bytes, config.options)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text)),
     "counts": Target(_counted, (), (reader.releases, reader.counts)),

@@ -18,7 +18,7 @@ from safemem.cli import codes
 from safemem.cli.codes import Code
 from safemem.cli.common import FORMAT, write_whole
 from safemem.cli.policies import Named, find_policy, named_policies, operators, operators_policy, proof
-from safemem.initramfs import bootplaces, build, check, install, items, on_failure, proven
+from safemem.initramfs import bootplaces, build, check, install, items, on_failure, proven, uki
 from safemem.initramfs.bootplaces import Boots
 from safemem.initramfs.makers import MAKERS
 from safemem.initramfs.packed import Unreadable
@@ -191,25 +191,33 @@ def check_image(context: click.Context, images: tuple[str, ...], kernel: str | N
     boots = Boots(tuple(map(Path, images))) if images else _installed_image(root, kernel)
     path = str(boots)
     try:
-        found = check.inside(boots.read())
-    except (OSError, ValueError) as error:
-        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{path}: {error}"
-        raise Unreadable(printable(why)) from None
+        data = boots.read()
+    except OSError as error:
+        raise Unreadable(printable(f"{error.filename}: {error.strerror}")) from None
     policy = operators(None, root)
     wanted = _wanted(policy, named_policies(root))
+    try:
+        judged = check.judged(data, wanted)
+    except ValueError as error:
+        raise Unreadable(printable(f"{path}: {error}")) from None
+    found = judged.inside
+    beside = tuple(item for file in boots.files for item in uki.addons(file)) if data.startswith(b"MZ") else ()
     good = found is not None and not check.wrong(found, wanted)
+    if good and (untold := uki.untold(beside)):
+        raise Unreadable(printable(f"{path}: {untold}"))
     if form == "json":
         click.echo(
             json.dumps(
                 {
                     "schema": 1, "kind": "initramfs", "exit_code": Code.DONE if good else Code.FAILURE, "image": path,
-                    "files": [str(file) for file in boots.files], "entry": str(boots.entry or ""), "good": good, "inside": _inside(found), "operator": {"file": policy.file, **wanted._asdict()},
+                    "files": [str(file) for file in boots.files], "entry": str(boots.entry or ""), "good": good,
+                    "profile": judged.profile, "inside": _inside(found), "addons": [str(item.path) for item in beside], "operator": {"file": policy.file, **wanted._asdict()},
                 },
                 indent=1,
             )
         )  # fmt: skip
     else:
-        click.echo("\n".join(clean(_text(path, found, wanted, policy.file))))
+        click.echo("\n".join(clean(_text(path, judged, beside, wanted, policy.file))))
     context.exit(Code.DONE if good else Code.FAILURE)
 
 
@@ -242,10 +250,17 @@ def _inside(found: check.Inside | None) -> dict[str, object] | None:
     return {**words, "observe": found.built_in.observe}
 
 
-def _text(path: str, found: check.Inside | None, wanted: check.Wanted, file: str) -> list[str]:
+def _text(path: str, judged: check.Judged, beside: tuple[uki.Addon, ...], wanted: check.Wanted, file: str) -> list[str]:
+    found = judged.inside
     if found is None:
-        return [f"{path}: safemem is not in it: `safemem initramfs install`"]
+        return [f"{path}: {judged.where}safemem is not in it: {judged.why or '`safemem initramfs install`'}"]
     lines = [f"{path}: policy `{found.policy}`, digest {found.digest[:12]}"]
+    lines += (
+        [f"profile   {judged.profile}: of all the profiles that one is told in which most is wrong"]
+        if judged.profile
+        else []
+    )
+    lines += [f"addon     {item.path}: {', '.join(item.sections)}, which is not looked at" for item in beside]
     lines.append(f"started   {found.fault or f'by {found.start}, before everything else'}")
     lines += [f"named     {name}, digest {digest[:12]}" for name, digest in found.named.items()]
     lines.append(f"policy    {check.differs(found, wanted) or f'as in {file}'}")

@@ -32,18 +32,20 @@ def _initrd(machine: Machine) -> Iterator[Finding]:
         yield finding("no-initrd", bootplaces.places(release), release=release)
     elif image.fault:
         yield finding("initrd-unreadable", f"{image.path}: {image.fault}")
+    elif image.hidden:
+        yield finding("initrd-not-looked-into", f"{image.path}: {image.hidden}")
     elif image.inside is None:
-        yield finding("initrd-without-safemem", image.path)
+        yield finding("initrd-without-safemem", image.called + (f": {image.why}" if image.why else ""))
     else:
         if image.inside.fault:
-            yield finding("initrd-not-first", f"{image.path}: {image.inside.fault}")
+            yield finding("initrd-not-first", f"{image.called}: {image.inside.fault}")
         unproven = check.unproven(image.inside)
         if unproven:
-            yield finding("initrd-unproven", f"{image.path}: {unproven}")
+            yield finding("initrd-unproven", f"{image.called}: {unproven}")
         if image.inside.built_in.observe:
-            yield finding("only-observes", image.path)
+            yield finding("only-observes", image.called)
         if image.inside.built_in.accept_errors:
-            yield finding("accepts-errors", f"{image.path}: {', '.join(image.inside.built_in.accept_errors)}")
+            yield finding("accepts-errors", f"{image.called}: {', '.join(image.inside.built_in.accept_errors)}")
 
 
 def _operators(machine: Machine) -> Iterator[Finding]:

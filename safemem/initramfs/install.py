@@ -206,14 +206,17 @@ def _in_place(draft: Path, path: Path) -> None:
 def _fault(boots: Boots, wanted: Wanted | None) -> str:
     """Return what is wrong with an image that should have these policies, or no safemem at all."""
     try:
-        found = check.inside(boots.read())
+        judged = check.judged(boots.read(), wanted)
+    except check.NotLookedInto as error:
+        # Made without it, nothing of ours is left where it could be seen.
+        return "" if wanted is None else str(error)
     except ValueError as error:
         return f"it cannot be read: {error}"
     if wanted is None:
-        return "safemem is still in it: another hook puts it there" if found else ""
-    if found is None:
-        return "safemem is not in it: has the configuration left the hook out?"
-    return check.wrong(found, wanted)
+        return "safemem is still in it: another hook puts it there" if judged.inside else ""
+    if judged.inside is None:
+        return f"{judged.where}safemem is not in it: {judged.why or 'has the configuration left the hook out?'}"
+    return judged.where + why if (why := check.wrong(judged.inside, wanted)) else ""
 
 
 def _run(root: str, words: list[str]) -> subprocess.CompletedProcess[str]:
