@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from safemem.cli import main
 from safemem.host import machine
@@ -250,6 +254,31 @@ def test_a_doubt_is_said(tmp_path: Path, name: str) -> None:
     assert result.exit_code == 6
     assert result.stderr == f"safemem: it cannot be told which image boots kernel {REL}: {doubt}\n"
     assert machine.read_image(str(tmp_path), REL) == machine.Image("", doubt=doubt)
+
+
+#: Everything that is read on the way to an answer.
+READ = (
+    f"efi/loader/entries/{MID}-{REL}.conf", "efi/loader/loader.conf", "boot/grub/grub.cfg", "boot/grub/grubenv", EFIVARS.format("LoaderInfo"),
+    EFIVARS.format("StubInfo"), EFIVARS.format("LoaderImageIdentifier"), EFIVARS.format("LoaderEntryDefault"), "etc/mkinitcpio.d/x.preset",
+    f"usr/lib/modules/{REL}/pkgbase", f"efi/EFI/Linux/{MID}-{REL}.efi", "boot/vmlinuz-linux", "etc/kernel/install.conf",
+    "etc/kernel/entry-token", "efi/loader/entries.srel",
+)  # fmt: skip
+LINES = st.sampled_from([
+    b"linux", b"initrd", b"options initrd=", b"efi", b"uki", b"set x=", b"blscfg", b"saved_entry=", b"default_kver=", b"default_image=", b"layout=",
+    b"/", b"/a", b"$x", b"..", b"\\", b"\0", b" ", b"\n", b"=", b"'", REL.encode(), b"a" * 300, b"MZ", b"\xff", "systemd-boot".encode("utf-16-le"),
+])  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(READ), st.lists(LINES, max_size=12).map(b"".join), max_size=6), st.booleans())
+def test_an_answer_whatever_is_there(tree: dict[str, bytes], image: bool) -> None:
+    """No bytes raise anything; an answer has files that are there or a doubt, and an image is made in a place or refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), {**tree, "efi/a": b"x", **({f"boot/initrd.img-{REL}": b"x"} if image else {})})
+        boots = bootplaces.find(folder, REL)
+        assert not (boots.files and boots.doubt) and all(map(os.path.isfile, boots.files))
+        assert boots.files or boots.doubt or not image
+        with contextlib.suppress(target.Unplaced):
+            assert target.target(folder, REL).path.is_relative_to(folder)
 
 
 def test_a_release_is_no_pattern(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import files
-from safemem.initramfs import bootloader, kernelname
+from safemem.initramfs import bootentry, bootloader, kernelname
 from safemem.initramfs.bootloader import BootLoader, Found
 
 #: Where distributions put an image that GRUB's own menu names, below the root.
@@ -247,7 +247,7 @@ def _aliases(root: str, release: str) -> list[str]:
     """Return by which other names kernel and image of a release go in /boot: Arch and Alpine call them by the package."""
     names = []
     with contextlib.suppress(OSError):
-        names.append(Path(root, "usr/lib/modules", release, "pkgbase").read_text("utf-8", "replace").strip())
+        names += bootentry.lines(Path(root, "usr/lib/modules", release, "pkgbase").read_bytes())[:1]
     for path in sorted(Path(root, "boot").glob("vmlinuz-*")):
         name = path.name.removeprefix("vmlinuz-")
         try:
@@ -264,7 +264,7 @@ def _preset(root: str, release: str, kind: str = "image") -> list[Path]:
     for path in sorted(Path(root, "etc/mkinitcpio.d").glob("*.preset")):
         words: dict[str, str] = {}
         try:
-            for line in path.read_text("utf-8", "replace").splitlines():
+            for line in bootentry.lines(path.read_bytes()):
                 match = _PRESET.match(line)
                 if match and (match[1] == "default" or match[2] not in words):
                     words[match[2]] = match[3].strip().strip("\"'")

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot.model import Refused
-from safemem.initramfs import bootplaces
+from safemem.initramfs import bootentry, bootplaces
 from safemem.initramfs.bootloader import PARTITIONS
 from safemem.initramfs.bootplaces import Boots
 
@@ -109,7 +110,7 @@ def _layout(root: str) -> str:
         token = token or next(iter(_lines(Path(root, name))), "").strip()
     for partition in PARTITIONS:
         if _lines(Path(root, partition, "loader/entries.srel"))[:1] == ["type1"] or (
-            token and "/" not in token and Path(root, partition, token).is_dir()
+            token and "/" not in token and os.path.isdir(Path(root, partition, token))
         ):
             return "bls"
     return ""
@@ -117,6 +118,6 @@ def _layout(root: str) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text("utf-8", "replace").splitlines()
+        return bootentry.lines(path.read_bytes())
     except OSError:
         return []
