@@ -58,6 +58,7 @@ class Row(NamedTuple):
     entry: str = ""
     doubt: str = ""  #: part of why it cannot be told
     refused: str = ""  #: part of why no image is made there; "" if one is, in the place of the last file
+    made: str = ""  #: or here
 
 
 def bls(
@@ -138,7 +139,8 @@ ROWS = {
     "bootc, where the image is built": Row({f"usr/lib/modules/{REL}/initramfs.img": b"x"}, doubt="is what an image is made of", refused="cannot be told"),
     "no initrd line": Row({**bls("boot"), f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/{MID}/{REL}/linux")}, doubt="names no initrd", refused="cannot be told"),
     "initrd by the kernel's own stub": Row({**bls("boot"), f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/{MID}/{REL}/linux", options=f"quiet initrd=\\{MID}\\{REL}\\initrd")}, (f"boot/{MID}/{REL}/initrd",), f"boot/loader/entries/{MID}-{REL}.conf"),
-    "an initrd that is not there": Row({key: value for key, value in bls("boot").items() if not key.endswith("/initrd")} | STALE, doubt=f"{MID}-{REL}.conf names /{MID}/{REL}/initrd, which is not there", refused="cannot be told"),
+    "an initrd that is not there": Row({key: value for key, value in bls("boot").items() if not key.endswith("/initrd")} | STALE, doubt=f"{MID}-{REL}.conf names /{MID}/{REL}/initrd, which is not there", made=f"boot/{MID}/{REL}/initrd"),
+    "early microcode that is not there": Row({key: value for key, value in ARCH.items() if "ucode" not in key}, doubt="names /intel-ucode.img, which is not there", refused="names 1 initrds"),
     "a kernel that is not there": Row({key: value for key, value in bls("boot").items() if not key.endswith("/linux")} | STALE, doubt=f"names /{MID}/{REL}/linux, which is not there", refused="cannot be told"),
     "a path out of its partition": Row({**bls("boot"), f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/{MID}/{REL}/linux", "/../etc/initrd"), "etc/initrd": b"x"}, doubt="leads out of its partition", refused="cannot be told"),
     "an entry of another architecture": Row({**bls("efi"), f"efi/loader/entries/{MID}-{REL}-b.conf": conf(f"/{MID}/{REL}/linux", "/b", architecture="sparc", sort_key="a"), "efi/b": b"b"}, (f"efi/{MID}/{REL}/initrd",), f"efi/loader/entries/{MID}-{REL}.conf"),
@@ -218,7 +220,7 @@ def test_what_boots(tmp_path: Path, name: str) -> None:
     boots = bootplaces.find(str(tmp_path), REL)
 
     assert boots.files == tuple(tmp_path / path for path in row.files), boots
-    assert boots.entry == (tmp_path / row.entry if row.entry else None)
+    assert boots.doubt or boots.entry == (tmp_path / row.entry if row.entry else None)
     assert bool(boots.doubt) == bool(row.doubt) and row.doubt in boots.doubt.replace(f"{tmp_path}/", ""), boots.doubt
     if boots.files:
         read = b"".join(
@@ -239,7 +241,9 @@ def test_where_an_image_is_made(tmp_path: Path, name: str) -> None:
         assert row.refused in str(caught.value)
         return
     place = target.target(str(tmp_path), REL)
-    assert place.path == tmp_path / (row.files[-1] if row.files else f"boot/initramfs-{REL}.img")
+    assert place.path == tmp_path / (
+        row.made or row.files[-1] if row.made or row.files else f"boot/initramfs-{REL}.img"
+    )
     draft = tmp_path / "draft"
     assert place.drafted(draft).files == (*(tmp_path / path for path in row.files[:-1]), draft)
 

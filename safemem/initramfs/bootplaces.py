@@ -42,6 +42,7 @@ class Boots(NamedTuple):
     unified: bool = False
     aligned: bool = False  #: whether what reads them begins each at a multiple of 4 bytes
     copies: tuple[Path, ...] = ()  #: where the distribution keeps an image that it copies for the entry
+    meant: tuple[Path, ...] = ()  #: with a doubt: the files that an entry names, of which only initrds are not there
 
     def __str__(self) -> str:
         """Return the files and what names them, for a message."""
@@ -165,12 +166,15 @@ def _answer(found: Found, loader: BootLoader) -> Boots:
             fault = fault or f"{found.path} names `{path}`, which only GRUB knows the value of"
         else:
             paths += values
-    fault = fault or next((why for why in map(found.missing, paths) if why), "")
     if not fault and not paths:
         fault = f"{found.path} names no initrd, and what is built into its kernel is not looked into"
     if fault:
         return Boots(doubt=fault)
-    return Boots(tuple(map(found.locate, paths)), found.path, aligned=loader.grub)
+    located = tuple(map(found.locate, paths))
+    absent = next((why for why in map(found.missing, paths) if why), "")
+    if absent:
+        return Boots(doubt=absent, entry=found.path, aligned=loader.grub, meant=located)
+    return Boots(located, found.path, aligned=loader.grub)
 
 
 def _values(word: str, loader: BootLoader) -> list[str] | None:
