@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from safemem.cli import main
 from safemem.host import machine
@@ -54,6 +58,7 @@ class Row(NamedTuple):
     entry: str = ""
     doubt: str = ""  #: part of why it cannot be told
     refused: str = ""  #: part of why no image is made there; "" if one is, in the place of the last file
+    made: str = ""  #: or here
 
 
 def bls(
@@ -134,7 +139,8 @@ ROWS = {
     "bootc, where the image is built": Row({f"usr/lib/modules/{REL}/initramfs.img": b"x"}, doubt="is what an image is made of", refused="cannot be told"),
     "no initrd line": Row({**bls("boot"), f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/{MID}/{REL}/linux")}, doubt="names no initrd", refused="cannot be told"),
     "initrd by the kernel's own stub": Row({**bls("boot"), f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/{MID}/{REL}/linux", options=f"quiet initrd=\\{MID}\\{REL}\\initrd")}, (f"boot/{MID}/{REL}/initrd",), f"boot/loader/entries/{MID}-{REL}.conf"),
-    "an initrd that is not there": Row({key: value for key, value in bls("boot").items() if not key.endswith("/initrd")} | STALE, doubt=f"{MID}-{REL}.conf names /{MID}/{REL}/initrd, which is not there", refused="cannot be told"),
+    "an initrd that is not there": Row({key: value for key, value in bls("boot").items() if not key.endswith("/initrd")} | STALE, doubt=f"{MID}-{REL}.conf names /{MID}/{REL}/initrd, which is not there", made=f"boot/{MID}/{REL}/initrd"),
+    "early microcode that is not there": Row({key: value for key, value in ARCH.items() if "ucode" not in key}, doubt="names /intel-ucode.img, which is not there", refused="names 1 initrds"),
     "a kernel that is not there": Row({key: value for key, value in bls("boot").items() if not key.endswith("/linux")} | STALE, doubt=f"names /{MID}/{REL}/linux, which is not there", refused="cannot be told"),
     "a path out of its partition": Row({**bls("boot"), f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/{MID}/{REL}/linux", "/../etc/initrd"), "etc/initrd": b"x"}, doubt="leads out of its partition", refused="cannot be told"),
     "an entry of another architecture": Row({**bls("efi"), f"efi/loader/entries/{MID}-{REL}-b.conf": conf(f"/{MID}/{REL}/linux", "/b", architecture="sparc", sort_key="a"), "efi/b": b"b"}, (f"efi/{MID}/{REL}/initrd",), f"efi/loader/entries/{MID}-{REL}.conf"),
@@ -214,7 +220,7 @@ def test_what_boots(tmp_path: Path, name: str) -> None:
     boots = bootplaces.find(str(tmp_path), REL)
 
     assert boots.files == tuple(tmp_path / path for path in row.files), boots
-    assert boots.entry == (tmp_path / row.entry if row.entry else None)
+    assert boots.doubt or boots.entry == (tmp_path / row.entry if row.entry else None)
     assert bool(boots.doubt) == bool(row.doubt) and row.doubt in boots.doubt.replace(f"{tmp_path}/", ""), boots.doubt
     if boots.files:
         read = b"".join(
@@ -235,7 +241,9 @@ def test_where_an_image_is_made(tmp_path: Path, name: str) -> None:
         assert row.refused in str(caught.value)
         return
     place = target.target(str(tmp_path), REL)
-    assert place.path == tmp_path / (row.files[-1] if row.files else f"boot/initramfs-{REL}.img")
+    assert place.path == tmp_path / (
+        row.made or row.files[-1] if row.made or row.files else f"boot/initramfs-{REL}.img"
+    )
     draft = tmp_path / "draft"
     assert place.drafted(draft).files == (*(tmp_path / path for path in row.files[:-1]), draft)
 
@@ -250,6 +258,31 @@ def test_a_doubt_is_said(tmp_path: Path, name: str) -> None:
     assert result.exit_code == 6
     assert result.stderr == f"safemem: it cannot be told which image boots kernel {REL}: {doubt}\n"
     assert machine.read_image(str(tmp_path), REL) == machine.Image("", doubt=doubt)
+
+
+#: Everything that is read on the way to an answer.
+READ = (
+    f"efi/loader/entries/{MID}-{REL}.conf", "efi/loader/loader.conf", "boot/grub/grub.cfg", "boot/grub/grubenv", EFIVARS.format("LoaderInfo"),
+    EFIVARS.format("StubInfo"), EFIVARS.format("LoaderImageIdentifier"), EFIVARS.format("LoaderEntryDefault"), "etc/mkinitcpio.d/x.preset",
+    f"usr/lib/modules/{REL}/pkgbase", f"efi/EFI/Linux/{MID}-{REL}.efi", "boot/vmlinuz-linux", "etc/kernel/install.conf",
+    "etc/kernel/entry-token", "efi/loader/entries.srel",
+)  # fmt: skip
+LINES = st.sampled_from([
+    b"linux", b"initrd", b"options initrd=", b"efi", b"uki", b"set x=", b"blscfg", b"saved_entry=", b"default_kver=", b"default_image=", b"layout=",
+    b"/", b"/a", b"$x", b"..", b"\\", b"\0", b" ", b"\n", b"=", b"'", REL.encode(), b"a" * 300, b"MZ", b"\xff", "systemd-boot".encode("utf-16-le"),
+])  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(READ), st.lists(LINES, max_size=12).map(b"".join), max_size=6), st.booleans())
+def test_an_answer_whatever_is_there(tree: dict[str, bytes], image: bool) -> None:
+    """No bytes raise anything; an answer has files that are there or a doubt, and an image is made in a place or refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), {**tree, "efi/a": b"x", **({f"boot/initrd.img-{REL}": b"x"} if image else {})})
+        boots = bootplaces.find(folder, REL)
+        assert not (boots.files and boots.doubt) and all(map(os.path.isfile, boots.files))
+        assert boots.files or boots.doubt or not image
+        with contextlib.suppress(target.Unplaced):
+            assert target.target(folder, REL).path.is_relative_to(folder)
 
 
 def test_a_release_is_no_pattern(tmp_path: Path) -> None:

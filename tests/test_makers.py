@@ -409,6 +409,18 @@ def test_where_the_entry_has_it(root: Path) -> None:
     assert place.read_bytes() == image(root).read_bytes() == (root / "without").read_bytes()
 
 
+def test_an_image_that_its_entry_waits_for(root: Path) -> None:
+    """It is made there; until then it cannot be told what boots, and whatever lies in /boot counts for nothing."""
+    entry(root, f"/m/{KERNEL}/initrd")
+    place = root / f"efi/m/{KERNEL}/initrd"
+    found = safemem(root, "check", "--kernel", KERNEL)
+    assert found.exit_code == 6 and f"names /m/{KERNEL}/initrd, which is not there" in found.stderr
+
+    assert safemem(root, "install").exit_code == 0
+    assert place.read_bytes() == (root / "with").read_bytes() and image(root).read_bytes() == OLD
+    assert safemem(root, "check", "--kernel", KERNEL).exit_code == 0
+
+
 def test_all_that_the_kernel_reads_is_looked_at(root: Path) -> None:
     """An image that is good by itself is not used where another initrd of the entry undoes it."""
     entry(root, f"/m/{KERNEL}/initrd", "/late-ucode.img")
@@ -431,6 +443,8 @@ def test_no_image_that_nothing_boots(root: Path, verb: str, kind: str) -> None:
     elif kind == "unified":
         conf.write_text("title x\nefi /uki.efi\n")
         (root / "efi/uki.efi").write_bytes(pe([(".uname", KERNEL.encode()), (".linux", b""), (".initrd", b"")]))
+    elif kind == "unknown":
+        (root / f"efi/m/{KERNEL}/linux").unlink()
     elif kind == "two":
         conf.write_text(conf.read_text() + f"initrd /m/{KERNEL}/other\n")
         (root / f"efi/m/{KERNEL}/other").write_bytes(b"")

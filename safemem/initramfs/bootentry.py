@@ -69,6 +69,11 @@ class Loader(NamedTuple):
     saved: str = ""  #: what `@saved` stands for
 
 
+def lines(data: bytes, limit: int = LIMIT) -> list[str]:
+    """Return the lines of a text of which paths are made: what no path may hold is not in them."""
+    return data[:limit].decode("utf-8", "replace").replace("\0", "\ufffd").splitlines()
+
+
 def named(name: str) -> tuple[str, int, int]:
     """Return the id in the name of an entry's file, the boots left to try (-1: not counted), and those tried."""
     stem = re.sub(r"\.(conf|efi)$", "", name, flags=re.IGNORECASE)
@@ -87,7 +92,7 @@ def parse(data: bytes, name: str) -> Entry:
     words: dict[str, str] = {}
     initrds: list[str] = []
     options: list[str] = []
-    for line in data[:LIMIT].decode("utf-8", "replace").splitlines():
+    for line in lines(data):
         key, _, value = line.strip(" \t\r").replace("\t", " ").partition(" ")
         value = value.strip()
         if not key or key.startswith("#"):
@@ -110,7 +115,7 @@ def parse(data: bytes, name: str) -> Entry:
 def unified(name: str, os_release: bytes) -> Entry:
     """Return the type 2 entry of a unified kernel image of this name, which holds this os-release(5)."""
     words: dict[str, str] = {}
-    for line in os_release[:LIMIT].decode("utf-8", "replace").splitlines():
+    for line in lines(os_release):
         key, equals, value = line.strip().partition("=")
         if equals and not key.startswith("#"):
             words[key] = value.strip("\"'")
@@ -125,7 +130,7 @@ def unified(name: str, os_release: bytes) -> Entry:
 def settings(data: bytes) -> dict[str, str]:
     """Return the settings of loader.conf, by name; the last line of a name counts."""
     found = {}
-    for line in data[:LIMIT].decode("utf-8", "replace").splitlines():
+    for line in lines(data):
         key, _, value = line.strip().replace("\t", " ").partition(" ")
         if key and not key.startswith("#"):
             found[key] = value.strip()
@@ -139,8 +144,9 @@ def variable(data: bytes) -> str:
 
 def environment(data: bytes) -> dict[str, str]:
     """Return the variables of GRUB's environment block, by name."""
-    lines = data[:LIMIT].decode("utf-8", "replace").splitlines()
-    return {key: value for key, equals, value in (line.partition("=") for line in lines) if equals and key[:1] != "#"}
+    return {
+        key: value for key, equals, value in (line.partition("=") for line in lines(data)) if equals and key[:1] != "#"
+    }
 
 
 class Menu(NamedTuple):
@@ -154,7 +160,7 @@ class Menu(NamedTuple):
 def menu(data: bytes) -> Menu:
     """Return what is in GRUB's menu."""
     entries, initrds, values = False, set(), dict[str, frozenset[str]]()
-    for line in data[: LIMIT * 8].decode("utf-8", "replace").splitlines():
+    for line in lines(data, LIMIT * 8):
         words = line.split()
         if words[:1] in (["blscfg"], ["bls_import"]):
             entries = True

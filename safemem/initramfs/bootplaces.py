@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import files
-from safemem.initramfs import bootloader, kernelname
+from safemem.initramfs import bootentry, bootloader, kernelname
 from safemem.initramfs.bootloader import BootLoader, Found
 
 #: Where distributions put an image that GRUB's own menu names, below the root.
@@ -42,6 +42,7 @@ class Boots(NamedTuple):
     unified: bool = False
     aligned: bool = False  #: whether what reads them begins each at a multiple of 4 bytes
     copies: tuple[Path, ...] = ()  #: where the distribution keeps an image that it copies for the entry
+    meant: tuple[Path, ...] = ()  #: with a doubt: the files that an entry names, of which only initrds are not there
 
     def __str__(self) -> str:
         """Return the files and what names them, for a message."""
@@ -165,12 +166,15 @@ def _answer(found: Found, loader: BootLoader) -> Boots:
             fault = fault or f"{found.path} names `{path}`, which only GRUB knows the value of"
         else:
             paths += values
-    fault = fault or next((why for why in map(found.missing, paths) if why), "")
     if not fault and not paths:
         fault = f"{found.path} names no initrd, and what is built into its kernel is not looked into"
     if fault:
         return Boots(doubt=fault)
-    return Boots(tuple(map(found.locate, paths)), found.path, aligned=loader.grub)
+    located = tuple(map(found.locate, paths))
+    absent = next((why for why in map(found.missing, paths) if why), "")
+    if absent:
+        return Boots(doubt=absent, entry=found.path, aligned=loader.grub, meant=located)
+    return Boots(located, found.path, aligned=loader.grub)
 
 
 def _values(word: str, loader: BootLoader) -> list[str] | None:
@@ -247,7 +251,7 @@ def _aliases(root: str, release: str) -> list[str]:
     """Return by which other names kernel and image of a release go in /boot: Arch and Alpine call them by the package."""
     names = []
     with contextlib.suppress(OSError):
-        names.append(Path(root, "usr/lib/modules", release, "pkgbase").read_text("utf-8", "replace").strip())
+        names += bootentry.lines(Path(root, "usr/lib/modules", release, "pkgbase").read_bytes())[:1]
     for path in sorted(Path(root, "boot").glob("vmlinuz-*")):
         name = path.name.removeprefix("vmlinuz-")
         try:
@@ -264,7 +268,7 @@ def _preset(root: str, release: str, kind: str = "image") -> list[Path]:
     for path in sorted(Path(root, "etc/mkinitcpio.d").glob("*.preset")):
         words: dict[str, str] = {}
         try:
-            for line in path.read_text("utf-8", "replace").splitlines():
+            for line in bootentry.lines(path.read_bytes()):
                 match = _PRESET.match(line)
                 if match and (match[1] == "default" or match[2] not in words):
                     words[match[2]] = match[3].strip().strip("\"'")

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot.model import Refused
-from safemem.initramfs import bootplaces
+from safemem.initramfs import bootentry, bootplaces
 from safemem.initramfs.bootloader import PARTITIONS
 from safemem.initramfs.bootplaces import Boots
 
@@ -40,6 +41,10 @@ class Target(NamedTuple):
 def target(root: str, kernel: str) -> Target:
     """Return where the image of one kernel release has to be put. Raises Unplaced."""
     boots = bootplaces.find(root, kernel)
+    absent = [path for path in boots.meant if not os.path.exists(path)]
+    if len(absent) == 1 and absent[0].parent.is_dir() and ".." not in absent[0].parts:
+        # The entry is there, and what it waits for is what is made here.
+        boots = boots._replace(files=boots.meant, doubt="")
     if boots.doubt:
         raise Unplaced(
             f"it cannot be told which image boots kernel {kernel}: {boots.doubt}. Have what makes the boot loader's entries"
@@ -72,7 +77,7 @@ def target(root: str, kernel: str) -> Target:
             f" /lib/modules/{kernel}/vmlinuz` adds it anew"
         )
     made = [path for path in boots.files if not _EARLY.search(path.name)]
-    if len(made) != 1:
+    if len(made) != 1 or not {*made} >= {*absent}:
         raise Unplaced(
             f"{boots.entry} names {len(made)} initrds ({boots}): which of them is made here cannot be told: make"
             f" it by the command that has made it, then look by `safemem initramfs check --kernel {kernel}`"
@@ -109,7 +114,7 @@ def _layout(root: str) -> str:
         token = token or next(iter(_lines(Path(root, name))), "").strip()
     for partition in PARTITIONS:
         if _lines(Path(root, partition, "loader/entries.srel"))[:1] == ["type1"] or (
-            token and "/" not in token and Path(root, partition, token).is_dir()
+            token and "/" not in token and os.path.isdir(Path(root, partition, token))
         ):
             return "bls"
     return ""
@@ -117,6 +122,6 @@ def _layout(root: str) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text("utf-8", "replace").splitlines()
+        return bootentry.lines(path.read_bytes())
     except OSError:
         return []
