@@ -344,7 +344,7 @@ TARGETS = {
     "compiled-body": Target(_body, (compiled.Invalid, ValueError, RecursionError), (compiled.load,)),
     "policy": Target(_toml, (load.PolicyError,), (load.parse, load.decode, load.toml)),
     "places": Target(_places, (), (places.find,)),
-    "boot-entry": Target(_boot_entry, (), (bootentry.parse, bootentry.settings, bootentry.variable, bootentry.environment, bootentry.menu, kernelname.look)),
+    "boot-entry": Target(_boot_entry, (), (bootentry.lines, bootentry.parse, bootentry.settings, bootentry.variable, bootentry.environment, bootentry.menu, kernelname.look)),
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (casefile.read, cases.run, pieces.find, missing.missing)),
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
