@@ -40,6 +40,7 @@ FILES = (
     File("udev/*.rules", "usr/lib/udev/rules.d/"),
     File("prometheus/*.yml", "usr/share/safemem/prometheus/"),
     File("safemem/initramfs/files/dracut/module-setup.sh", "usr/lib/dracut/modules.d/50safemem/", 0o755),
+    File("packages/kernel-install/*.install", "usr/lib/kernel/install.d/", 0o755),
     File("packages/next-boot.sh", "usr/lib/safemem/next-boot", 0o755),
     File("packages/kexec.sh", "usr/lib/safemem/kexec", 0o755),
     # What follows an RPM has by directives of its own, or its distributions have no use for.

@@ -49,9 +49,10 @@ from safemem.boot import record as record_files
 from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Refused, Term
 from safemem.boot.printable import printable
 from safemem.host import history, incidents, previous, reader, standing
-from safemem.initramfs import check, packed, proven, unpack
+from safemem.initramfs import bootentry, check, kernelname, packed, proven, uki, unpack, variants
+from safemem.initramfs.store import NoKernel
 from safemem.outgoing import config, expected, image, nextkernel, nextline, preflight, profile, running
-from safemem.outgoing.kernel import Kernel, NoKernel, Speaks
+from safemem.outgoing.kernel import Kernel, Speaks
 from safemem.policy import casefile, cases, compiler, imagined, load, missing, pieces, places
 from safemem.realroot import maintenance, udevrules
 from tests.fakes import machine, make_root, outgoing, pci
@@ -310,6 +311,23 @@ def _kernel_image(data: bytes) -> None:
     config.options(_text(data))
 
 
+def _boot_entry(data: bytes) -> None:
+    """Whatever entries hold, one order of them comes out, and of those in it one is taken."""
+    head, _, rest = data.partition(b"\n")
+    name = _text(head).replace("/", "-") or "x"
+    entries = [
+        bootentry.parse(data, f"{name}.conf"),
+        bootentry.parse(rest, "a+3-1.conf"),
+        bootentry.unified("b.efi", data),
+    ]
+    said, block, menu = bootentry.settings(data), bootentry.environment(data), bootentry.menu(data)
+    loader = bootentry.Loader(bootentry.variable(data), (said.get("preferred", ""),), (*block.values(), *menu.set))
+    order = bootentry.ordered(entries)
+    assert sorted(map(repr, order)) == sorted(map(repr, bootentry.by_name(entries))) == sorted(map(repr, entries))
+    assert bootentry.ordered(order) == order and bootentry.taken(order, loader) in entries
+    kernelname.look(data)
+
+
 TARGETS = {
     "fdt": Target(fdt.parse, (fdt.FdtError,), (fdt.parse,)),
     "kernel": Target(_kernel, (), (probe.read_snapshot,)),
@@ -326,10 +344,11 @@ TARGETS = {
     "compiled-body": Target(_body, (compiled.Invalid, ValueError, RecursionError), (compiled.load,)),
     "policy": Target(_toml, (load.PolicyError,), (load.parse, load.decode, load.toml)),
     "places": Target(_places, (), (places.find,)),
+    "boot-entry": Target(_boot_entry, (), (bootentry.lines, bootentry.parse, bootentry.settings, bootentry.variable, bootentry.environment, bootentry.menu, kernelname.look)),
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (casefile.read, cases.run, pieces.find, missing.missing)),
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
-    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, unpack.find, packed.pieces, packed.whole, nextkernel.build)),
+    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, check.judged, unpack.find, unpack.look, unpack.unpack, uki.initrds, variants.refused, variants.refused_within, variants.untold, packed.lzo_blocks, packed.pieces, packed.whole, nextkernel.build)),
     "kernel-image": Target(_kernel_image, (NoKernel,), (image.read_bytes, config.options)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text)),
     "counts": Target(_counted, (), (reader.releases, reader.counts)),

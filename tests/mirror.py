@@ -165,7 +165,7 @@ def units(*packages: str) -> dict[str, bytes]:
     return {path if path.startswith("usr/") else f"usr/{path}": data for path, data in found.items()}
 
 
-def unified(output: Path, kernel: Path, initrd: Path, uname: str) -> None:
+def unified(output: Path, kernel: Path, initrd: Path, uname: str, cmdline: str = "kho=on") -> None:
     """Make a unified kernel image with ukify, with a profile `main` and a profile `factory` with its own command line."""
     folder = ukify()
     stub = folder / "usr/lib/systemd/boot/efi/linuxx64.efi.stub"
@@ -175,7 +175,7 @@ def unified(output: Path, kernel: Path, initrd: Path, uname: str) -> None:
         program = folder / "usr/lib/systemd/ukify"
     for words in (
         ["--stub", stub.with_name("addonx64.efi.stub"), "--profile=ID=factory", "--cmdline=kho=off", "--output", more],
-        ["--stub", stub, "--linux", kernel, "--initrd", initrd, "--cmdline=kho=on", f"--uname={uname}",
+        ["--stub", stub, "--linux", kernel, "--initrd", initrd, f"--cmdline={cmdline}", f"--uname={uname}",
          "--profile=ID=main", "--join-profile", more, "--output", output],
     ):  # fmt: skip
         subprocess.run(

@@ -55,11 +55,14 @@ def pack(
     init: bytes = b"#!/bin/sh\n/usr/lib/safemem/boot; [ $? = 42 ] || exit\n",
     *,
     proved: bool = True,
+    more: dict[str, bytes] | None = None,
 ) -> None:
     """Make the initrd of the next boot, with safemem and `policy` in it or without; `proved`: it says so."""
     out = io.BytesIO()
     archive = Archive(out)
     archive.file("init", init, 0o755)
+    for path, data in (more or {}).items():
+        archive.file(path, data)
     if policy is not None:
         archive.file(boot.POLICY, policy)
         archive.file("usr/lib/safemem/boot", b"#!/bin/sh\n", 0o755)
@@ -125,12 +128,14 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("initrd-not-first", "severe", lambda root: pack(root, (root / boot.POLICY).read_bytes(), b"#!/bin/sh\n")),
     ("policy-refused", "severe", put("etc/safemem/policy.toml", "format = 2\n")),
     ("initrd-other-policy", "severe", put("etc/safemem/policy.toml", (POLICIES / "minimal.toml").read_text())),
+    ("initrd-not-looked-into", "severe", lambda root: pack(root, None, more={"squashfs-root.img": b"hsqs" + bytes(2000)})),
     ("initrd-unreadable", "severe", lambda root: pack(root, b"{}")),
     ("cannot-tell", "warning", lambda root: shutil.rmtree(root / "sys/kernel/debug")),
     ("kernel-zone", "severe", kernel_zone),
     ("not-applied", "warning", result(problems=["a block refused"], problem_codes=["failed"])),
     ("real-root-not-masked", "warning", lambda root: (root / "run/safemem/masked").unlink()),
     ("no-initrd", "note", lambda root: shutil.rmtree(root / "boot")),
+    ("initrd-not-told", "warning", put("boot/efi/loader/entries/x.conf", "title x\nversion 1.0.0\nlinux /vmlinuz-1.0.0\n")),
     ("old-kexec", "severe", put("etc/init.d/kexec-load", '\t/sbin/kexec -l "$KERNEL_IMAGE" --append="$REAL_APPEND"\n')),
     ("initrd-unproven", "severe", lambda root: pack(root, (root / boot.POLICY).read_bytes(), proved=False)),
     ("only-observes", "warning", decides(rule("halt", name="a", when=when("handover", Term("is", "lost"))), observe=True)),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import struct
 import subprocess
@@ -14,10 +16,12 @@ from click.testing import CliRunner
 from safemem.boot.console import KEYS
 from safemem.boot.model import FINAL, Failure, Rule, Term
 from safemem.cli import initramfs, main
-from safemem.initramfs import check, on_failure, packed, proven
+from safemem.initramfs import check, on_failure, packed, proven, uki
+from safemem.initramfs.cpio import Archive
 from safemem.initramfs.items import PREFIX, BuildError
 from safemem.initramfs.makers import GATE, PROOF
 from safemem.policy import installed, load
+from tests import images
 from tests.kit import POLICY, archive, base, policy, units, when
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +55,153 @@ def test_unified_kernel_image() -> None:
     for broken in (unified(b".text", data), b"MZ" + bytes(600)):
         with pytest.raises(packed.Unreadable, match=r"without an \.initrd section|a program for DOS"):
             check.inside(broken)
+
+
+def profiles(*initrds: tuple[str, bytes | None]) -> bytes:
+    """Return a unified kernel image with a profile for each, None being one without an initrd of its own."""
+    parts = [(".linux", b"kernel"), (".initrd", SAFE)]
+    for name, data in initrds:
+        parts += [(".profile", f"ID={name}\nTITLE=The {name}\n".encode())]
+        parts += [] if data is None else [(".initrd", data)]
+    return images.pe(parts)
+
+
+SAFE = archive({**base(), **units()})
+BARE = archive({"init": b"#!/bin/sh\n"})
+LATE = archive(base())
+SQUASH = archive({"init": b"#!/bin/sh\n", "squashfs-root.img": b"hsqs" + bytes(4000)})
+
+
+@pytest.mark.parametrize(
+    ("initrds", "profile", "fault"),
+    [
+        ([("main", None), ("old", BARE)], "old (The old)", None),
+        ([("main", BARE), ("old", None)], "main (The main)", None),
+        ([("main", None), ("old", LATE)], "old (The old)", "nothing in it starts the boot program"),
+        ([("late", LATE), ("bare", BARE), ("main", None)], "bare (The bare)", None),
+        ([("main", None), ("none", b"")], "none (The none)", None),
+        ([("main", None), ("old", b"junk"), ("bare", BARE)], "bare (The bare)", None),
+        ([("main", None), ("old", SAFE)], "main (The main)", ""),
+    ],
+)  # fmt: skip
+def test_the_worst_profile(initrds: list[tuple[str, bytes | None]], profile: str, fault: str | None) -> None:
+    """Any profile may be booted, each with its own initrd or the base's: the worst is what is told, by its name."""
+    judged = check.judged(profiles(*initrds))
+
+    assert (judged.profile, judged.inside and judged.inside.fault) == (profile, fault)
+
+
+def test_a_profile_that_cannot_be_read() -> None:
+    """Worse than a good one is one of which nobody knows."""
+    with pytest.raises(packed.Unreadable, match=r"^profile old \(The old\): byte 0: neither an archive nor a compr"):
+        check.judged(profiles(("main", None), ("old", b"junk")))
+    with pytest.raises(
+        check.NotLookedInto, match=r"^profile old \(The old\): most of this image is in squashfs-root.img"
+    ):
+        check.judged(profiles(("main", None), ("old", SQUASH)))
+
+
+def test_the_order_of_sections() -> None:
+    """Microcode comes first, padded, and of two sections of one name the first counts."""
+    ucode = archive({"kernel/x86/microcode/GenuineIntel.bin": b"u"})[:-1]
+    for data in (ucode, gzip.compress(ucode)[:-1] + b"\0\0"):
+        made = images.pe([(".ucode", data), (".linux", b"k"), (".initrd", SAFE), (".initrd", BARE)])
+        (found,) = uki.initrds(made)
+        assert found.data == data + bytes(-len(data) % 4) + SAFE
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "kind"),
+    [
+        ("squashfs-root.img", b"hsqs", "squashfs"), ("squash-root.img", b"sqsh", "squashfs"), ("squash/root.img", b"hsqs", "squashfs"),
+        ("erofs-root.img", bytes(1024) + b"\xe2\xe1\xf5\xe0", "erofs"), ("root.squashfs", b"hsqs", "squashfs"),
+        ("any/name", bytes(1080) + b"\x53\xef", "ext4"),
+    ],
+)  # fmt: skip
+def test_what_is_not_looked_into(name: str, head: bytes, kind: str) -> None:
+    """An initramfs that is in a file system within it may have safemem there: neither yes nor no is true."""
+    image = head.ljust(8000, b"\0")
+    with pytest.raises(check.NotLookedInto) as error:
+        check.inside(archive({"init": b"#!/bin/sh\n", name: image}))
+    assert str(error.value) == (
+        f"most of this image is in {name} ({kind}), which is not looked into: whether safemem is in it cannot be told"
+    )
+    with pytest.raises(check.NotLookedInto, match=r"^a part of this image is in "):
+        check.inside(archive({"init": bytes(9000), name: image}))
+    # Outside of it, safemem is found as ever; and what a later part takes away is not there.
+    found = check.inside(archive({"init": b"#!/bin/sh\n", name: image}) + SAFE)
+    assert found is not None and found.start == "systemd"
+    assert check.inside(archive({name: image}) + archive({name: b"gone"})) is None
+
+
+def test_exit_of_check(tmp_path: Path) -> None:
+    """The command tells 'no' from 'cannot tell', and names what it did not look at beside a unified image."""
+
+    def run(data: bytes) -> tuple[int, str]:
+        (tmp_path / "linux.efi").write_bytes(data)
+        (tmp_path / "etc/safemem").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "etc/safemem/policy.toml").write_bytes(POLICY.read_bytes())
+        outcome = CliRunner().invoke(main, ["initramfs", "check", str(tmp_path / "linux.efi"), "--root", str(tmp_path)])
+        return outcome.exit_code, outcome.output
+
+    assert run(SAFE)[0] == 0
+    code, text = run(SQUASH)
+    assert code == 6 and "most of this image is in squashfs-root.img (squashfs), which is not looked into" in text
+    code, text = run(profiles(("main", None), ("old", BARE)))
+    assert (
+        code == 1
+        and text == f"{tmp_path}/linux.efi: profile old (The old): safemem is not in it: `safemem initramfs install`\n"
+    )
+    code, text = run(profiles(("main", None), ("old", LATE)))
+    assert code == 1 and "profile   old (The old): of all the profiles" in text
+    assert run(profiles(("main", None)))[0] == 0
+    extra = tmp_path / "linux.efi.extra.d"
+    extra.mkdir()
+    (extra / "a.addon.efi").write_bytes(images.pe([(".cmdline", b"quiet")]))
+    code, text = run(images.pe([(".linux", b"k"), (".initrd", SAFE)]))
+    assert code == 0 and f"addon     {extra}/a.addon.efi: .cmdline, which is not looked at" in text
+    (extra / "b.addon.efi").write_bytes(images.pe([(".initrd", BARE)]))
+    code, text = run(images.pe([(".linux", b"k"), (".initrd", SAFE)]))
+    assert code == 6 and f"its addon {extra}/b.addon.efi brings an initrd, which is not looked into" in text
+
+
+def test_an_entry_without_its_folder() -> None:
+    """The kernel makes no folders by itself: what lies in one that is not there is dropped, and that is said."""
+    out = io.BytesIO()
+    cpio = Archive(out)
+    for path, data in {**base(), **units()}.items():
+        cpio._entry(path, 0o100644, data)
+    cpio.close()
+    judged = check.judged(out.getvalue())
+
+    assert judged == check.Judged(
+        None,
+        "",
+        "usr/lib/safemem/policy.json is in an archive, and the kernel drops it: "
+        "its folder is not there by then, or something else is in its place",
+    )
+
+
+def test_a_merged_usr() -> None:
+    """Where /lib is a link, what is found by both names is one file; what comes below /lib later goes through it."""
+    out = io.BytesIO()
+    cpio = Archive(out)
+    cpio.symlink("lib", "usr/lib")
+    cpio.close()
+    found = check.inside(out.getvalue() + SAFE)
+    assert found is not None and (found.start, found.fault) == ("systemd", "")
+    over = unit_only("lib/systemd/system/safemem-decide.service")
+    found = check.inside(SAFE + out.getvalue() + over)
+    assert found is not None and "does not start /usr/lib/safemem/boot" in found.fault
+
+
+def unit_only(path: str) -> bytes:
+    """Return an archive with one empty file, and no folder for it."""
+    out = io.BytesIO()
+    cpio = Archive(out)
+    cpio._entry(path, 0o100644, b"")
+    cpio.close()
+    return out.getvalue()
 
 
 UNIT = "systemd/system/safemem-decide.service"

@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 from safemem.boot.model import Fact
 from safemem.cli import main
 from safemem.cli.codes import Code
-from safemem.initramfs import packed
-from safemem.outgoing import config, elf, image, pe, versions
+from safemem.initramfs import packed, pe
+from safemem.initramfs.store import NoKernel, Store, opened
+from safemem.outgoing import config, elf, image, versions
 from safemem.outgoing.elf import Part
-from safemem.outgoing.kernel import Feature, Kernel, Module, NoKernel, Speaks
+from safemem.outgoing.kernel import Feature, Kernel, Module, Speaks
 from safemem.outgoing.prediction import of_image, predict
-from safemem.outgoing.store import Store, opened
 from safemem.render import kernel as render
 from tests import images
 from tests.needs import lacking
@@ -740,12 +740,14 @@ def test_every_feature_is_read(rows: list[tuple[str, int, int]]) -> None:
 # ---- packing
 
 
-def test_lzo_needs_its_end() -> None:
-    """Where a stream of lzo ends cannot be told: what may have more behind it is refused."""
-    data = PACKINGS["lzo"](b"kernel")
-    assert packed.whole(data, 0, 100, alone=True) == (b"kernel", len(data))
-    with pytest.raises(packed.Unreadable, match=r"packed with lzo, which cannot be unpacked here$"):
-        packed.whole(data, 0, 100)
+@pytest.mark.needs("lzop")
+@pytest.mark.parametrize("words", [(), ("--crc32",), ("-9",)])
+def test_lzo_ends(words: tuple[str, ...]) -> None:
+    """A stream of lzo ends behind a block of no size, whatever follows; cut off before that, it is said to be."""
+    data = subprocess.run(["lzop", "-c", *words], input=b"kernel" * 99_999, capture_output=True, check=True).stdout
+    assert packed.whole(data + b"more", 0, 1 << 20) == (b"kernel" * 99_999, len(data))
+    with pytest.raises(packed.Unreadable, match=r"the compressed part is cut off$"):
+        packed.whole(data[:-1], 0, 1 << 20)
 
 
 def test_names_of_packings() -> None:

@@ -19,10 +19,11 @@ from click.testing import CliRunner, Result
 
 from safemem.boot import compiled
 from safemem.cli import main
+from safemem.initramfs import bootplaces, check, makers, proven
 from safemem.initramfs import build as image_of
-from safemem.initramfs import check, makers, proven
 from safemem.initramfs.items import shipped
 from safemem.policy import compiler, load
+from tests.images import pe
 from tests.kit import POLICY, archive, base, proof, units
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can enter another root")
@@ -371,4 +372,90 @@ def test_find_where_no_image_is(root: Path) -> None:
     """The first image of a kernel goes where the distribution keeps them."""
     image(root).unlink()
     assert safemem(root, "install").exit_code == 0
-    assert check.find(str(root), KERNEL) == image(root)
+    assert bootplaces.find(str(root), KERNEL).files == (image(root),)
+
+
+def entry(root: Path, *initrds: str) -> None:
+    """Give the kernel an entry of the boot loader."""
+    (root / "efi/loader/entries").mkdir(parents=True)
+    lines = ["title x", f"linux /m/{KERNEL}/linux", *(f"initrd {path}" for path in initrds), ""]
+    (root / f"efi/loader/entries/m-{KERNEL}.conf").write_text("\n".join(lines))
+    (root / f"efi/m/{KERNEL}").mkdir(parents=True)
+    (root / f"efi/m/{KERNEL}/linux").write_bytes(b"kernel")
+
+
+def test_where_the_entry_has_it(root: Path) -> None:
+    """The image goes where the boot loader reads it, and so does what kernel-install copies it from."""
+    name = image(root).name
+    place = root / f"efi/m/{KERNEL}/{name}"
+    entry(root, "/ucode.img", f"/m/{KERNEL}/{name}")
+    (root / "efi/ucode.img").write_bytes(archive({"kernel/x86/microcode/x.bin": b"x"}))
+    place.write_bytes(OLD)
+    stale = root / f"boot/initramfs-{KERNEL}.img"
+    stale.write_bytes(b"another image")
+
+    result = safemem(root, "install")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{place}: made by {maker(root)}")
+    assert place.read_bytes() == image(root).read_bytes() == (root / "with").read_bytes()
+    assert stale.read_bytes() == b"another image"
+    found = safemem(root, "check")
+    named = f"{root}/efi/ucode.img, {place}, named by {root}/efi/loader/entries/m-{KERNEL}.conf"
+    assert found.exit_code == 0 and found.stdout.startswith(f"{named}: policy `live-update-host`")
+    document = json.loads(safemem(root, "check", "--format", "json").output)
+    assert document["files"] == [f"{root}/efi/ucode.img", str(place)] and document["entry"].endswith(f"m-{KERNEL}.conf")
+
+    assert safemem(root, "remove").exit_code == 0
+    assert place.read_bytes() == image(root).read_bytes() == (root / "without").read_bytes()
+
+
+def test_an_image_that_its_entry_waits_for(root: Path) -> None:
+    """It is made there; until then it cannot be told what boots, and whatever lies in /boot counts for nothing."""
+    entry(root, f"/m/{KERNEL}/initrd")
+    place = root / f"efi/m/{KERNEL}/initrd"
+    found = safemem(root, "check", "--kernel", KERNEL)
+    assert found.exit_code == 6 and f"names /m/{KERNEL}/initrd, which is not there" in found.stderr
+
+    assert safemem(root, "install").exit_code == 0
+    assert place.read_bytes() == (root / "with").read_bytes() and image(root).read_bytes() == OLD
+    assert safemem(root, "check", "--kernel", KERNEL).exit_code == 0
+
+
+def test_all_that_the_kernel_reads_is_looked_at(root: Path) -> None:
+    """An image that is good by itself is not used where another initrd of the entry undoes it."""
+    entry(root, f"/m/{KERNEL}/initrd", "/late-ucode.img")
+    (root / f"efi/m/{KERNEL}/initrd").write_bytes(OLD)
+    (root / "efi/late-ucode.img").write_bytes(archive({"usr/lib/safemem/policy.json": OWN[1]}))
+    result = safemem(root, "install")
+
+    assert result.exit_code == 1 and "is not used: its policy has digest" in result.output, result.output
+    assert (root / f"efi/m/{KERNEL}/initrd").read_bytes() == OLD and untouched(root)
+
+
+@pytest.mark.parametrize("verb", ["install", "remove"])
+@pytest.mark.parametrize("kind", ["no entry", "unified", "unknown", "two"])
+def test_no_image_that_nothing_boots(root: Path, verb: str, kind: str) -> None:
+    """It is said what to do instead, and nothing is touched, the hook included."""
+    entry(root, f"/m/{KERNEL}/initrd")
+    conf = root / f"efi/loader/entries/m-{KERNEL}.conf"
+    if kind == "no entry":
+        conf.write_text("title x\nversion 1.0.0\nlinux /m/1.0.0/linux\n")
+    elif kind == "unified":
+        conf.write_text("title x\nefi /uki.efi\n")
+        (root / "efi/uki.efi").write_bytes(pe([(".uname", KERNEL.encode()), (".linux", b""), (".initrd", b"")]))
+    elif kind == "unknown":
+        (root / f"efi/m/{KERNEL}/linux").unlink()
+    elif kind == "two":
+        conf.write_text(conf.read_text() + f"initrd /m/{KERNEL}/other\n")
+        (root / f"efi/m/{KERNEL}/other").write_bytes(b"")
+        (root / f"efi/m/{KERNEL}/initrd").write_bytes(b"")
+    hook = root / HOOKS[maker(root)]
+    if verb == "remove":
+        hook.parent.mkdir(parents=True, exist_ok=True)
+        hook.write_text("#!/bin/sh\n")
+        (hook.parent / "installed-by-hand").touch()
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    result = safemem(root, verb)
+
+    assert result.exit_code == 1 and "`" in result.stderr, result.output
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before

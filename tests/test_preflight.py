@@ -412,6 +412,17 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
         lambda case: case.next(initrds=(case.asked.initrds[0].data,)).initrd({"init": b"x"}), {"initrd-without-safemem"}, "incompatible",
     ),
     "safemem is not in it": (lambda case: case.initrd({"init": b"#!/bin/sh\n"}), {"initrd-without-safemem"}, "incompatible"),
+    "an initrd within an initrd": (
+        lambda case: case.initrd({"init": b"#!/bin/sh\n", "squash-root.img": b"hsqs" + bytes(2000)}),
+        {"initrd-not-looked-into"}, "cannot tell",
+    ),
+    "a profile without safemem": (
+        lambda case: case._replace(asked=case.asked._replace(initrds=(), kernels=tuple(
+            case.kernel._replace(profile=name, initrds=(data,))
+            for name, data in (("main", case.asked.initrds[0].data), ("old", archive({"init": b"x"})))
+        ))),
+        {"initrd-without-safemem", "several-profiles"}, "incompatible",
+    ),
     "another format": (
         lambda case: case.initrd({**base(), **units(), f"{PREFIX}/policy.json": b'{"format": 9}'}),
         {"initrd-policy-unfit"}, "incompatible",

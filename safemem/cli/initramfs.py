@@ -18,7 +18,8 @@ from safemem.cli import codes
 from safemem.cli.codes import Code
 from safemem.cli.common import FORMAT, write_whole
 from safemem.cli.policies import Named, find_policy, named_policies, operators, operators_policy, proof
-from safemem.initramfs import build, check, install, items, on_failure, proven
+from safemem.initramfs import bootplaces, build, check, install, items, on_failure, proven, uki
+from safemem.initramfs.bootplaces import Boots
 from safemem.initramfs.makers import MAKERS
 from safemem.initramfs.packed import Unreadable
 from safemem.policy import compiler, installed
@@ -170,7 +171,7 @@ def remove(maker: str | None, kernel: str | None, root: str) -> None:
 
 
 @initramfs.command("check", short_help="Say whether safemem is in an initramfs, and with which policy.")
-@click.argument("image", required=False, metavar="[IMAGE]")
+@click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @_KERNEL
 @_ROOT
 @FORMAT
@@ -179,47 +180,63 @@ def remove(maker: str | None, kernel: str | None, root: str) -> None:
     done="safemem is in it, comes first and has the policy of /etc/safemem",
     failure="it has not",
     invalid="that policy is invalid",
-    unknown="there is no image, or it cannot be read",
+    unknown="there is no image, or it cannot be read, or told which one boots",
 )
-def check_image(context: click.Context, image: str | None, kernel: str | None, root: str, form: str) -> None:
-    """Look into an initrd or a unified kernel image.
+def check_image(context: click.Context, images: tuple[str, ...], kernel: str | None, root: str, form: str) -> None:
+    """Look into an initrd or a unified kernel image; several are read one behind the other, as a boot loader does.
 
-    Default: the image of the kernel that runs, or of the only one that is installed below --root.
+    Default: what the boot loader's entry for the kernel that runs names, or for the only one that is
+    installed below --root; without entries, the image where the distribution puts it.
     """
-    path = Path(image) if image else _installed_image(root, kernel)
+    boots = Boots(tuple(map(Path, images))) if images else _installed_image(root, kernel)
+    path = str(boots)
     try:
-        found = check.inside(path.read_bytes())
-    except (OSError, ValueError) as error:
-        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else f"{path}: {error}"
-        raise Unreadable(printable(why)) from None
+        data = boots.read()
+    except OSError as error:
+        raise Unreadable(printable(f"{error.filename}: {error.strerror}")) from None
     policy = operators(None, root)
     wanted = _wanted(policy, named_policies(root))
+    try:
+        judged = check.judged(data, wanted)
+    except ValueError as error:
+        raise Unreadable(printable(f"{path}: {error}")) from None
+    found = judged.inside
+    beside = tuple(item for file in boots.files for item in uki.addons(file)) if data.startswith(b"MZ") else ()
     good = found is not None and not check.wrong(found, wanted)
+    if good and (untold := uki.untold(beside)):
+        raise Unreadable(printable(f"{path}: {untold}"))
     if form == "json":
         click.echo(
             json.dumps(
                 {
-                    "schema": 1, "kind": "initramfs", "exit_code": Code.DONE if good else Code.FAILURE, "image": str(path), "good": good,
-                    "inside": _inside(found), "operator": {"file": policy.file, **wanted._asdict()},
+                    "schema": 1, "kind": "initramfs", "exit_code": Code.DONE if good else Code.FAILURE, "image": path,
+                    "files": [str(file) for file in boots.files], "entry": str(boots.entry or ""), "good": good,
+                    "profile": judged.profile, "inside": _inside(found), "addons": [str(item.path) for item in beside], "operator": {"file": policy.file, **wanted._asdict()},
                 },
                 indent=1,
             )
         )  # fmt: skip
     else:
-        click.echo("\n".join(clean(_text(str(path), found, wanted, policy.file))))
+        click.echo("\n".join(clean(_text(path, judged, beside, wanted, policy.file))))
     context.exit(Code.DONE if good else Code.FAILURE)
 
 
-def _installed_image(root: str, kernel: str | None) -> Path:
-    """Return the image of the kernel that was named, that runs, or that is the only one installed. Raises Unreadable."""
+def _installed_image(root: str, kernel: str | None) -> Boots:
+    """Return what boots the kernel that was named, that runs, or that is the only one installed. Raises Unreadable."""
     there = install.installed(root)
     running = os.uname().release
+    doubt = ""
     for release in [kernel] if kernel else [running, *(there if len(there) == 1 else ())]:
-        path = check.find(root, release)
-        if path:
-            return path
+        boots = bootplaces.find(root, release)
+        if boots.files:
+            return boots
+        # Of a kernel that only runs, and is not below another root, nothing is expected there.
+        if boots.doubt and (release in (kernel, *there) or os.path.realpath(root) == "/"):
+            doubt = f"it cannot be told which image boots kernel {release}: {boots.doubt}"
+    if doubt:
+        raise Unreadable(printable(doubt))
     why = f"{root}: there is no image for kernel {kernel or running}"
-    known = [release for release in there if check.find(root, release)]
+    known = [release for release in there if bootplaces.find(root, release).files]
     if known and not kernel:
         why += f", which runs: name one of {', '.join(known)} by --kernel, or an IMAGE"
     raise Unreadable(printable(why))
@@ -233,10 +250,17 @@ def _inside(found: check.Inside | None) -> dict[str, object] | None:
     return {**words, "observe": found.built_in.observe}
 
 
-def _text(path: str, found: check.Inside | None, wanted: check.Wanted, file: str) -> list[str]:
+def _text(path: str, judged: check.Judged, beside: tuple[uki.Addon, ...], wanted: check.Wanted, file: str) -> list[str]:
+    found = judged.inside
     if found is None:
-        return [f"{path}: safemem is not in it: `safemem initramfs install`"]
+        return [f"{path}: {judged.where}safemem is not in it: {judged.why or '`safemem initramfs install`'}"]
     lines = [f"{path}: policy `{found.policy}`, digest {found.digest[:12]}"]
+    lines += (
+        [f"profile   {judged.profile}: of all the profiles that one is told in which most is wrong"]
+        if judged.profile
+        else []
+    )
+    lines += [f"addon     {item.path}: {', '.join(item.sections)}, which is not looked at" for item in beside]
     lines.append(f"started   {found.fault or f'by {found.start}, before everything else'}")
     lines += [f"named     {name}, digest {digest[:12]}" for name, digest in found.named.items()]
     lines.append(f"policy    {check.differs(found, wanted) or f'as in {file}'}")

@@ -187,7 +187,17 @@ CODES: dict[str, Entry] = {
         "no initrd was found for kernel {release}: whether safemem is in it is not known",
         "`safemem initramfs check IMAGE` looks into one",
     ),
+    "initrd-not-told": Entry(
+        "warning",
+        "it cannot be told which image boots kernel {release}: whether safemem is in it is not known",
+        "look at the boot loader's entries, and `safemem initramfs check IMAGE...` at the files that it reads",
+    ),
     "initrd-unreadable": Entry("severe", "whether safemem decides at the next boot cannot be told", _REBUILD),
+    "initrd-not-looked-into": Entry(
+        "severe",
+        "whether safemem decides at the next boot cannot be told: its initrd holds a file system that is not looked into",
+        "have the image made without dracut's module `squash`, or append the archive of `safemem initramfs cpio`",
+    ),
     "initrd-without-safemem": Entry("severe", "the next boot is not safemem's: it is not in the initrd", _REBUILD),
     "initrd-not-first": Entry(
         "severe", "safemem is in the initrd, but it would not decide before everything else", _REBUILD

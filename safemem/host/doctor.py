@@ -167,8 +167,8 @@ def _user(machine: Machine) -> Iterator[Finding]:
     """Say what only root can read: without it, what is said above is not the whole."""
     if os.geteuid() == 0 or os.path.realpath(machine.root) != "/":
         return
-    image = str(machine.image.path) if machine.image.path else ""
-    hidden = [path for path in (f"/{paths.DEBUGFS}", image) if path and not os.access(path, os.R_OK)]
+    looked = (f"/{paths.DEBUGFS}", *map(str, machine.image.files))
+    hidden = [path for path in looked if not os.access(path, os.R_OK)]
     yield finding("not-root", f"user {os.geteuid()}", hidden=", ".join([*hidden, f"/{paths.IOMEM}"]))
 
 

@@ -9,15 +9,25 @@ from typing import NamedTuple
 from safemem.boot import files
 from safemem.boot.model import Policy, Snapshot
 from safemem.host import standing
-from safemem.initramfs import check
+from safemem.initramfs import bootplaces, check, uki
 
 
 class Image(NamedTuple):
     """The image of the next boot, and what it has of safemem."""
 
-    path: Path | None  #: None if there is none for the kernel that runs
+    path: str  #: its files and the entry that names them; "" if there is none for the kernel that runs
     inside: check.Inside | None = None
     fault: str = ""  #: why it cannot be read
+    doubt: str = ""  #: why it cannot be told which image that is
+    files: tuple[Path, ...] = ()
+    profile: str = ""  #: of a unified image with profiles: the worst, which is judged
+    hidden: str = ""  #: safemem may be in what is not looked into
+    why: str = ""  #: safemem is not in it although its files are in the archive
+
+    @property
+    def called(self) -> str:
+        """The image, and the profile of it that is judged."""
+        return f"{self.path}: profile {self.profile}" if self.profile else str(self.path)
 
 
 class Machine(NamedTuple):
@@ -57,12 +67,18 @@ class Machine(NamedTuple):
 
 def read_image(root: str, release: str) -> Image:
     """Return the image of the next boot of the machine below `root`."""
-    path = check.find(root, release)
-    if path is None:
-        return Image(None)
+    boots = bootplaces.find(root, release)
+    if not boots.files:
+        return Image("", doubt=boots.doubt)
     try:
-        return Image(path, check.inside(path.read_bytes()))
+        data = boots.read()
+        judged = check.judged(data)
+        beside = [item for path in boots.files for item in uki.addons(path)] if data.startswith(b"MZ") else []
+        untold = uki.untold(tuple(beside))
+        return Image(str(boots), judged.inside, untold, boots.doubt, boots.files, judged.profile, why=judged.why)
     except OSError as error:
-        return Image(path, fault=files.reason(error))
+        return Image(str(boots), fault=files.reason(error), files=boots.files)
+    except check.NotLookedInto as error:
+        return Image(str(boots), hidden=str(error), files=boots.files)
     except ValueError as error:
-        return Image(path, fault=str(error))
+        return Image(str(boots), fault=str(error), files=boots.files)

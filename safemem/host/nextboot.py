@@ -14,7 +14,7 @@ from safemem.boot.conditions import matches
 from safemem.boot.model import UNKNOWN, Policy, Refused
 from safemem.host.catalogue import Finding, finding
 from safemem.host.machine import Machine
-from safemem.initramfs import check
+from safemem.initramfs import bootplaces, check
 from safemem.policy import installed
 from safemem.policy.space import FROM_THE_TREE
 
@@ -26,22 +26,26 @@ _PANIC = "proc/sys/kernel/panic"
 
 def _initrd(machine: Machine) -> Iterator[Finding]:
     image, release = machine.image, str(machine.value("kernel"))
-    if image.path is None:
-        yield finding("no-initrd", " ".join(place.format(release) for place in check.PLACES), release=release)
+    if image.doubt:
+        yield finding("initrd-not-told", image.doubt, release=release)
+    elif not image.path:
+        yield finding("no-initrd", bootplaces.places(release), release=release)
     elif image.fault:
         yield finding("initrd-unreadable", f"{image.path}: {image.fault}")
+    elif image.hidden:
+        yield finding("initrd-not-looked-into", f"{image.path}: {image.hidden}")
     elif image.inside is None:
-        yield finding("initrd-without-safemem", str(image.path))
+        yield finding("initrd-without-safemem", image.called + (f": {image.why}" if image.why else ""))
     else:
         if image.inside.fault:
-            yield finding("initrd-not-first", f"{image.path}: {image.inside.fault}")
+            yield finding("initrd-not-first", f"{image.called}: {image.inside.fault}")
         unproven = check.unproven(image.inside)
         if unproven:
-            yield finding("initrd-unproven", f"{image.path}: {unproven}")
+            yield finding("initrd-unproven", f"{image.called}: {unproven}")
         if image.inside.built_in.observe:
-            yield finding("only-observes", str(image.path))
+            yield finding("only-observes", image.called)
         if image.inside.built_in.accept_errors:
-            yield finding("accepts-errors", f"{image.path}: {', '.join(image.inside.built_in.accept_errors)}")
+            yield finding("accepts-errors", f"{image.called}: {', '.join(image.inside.built_in.accept_errors)}")
 
 
 def _operators(machine: Machine) -> Iterator[Finding]:

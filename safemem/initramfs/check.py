@@ -3,29 +3,18 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import compiled
 from safemem.boot.model import Policy
-from safemem.initramfs import proven, unpack
+from safemem.initramfs import proven, uki, unpack
 from safemem.initramfs.items import POLICIES, PREFIX
 from safemem.initramfs.makers import MAKERS, Start
 from safemem.initramfs.on_failure import GOES_ON, GUARDED, UNIT
+from safemem.initramfs.packed import Unreadable
 from safemem.initramfs.proven import Proven
-
-#: Where distributions put an image, below the root, for one kernel release.
-PLACES = (
-    "boot/initrd.img-{}",  # Debian, Ubuntu
-    "boot/initramfs-{}.img",  # Fedora, Red Hat
-    "boot/initrd-{}",  # SUSE
-    "boot/*/{}/initrd*",  # kernel-install(8), by machine id
-    "efi/*/{}/initrd*",
-)
-
 
 #: Where an initramfs has systemd; an archive that was appended may bring our units to one without.
 _SYSTEMD = ("usr/lib/systemd/systemd", "lib/systemd/systemd")
@@ -49,6 +38,23 @@ class Inside(NamedTuple):
     named: dict[str, str] = {}  # noqa: RUF012  (name -> digest of what the command line may choose; nobody changes it)
     proven: Proven | None = None  #: what was proved before it was built; None if it does not say
     others: dict[str, Policy] = {}  # noqa: RUF012  (name -> the policy that `named` has the digest of)
+
+
+class NotLookedInto(Unreadable):
+    """Safemem is not in what is read of an image, and the image has a file system in it that is not looked into."""
+
+
+class Judged(NamedTuple):
+    """An image, of a unified one with profiles the worst of them."""
+
+    inside: Inside | None  #: None if safemem is not in it
+    profile: str = ""  #: the one, as a message calls it; "" if there are none
+    why: str = ""  #: safemem is not in it although the archive has its policy
+
+    @property
+    def where(self) -> str:
+        """The profile as the beginning of a sentence's rest, or ""."""
+        return f"profile {self.profile}: " if self.profile else ""
 
 
 class Wanted(NamedTuple):
@@ -100,30 +106,75 @@ STARTS = (
 )
 
 
-def find(root: str, release: str) -> Path | None:
-    """Return the image that is there for one kernel release, or None."""
-    for place in PLACES:
-        # A release is no pattern, whatever is in it.
-        pattern = place.format("".join(f"[{char}]" if char in "*?[" else char for char in release))
-        for path in sorted(Path(root).glob(pattern)):
-            if path.is_file() and not fnmatch.fnmatch(path.name, "*.old*"):
-                return path
-    return None
-
-
 def inside(data: bytes) -> Inside | None:
-    """Return what the image `data` has of safemem, or None if nothing.
+    """Return what the image `data` has of safemem, or None if nothing; of several profiles the worst one has.
 
     Raises:
         packed.Unreadable: the image cannot be read.
         compiled.Invalid: the policy in it is not one that this version can use.
     """
+    return judged(data).inside
+
+
+def judged(data: bytes, wanted: Wanted | None = None) -> Judged:
+    """Return what an image has of safemem: a boot loader may choose any profile of a unified one, so the worst counts.
+
+    `wanted` are the operator's policies, if they are known. Raises as `inside` does, with the profile in the message.
+    """
+    every: list[Judged] = []
+    untold: list[Unreadable] = []
+    seen: dict[int, Judged | Unreadable] = {}
+    for item in uki.initrds(data):
+        known = seen.get(id(item.data))
+        if known is None:
+            try:
+                known = _one(item.data)
+            except Unreadable as error:
+                known = type(error)(f"profile {item.called}: {error}" if item.profile else str(error))
+            seen[id(item.data)] = known
+        if isinstance(known, Judged):
+            every.append(known._replace(profile=item.called))
+        else:
+            untold.append(known)
+    worst = max(every, key=lambda item: _badness(item.inside, wanted, every[0].inside), default=None)
+    # That one cannot be told is worse than anything but what is known to be wrong.
+    if worst is None or (untold and _badness(worst.inside, wanted, None) < _FAULTY):
+        raise untold[0]
+    return worst
+
+
+_FAULTY = 4
+
+
+def _badness(found: Inside | None, wanted: Wanted | None, first: Inside | None) -> int:
+    """Return how bad a profile is: without safemem, not started first, of another policy, not proved, only observing."""
+    if found is None:
+        return _FAULTY + 1
+    if found.fault:
+        return _FAULTY
+    # Where nobody says which policy is meant, all profiles should have one.
+    other = differs(found, wanted) if wanted else first is not None and found.digest != first.digest
+    return 3 if other else 2 if unproven(found) else 1 if found.built_in.observe else 0
+
+
+def _one(data: bytes) -> Judged:
     own = f"{PREFIX}/policy.json"
     reads = (path for start in STARTS for path in start.reads)
-    found = unpack.find(data, {own, f"{PREFIX}/boot", f"{POLICIES}/", proven.PATH, *reads})
+    found, made = unpack.look(data, {own, f"{PREFIX}/boot", f"{POLICIES}/", proven.PATH, *reads})
     if own not in found:
-        return None
-    policy = compiled.load(found[own], f"{own} in the image")
+        if inner := made.inner():
+            rest = made.bytes - inner[0].size
+            share = "most" if inner[0].size > rest else "a part"
+            raise NotLookedInto(
+                f"{share} of this image is in {inner[0].path} ({inner[0].kind}), which is not looked into: "
+                "whether safemem is in it cannot be told"
+            )
+        return Judged(None, why=made.dropped_why(own) if data else "it has no .initrd section")
+    return Judged(_inside(found))
+
+
+def _inside(found: Mapping[str, bytes]) -> Inside:
+    policy = compiled.load(found[f"{PREFIX}/policy.json"], f"{PREFIX}/policy.json in the image")
     start, fault = _started(found)
     others = {
         path.removeprefix(f"{POLICIES}/").removesuffix(".json"): compiled.load(data, f"{path} in the image")

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from safemem.boot.model import Refused
 from safemem.initramfs import check
+from safemem.initramfs.bootplaces import Boots
 from safemem.initramfs.check import Wanted
 from safemem.initramfs.items import BuildError, replace, shipped
 from safemem.initramfs.makers import MAKERS, Maker
+from safemem.initramfs.target import target
 
 #: What hooks are run with when a package or a kernel is updated; nothing of a shell's own counts.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -78,9 +80,11 @@ def install(root: str, maker: Maker, kernel: str, wanted: Wanted) -> Path:
 
     Raises:
         Failed: the image could not be made, or is not what it should be; the old one and the hooks are as they were.
+        Unplaced: no image that is made here would boot.
     """
     if shutil.which("safemem", path=os.pathsep.join(root.rstrip("/") + place for place in PATH.split(":"))) is None:
         raise Failed(f"the hook calls `safemem`, which is not in {PATH} of {root}: put a link to it there")
+    target(root, kernel)  # before anything is touched
     hook = Path(root) / maker.hook
     fresh = not packaged(root, maker)
     before = hook.read_bytes() if fresh and hook.exists() else None
@@ -103,10 +107,12 @@ def remove(root: str, maker: Maker, kernel: str) -> Path:
 
     Raises:
         Failed: the hook is a package's, or the image could not be made; the old one and the hook are as they were.
+        Unplaced: no image that is made here would boot.
     """
     hook = Path(root) / maker.hook
     if packaged(root, maker):
         raise Failed(f"/{maker.packaged} is the package's: remove the package, and the image is made without it")
+    target(root, kernel)  # before anything is touched
     before = hook.read_bytes() if hook.exists() else None
     try:
         _take(hook, maker.mark)
@@ -138,14 +144,11 @@ def _take(hook: Path, mark: str) -> None:
 
 def _rebuild(root: str, maker: Maker, kernel: str, wanted: Wanted | None) -> Path:
     """Make the image beside the old one, look into it, and only then put it in the old one's place."""
-    target = check.find(root, kernel)
-    if target is None:
-        # Where the distribution has none yet: Debian's name or dracut's own.
-        debian = (Path(root) / "etc/debian_version").exists()
-        target = Path(root) / "boot" / (f"initrd.img-{kernel}" if debian else f"initramfs-{kernel}.img")
-    keeps = f"{target} stays as it was" if target.exists() else "no image was there, and none is now"
-    with _workshop(target.parent) as folder:
-        draft = folder / target.name
+    place = target(root, kernel)
+    path = place.path
+    keeps = f"{path} stays as it was" if path.exists() else "no image was there, and none is now"
+    with _workshop(path.parent) as folder:
+        draft = folder / path.name
         image = "/" + os.path.relpath(draft, root)
         words = [word.format(image=image, release=kernel) for word in maker.command]
         result = _run(root, words)
@@ -154,20 +157,24 @@ def _rebuild(root: str, maker: Maker, kernel: str, wanted: Wanted | None) -> Pat
             lines = (result.stdout + result.stderr).strip().splitlines()[-5:]
             said = "".join(f"\n  {line}" for line in lines)
             raise Failed(f"`{' '.join(words)}` has made no image (exit status {result.returncode}); {keeps}{said}")
-        fault = _fault(draft, wanted)
+        fault = _fault(place.drafted(draft), wanted)
         if fault:
             raise Failed(f"the image that {maker.name} has made is not used: {fault}; {keeps}")
-        if target.exists():
-            draft.chmod(target.stat().st_mode & 0o777)
-        _settle(draft)
-        draft.rename(target)
-        _settle(target.parent)
+        # What the image in place was copied from comes first: whoever copies it again in between copies the new one.
+        for copy in place.copies:
+            with _workshop(copy.parent) as other:
+                shutil.copyfile(draft, other / copy.name)
+                _in_place(other / copy.name, copy)
+        _in_place(draft, path)
     if maker.after and (Path(root) / maker.after).is_dir():
-        image = "/" + os.path.relpath(target, root)
+        image = "/" + os.path.relpath(next(iter(place.copies), path), root)
         after = _run(root, ["run-parts", f"--arg={kernel}", f"--arg={image}", f"/{maker.after}"])
         if after.returncode:
-            raise Failed(f"{target} is new and good, but /{maker.after} failed: {after.stderr.strip()}")
-    return target
+            raise Failed(f"{path} is new and good, but /{maker.after} failed: {after.stderr.strip()}")
+        fault = _fault(target(root, kernel).boots, wanted)
+        if fault:
+            raise Failed(f"/{maker.after} has put another image in place of the new one: {fault}")
+    return path
 
 
 @contextlib.contextmanager
@@ -187,17 +194,29 @@ def _workshop(place: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _fault(image: Path, wanted: Wanted | None) -> str:
+def _in_place(draft: Path, path: Path) -> None:
+    """Put a draft in the place of an image, in one step, once the disk has all of it."""
+    if path.exists():
+        draft.chmod(path.stat().st_mode & 0o777)
+    _settle(draft)
+    draft.rename(path)
+    _settle(path.parent)
+
+
+def _fault(boots: Boots, wanted: Wanted | None) -> str:
     """Return what is wrong with an image that should have these policies, or no safemem at all."""
     try:
-        found = check.inside(image.read_bytes())
+        judged = check.judged(boots.read(), wanted)
+    except check.NotLookedInto as error:
+        # Made without it, nothing of ours is left where it could be seen.
+        return "" if wanted is None else str(error)
     except ValueError as error:
         return f"it cannot be read: {error}"
     if wanted is None:
-        return "safemem is still in it: another hook puts it there" if found else ""
-    if found is None:
-        return "safemem is not in it: has the configuration left the hook out?"
-    return check.wrong(found, wanted)
+        return "safemem is still in it: another hook puts it there" if judged.inside else ""
+    if judged.inside is None:
+        return f"{judged.where}safemem is not in it: {judged.why or 'has the configuration left the hook out?'}"
+    return judged.where + why if (why := check.wrong(judged.inside, wanted)) else ""
 
 
 def _run(root: str, words: list[str]) -> subprocess.CompletedProcess[str]:

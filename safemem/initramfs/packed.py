@@ -20,16 +20,17 @@ from typing import Any, Protocol
 
 from safemem.boot.model import Refused
 
-_GZIP, _BZIP2, _XZ, _LZMA, _LZO = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x5d\0\0", b"\x89LZ"
-_ZSTD, LZ4_LEGACY = b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18"
+_GZIP, _BZIP2, _XZ, _LZMA, _LZO = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x5d\0", b"\x89LZ"
+ZSTD, LZ4_LEGACY, LZ4_FRAME = b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18", b"\x04\x22\x4d\x18"
 #: A legacy lz4 block never unpacks to more than 8 MiB; what is larger is the next archive's beginning.
 _LZ4_BLOCK = (8 << 20) + (8 << 20) // 255 + 16
+_LZO_BLOCK = 256 << 10
 _PIECE = 1 << 18
 #: Blocks of one stream; as zstd makes them, they hold 128 GiB. A stream of empty ones would be walked for minutes.
 _BLOCKS = 1 << 20
 #: The compressions that the kernel knows, by what a stream of each begins with.
 _NAMES = {
-    _GZIP: "gzip", _XZ: "xz", _ZSTD: "zstd", LZ4_LEGACY: "lz4", _LZMA: "lzma", _BZIP2: "bzip2", _LZO: "lzo",
+    _GZIP: "gzip", _XZ: "xz", ZSTD: "zstd", LZ4_LEGACY: "lz4", _LZMA: "lzma", _BZIP2: "bzip2", _LZO: "lzo",
 }  # fmt: skip
 #: Bytes that an lzma stream may ask for to be unpacked; the largest setting of xz(1) takes 65 MiB.
 _MEMORY = 1 << 28
@@ -95,14 +96,14 @@ def compression(head: bytes) -> str:
 def pieces(data: bytes, at: int, *, alone: bool = False) -> Generator[bytes, None, int]:
     """Yield what the compressed stream at `at` unpacks to; return where it ends.
 
-    Where a stream of lzo ends cannot be told: it is unpacked only if it is `alone`, with nothing behind it.
+    What is `alone` has nothing behind it.
 
     Raises:
         Unreadable: damaged, cut off, or packed in a way that cannot be unpacked here.
     """
     head = data[at : at + 6]
     stream: _Stream
-    if head.startswith(_ZSTD):
+    if head.startswith(ZSTD):
         end = _zstd_end(data, at)
         yield from _zstd_by_library(data, at) if _zstd else _by_program(("zstd", "-dcq"), data[at:end], at)
         return end
@@ -110,17 +111,19 @@ def pieces(data: bytes, at: int, *, alone: bool = False) -> Generator[bytes, Non
         end = _lz4_end(data, at)
         yield from _by_program(("lz4", "-dcq"), data[at:end], at)
         return end
-    if head.startswith(_LZO) and not alone:
-        raise Unreadable(f"byte {at}: packed with lzo, which cannot be unpacked here")
     if head.startswith(_LZO):
-        yield from _by_program(("lzop", "-dcq"), data[at:], at)
-        return len(data)
+        end = len(data) if alone else _lzo_end(data, at)
+        yield from _by_program(("lzop", "-dcq"), data[at:end], at)
+        return end
     if head.startswith(_GZIP):
         stream = _Gzip()
     elif head.startswith(_BZIP2):
         stream = bz2.BZ2Decompressor()
-    elif head.startswith((_XZ, _LZMA)):
-        stream = lzma.LZMADecompressor(memlimit=_MEMORY)
+    elif head.startswith(_XZ):
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY)
+    elif head.startswith(_LZMA):
+        # Said, or only dictionaries of 2^n and 2^n + 2^(n-1) bytes are taken.
+        stream = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_MEMORY)
     else:
         raise Unreadable(f"byte {at}: neither an archive nor a compression that the kernel knows")
     try:
@@ -219,6 +222,32 @@ def _lz4_end(data: bytes, at: int) -> int:
             if blocks > _BLOCKS:
                 raise Unreadable(f"byte {at}: the compressed part has more blocks than anything that is read")
     return min(at, len(data))
+
+
+def _lzo_end(data: bytes, at: int) -> int:
+    """Return where the lzop file at `at` ends: behind a block of no size (lib/decompress_unlzo.c, which takes one checksum a block)."""
+    blocks = 0
+    place = lzo_blocks(data, at)
+    while size := int.from_bytes(data[place : place + 4], "big"):
+        place += 12 + int.from_bytes(data[place + 4 : place + 8], "big")
+        blocks += 1
+        if blocks > _BLOCKS:
+            raise Unreadable(f"byte {at}: the compressed part has more blocks than anything that is read")
+        if size > _LZO_BLOCK:
+            raise Unreadable(
+                f"byte {at}: packed with lzo in blocks larger than 256 KiB, which the kernel does not unpack"
+            )
+    if place + 4 > len(data):
+        raise Unreadable(f"byte {at}: the compressed part is cut off")
+    return place + 4
+
+
+def lzo_blocks(data: bytes, at: int) -> int:
+    """Return where the first block of the lzop file at `at` is."""
+    new = number(data, at + 10, 1) | number(data, at + 9, 1) << 8 >= 0x0940
+    flags = at + 16 + new
+    place = flags + (8 if number(data, flags + 2, 1) & 8 else 4) + 8 + 4 * new
+    return place + 1 + number(data, place, 1) + 4
 
 
 def number(data: bytes, at: int, size: int) -> int:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from safemem.outgoing.store import Store
+from safemem.initramfs.store import Store
 
 MAGIC = b"\x7fELF"
 #: Types of a file: EXEC, DYN; and REL, which a module is.

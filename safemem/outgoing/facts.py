@@ -7,11 +7,11 @@ import re
 from typing import Protocol
 
 from safemem.boot.model import Fact
+from safemem.initramfs.store import NoKernel, Store
 from safemem.outgoing import config, elf, modules, versions
 from safemem.outgoing.config import Config
 from safemem.outgoing.elf import Part
-from safemem.outgoing.kernel import Kernel, NoKernel, Speaks
-from safemem.outgoing.store import Store
+from safemem.outgoing.kernel import Kernel, Speaks
 
 _BANNER = re.compile(rb"Linux version (\d+\.\d+[\w.+~:-]{0,100}) \(")
 STRINGS = "the strings in the image"

@@ -203,6 +203,10 @@ CODES: dict[str, Entry] = {
         "unknown", "no initrd was looked at: whether safemem decides in the next boot is not known", "give it with --initrd"
     ),
     "initrd-unreadable": Entry("error", "the initrd cannot be read as the kernel reads it: {why}", REBUILD),
+    "initrd-not-looked-into": Entry(
+        "unknown", "whether safemem is in the next initrd cannot be told: {why}",
+        "have it made without dracut's module `squash`, or append the archive of `safemem initramfs cpio`",
+    ),
     "initrd-none": Entry("error", "the initrd is none: {why}", "{help}"),
     "initrd-without-safemem": Entry("error", "safemem is not in the next initrd: nothing decides there", REBUILD),
     "initrd-policy-unfit": Entry("error", "the policy in the initrd cannot be used: {why}", REBUILD),

@@ -12,11 +12,11 @@ import struct
 from typing import NamedTuple
 
 from safemem.boot.files import reason
-from safemem.initramfs import packed
-from safemem.outgoing import elf, facts, pe
+from safemem.initramfs import packed, pe
+from safemem.initramfs.store import Store, opened
+from safemem.outgoing import elf, facts
 from safemem.outgoing.elf import Elf, Part
 from safemem.outgoing.kernel import Kernel
-from safemem.outgoing.store import Store, opened
 
 #: Bytes of all kernels of an image as they are unpacked. The largest of Debian has two thirds of that.
 LIMIT = 96 << 20

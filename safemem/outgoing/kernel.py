@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from safemem.boot.model import Fact, Refused
+from safemem.boot.model import Fact
 
 
 class Feature(NamedTuple):
@@ -69,9 +69,3 @@ class Kernel(NamedTuple):
     def modules_untold(self) -> str:
         """Why the handlers of its modules are not all known; "" if they are (safemem.outgoing.modules)."""
         return next((text for text in self.untold if "its modules have" in text or "modules in " in text), "")
-
-
-class NoKernel(Refused):
-    """An image cannot be read, or is none of a kernel; the message says where and why."""
-
-    kind = "invalid"

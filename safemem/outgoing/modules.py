@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from safemem.boot.printable import printable
 from safemem.initramfs import packed
+from safemem.initramfs.store import NoKernel, Store, opened
 from safemem.outgoing import elf, versions
 from safemem.outgoing.elf import Part
-from safemem.outgoing.kernel import Module, NoKernel
-from safemem.outgoing.store import Store, opened
+from safemem.outgoing.kernel import Module
 
 REGISTER = "liveupdate_register_file_handler"
 _FOLDER = "usr/lib/modules/{}"

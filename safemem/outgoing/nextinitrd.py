@@ -9,7 +9,7 @@ from typing import NamedTuple
 from safemem.boot import compiled
 from safemem.initramfs import check, packed
 from safemem.outgoing.expected import Policies
-from safemem.outgoing.findings import REBUILD, Finding, finding
+from safemem.outgoing.findings import REBUILD, SEVERITIES, Finding, finding
 from safemem.outgoing.nextline import Line
 
 
@@ -42,13 +42,25 @@ def look(initrds: tuple[Initrd, ...]) -> Looked:
     if last:
         data = b"".join(item.data.ljust(-(-len(item.data) // 4) * 4, b"\0") for item in initrds)
     try:
-        inside = check.inside(data)
+        judged = check.judged(data)
+    except check.NotLookedInto as error:
+        return Looked(names, len(data), None, (finding("initrd-not-looked-into", names, why=error),))
     except packed.Unreadable as error:
         return Looked(names, len(data), None, (finding("initrd-unreadable", names, why=error),))
     except compiled.Invalid as error:
         return Looked(names, len(data), None, (finding("initrd-policy-unfit", names, why=error),))
-    found = () if inside else (finding("initrd-without-safemem", names),)
-    return Looked(names, len(data), inside, found)
+    where = f"{names}: {judged.why}" if judged.why else names
+    found = () if judged.inside else (finding("initrd-without-safemem", where),)
+    return Looked(names, len(data), judged.inside, found)
+
+
+def badness(looked: Looked) -> int:
+    """Return how bad what was found is, to compare the profiles of one image."""
+    worst = max((len(SEVERITIES) - SEVERITIES.index(item.severity) for item in looked.found), default=0)
+    inside = looked.inside
+    if inside is None:
+        return 10 * worst
+    return 3 if inside.fault else 2 if check.unproven(inside) else 1 if inside.built_in.observe else 0
 
 
 def _none(item: Initrd) -> Finding | None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import re
 
 from safemem.boot.ground import UNTOLD, Build
+from safemem.initramfs.store import NoKernel
 from safemem.outgoing import image
-from safemem.outgoing.kernel import Kernel, NoKernel
+from safemem.outgoing.kernel import Kernel
 
 
 def build(path: str) -> Build:

@@ -55,8 +55,9 @@ def examine(running: Running, asked: Asked) -> Report:
     """Return everything that speaks for and against this kexec."""
     kernel = asked.kernels[0]
     line = nextline.line(kernel, asked.cmdline if asked.cmdline is not None else kernel.cmdline)
-    own = tuple(Initrd(f"{kernel.path} (initrd {n})", data) for n, data in enumerate(kernel.initrds, 1))
-    looked = nextinitrd.look(asked.initrds or own)  # kexec(8) passes one or the other
+    looked = (
+        nextinitrd.look(asked.initrds) if asked.initrds else _looked(asked.kernels)
+    )  # kexec(8) passes one or the other
     policies = nextinitrd.policies(looked, line) or asked.policies
     boot = NextBoot(running, kernel, line, policies)
     outcome = prediction.predict(running.outgoing, kernel)
@@ -79,6 +80,18 @@ def examine(running: Running, asked: Asked) -> Report:
         *(profile.check(asked.profile, kernel, policies) if asked.profile else ()),
     ]
     return Report(kernel, running, outcome, tuple(sorted(found, key=_order)), endings)
+
+
+def _looked(kernels: tuple[Kernel, ...]) -> nextinitrd.Looked:
+    """Return what the initrds of an image have of safemem: of the profiles that a unified one has, the worst."""
+    found: list[tuple[Kernel, nextinitrd.Looked]] = []
+    for kernel in kernels:
+        which = f"profile {kernel.profile}, " if len(kernels) > 1 and kernel.profile else ""
+        own = tuple(Initrd(f"{kernel.path} ({which}initrd {n})", data) for n, data in enumerate(kernel.initrds, 1))
+        # What profiles share is looked into once.
+        if not any(kernel.initrds == other.initrds for other, _ in found):
+            found.append((kernel, nextinitrd.look(own)))
+    return max((looked for _, looked in found), key=nextinitrd.badness)
 
 
 def _order(found: Finding) -> int:

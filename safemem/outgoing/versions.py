@@ -15,8 +15,9 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from safemem.initramfs.store import NoKernel
 from safemem.outgoing.elf import OWN_DATA, Part
-from safemem.outgoing.kernel import Feature, NoKernel, Speaks
+from safemem.outgoing.kernel import Feature, Speaks
 
 VERSIONS, FEATURES = ".liveupdate_versions", ".liveupdate_features"
 _MAGIC = struct.pack("<II", 0x4C565550, 1)

@@ -50,7 +50,7 @@ class Guest(NamedTuple):
     name: str  #: of the log in tests/vm/logs
     initrd: bytes
     cmdline: str = ""  #: what follows CMDLINE
-    kernel: str = "current"
+    kernel: str = "current"  #: "" is what firmware finds on a disk
     next_kernel: str = ""  #: for a kexec, on a disk: the shell's `handover` takes it from there
     boot_mib: int = GIB
     dimm_mib: int = GIB  #: 0 is no DIMM
@@ -266,13 +266,14 @@ def _command(guest: Guest, base: Path) -> list[str]:
     command = [
         "qemu-system-x86_64", "-accel", "tcg", "-cpu", CPU, "-machine", "pc", "-smp", "1",
         "-m", f"{guest.boot_mib}M,slots=4,maxmem=64G", "-nodefaults", "-display", "none", "-no-reboot",
-        "-kernel", str(kernel(guest.kernel)), "-initrd", str(base / "initrd"),
-        "-append", f"{CMDLINE} {guest.cmdline}",
         "-serial", f"file:{base / 'serial'}",
         "-device", "virtio-serial-pci", "-chardev", f"file,id=report,path={base / 'report'},append=on",
         "-device", "virtserialport,nr=1,chardev=report,name=safemem",
         "-qmp", f"unix:{base / 'qmp'},server=on,wait=on",
     ]  # fmt: skip
+    if guest.kernel:
+        command += ["-kernel", str(kernel(guest.kernel)), "-initrd", str(base / "initrd")]
+        command += ["-append", f"{CMDLINE} {guest.cmdline}"]
     backend = "memory-backend-file" if guest.memory else "memory-backend-ram"
     place = f",share=on,mem-path={guest.memory}/" if guest.memory else ""
     sizes = guest.nodes or (guest.boot_mib,)

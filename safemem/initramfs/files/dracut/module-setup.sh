@@ -4,6 +4,12 @@
 
 # Belongs into every image, generic ones as well: what it decides does not depend on this machine's devices.
 check() {
+    # The image of a dump kernel is left alone: it writes the dump from memory of its own, which a decision and 26 MiB more
+    # would only take away from. kdump-utils says so by IN_KDUMP, all others by the module that they ask for.
+    if [[ ${IN_KDUMP-} ]] || [[ " ${dracutmodules-} ${add_dracutmodules-} ${force_add_dracutmodules-} " == *" "kdump?(base)" "* ]]; then
+        dinfo "safemem: left out of the image of a dump kernel"
+        return 255
+    fi
     require_binaries safemem sleep mount mkdir rm || return 1
     return 0
 }

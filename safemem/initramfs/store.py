@@ -9,11 +9,17 @@ import stat
 from collections.abc import Iterator
 
 from safemem.boot.files import reason
+from safemem.boot.model import Refused
 from safemem.boot.printable import printable
-from safemem.outgoing.kernel import NoKernel
 
 #: Bytes that are read of one image. The largest in use, a unified one with its initrd, has about half of that.
 READ = 192 << 20
+
+
+class NoKernel(Refused):
+    """An image cannot be read, or is none of a kernel; the message says where and why."""
+
+    kind = "invalid"
 
 
 class Store:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from safemem.outgoing.store import Store
+from safemem.initramfs.store import Store
 
 _ARCHES = {0x8664: "x86_64", 0x14C: "i686", 0xAA64: "aarch64", 0x5064: "riscv64", 0x6264: "loongarch64"}
 #: Sections that are read; a unified image has about ten, and a few more for each profile.
@@ -63,6 +63,45 @@ def _sections(store: Store) -> tuple[Section, ...]:
     return tuple(found)
 
 
+class Set(NamedTuple):
+    """The sections that one profile has itself, and those of the base, which it has them from otherwise."""
+
+    name: str
+    title: str
+    own: tuple[Section, ...]
+    base: tuple[Section, ...]
+
+    def of(self, wanted: str) -> tuple[Section, ...]:
+        """Return the sections of a name, those of the base if there is none of its own."""
+        own = tuple(item for item in self.own if item.name == wanted)
+        return own or tuple(item for item in self.base if item.name == wanted)
+
+    def initrds(self) -> tuple[Section, ...]:
+        """Return what the stub makes one initrd of, in its order: of each name the first (systemd, src/boot/stub.c)."""
+        return tuple(item for name in (".ucode", ".initrd") for item in self.of(name)[:1] if item.size)
+
+
+def sets(store: Store) -> tuple[Set, ...]:
+    """Return the sections of each profile of a PE file, of one without profiles all; none if it is no PE file.
+
+    Raises:
+        NoKernel: the sections are damaged.
+    """
+    sections = _sections(store)
+    if len(sections) > _SECTIONS:
+        raise store.refused(f"it has more than {_SECTIONS} sections")
+    _apart(store, sections)
+    starts = [number for number, item in enumerate(sections) if item.name == ".profile"]
+    if not starts:
+        return (Set("", "", (), sections),) if sections else ()
+    base = sections[: starts[0]]
+    ends = [*starts[1:], len(sections)]
+    return tuple(
+        Set(*_names(store, sections[start], number), sections[start + 1 : end], base)
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True))
+    )
+
+
 def profiles(store: Store) -> tuple[Profile, ...]:
     """Return the profiles of a unified kernel image, one if it has no section `.profile`; none if it is no such image.
 
@@ -75,18 +114,7 @@ def profiles(store: Store) -> tuple[Profile, ...]:
         if ".cmdline" in names and ".text" not in names:
             raise store.refused("this is an addon of a unified kernel image: there is no kernel in it")
         return ()
-    if len(sections) > _SECTIONS:
-        raise store.refused(f"it has more than {_SECTIONS} sections")
-    _apart(store, sections)
-    starts = [number for number, item in enumerate(sections) if item.name == ".profile"]
-    if not starts:
-        return (_profile(store, "", (), sections),)
-    base = sections[: starts[0]]
-    ends = [*starts[1:], len(sections)]
-    return tuple(
-        _profile(store, _name(store, sections[start], number), sections[start + 1 : end], base)
-        for number, (start, end) in enumerate(zip(starts, ends, strict=True))
-    )
+    return tuple(_profile(store, item) for item in sets(store))
 
 
 def _apart(store: Store, sections: tuple[Section, ...]) -> None:
@@ -100,30 +128,26 @@ def _apart(store: Store, sections: tuple[Section, ...]) -> None:
             raise store.refused(f"its section `{item.name}` ends at byte {end}, and the image has {store.size} bytes")
 
 
-def _name(store: Store, section: Section, number: int) -> str:
-    """Return what a profile is called: its ID, or the number that a boot loader chooses it by."""
+def _names(store: Store, section: Section, number: int) -> tuple[str, str]:
+    """Return what a profile is called, its ID, or the number that a boot loader chooses it by; and its title."""
+    found = {"ID": str(number), "TITLE": ""}
     for line in _text(store, section).splitlines():
         key, _, value = line.partition("=")
-        if key.strip() == "ID" and value.strip():
-            return value.strip().strip("\"'")
-    return str(number)
+        if key.strip() in found and value.strip():
+            found[key.strip()] = value.strip().strip("\"'")
+    return found["ID"], found["TITLE"]
 
 
-def _profile(store: Store, name: str, own: tuple[Section, ...], base: tuple[Section, ...]) -> Profile:
+def _profile(store: Store, sections: Set) -> Profile:
     """Return a profile: what it does not have itself, it has from the base."""
-
-    def of(wanted: str) -> tuple[Section, ...]:
-        return tuple(item for item in own if item.name == wanted) or tuple(item for item in base if item.name == wanted)
-
-    kernels = [item for item in of(".linux") if item.size]
+    kernels = [item for item in sections.of(".linux") if item.size]
     if len(kernels) != 1:
         raise store.refused(f"{len(kernels)} sections `.linux` for one boot: one is needed")
-    cmdline, release = of(".cmdline"), of(".uname")
-    initrds = tuple(item for item in (*of(".ucode"), *of(".initrd")) if item.size)
+    cmdline, release = sections.of(".cmdline"), sections.of(".uname")
     return Profile(
-        name,
+        sections.name,
         kernels[0],
-        initrds,
+        sections.initrds(),
         _text(store, cmdline[0]) if cmdline else None,
         _text(store, release[0]) if release else "",
     )

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""The initrds of a unified kernel image, one for each of its profiles, as its stub puts them together (UAPI specification 5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from safemem.initramfs import pe
+from safemem.initramfs.packed import Unreadable
+from safemem.initramfs.store import NoKernel, Store
+
+#: Sections of an addon that change what boots.
+_CHANGES = (".initrd", ".ucode", ".cmdline")
+#: Bytes of an addon that are read.
+_LIMIT = 64 << 20
+
+
+class Initrd(NamedTuple):
+    """What one profile boots with, or an image that is no unified one."""
+
+    profile: str  #: its ID, or its number where it has none; "" if there are no profiles
+    title: str
+    data: bytes
+
+    @property
+    def called(self) -> str:
+        """The profile as a message calls it."""
+        return f"{self.profile} ({self.title})" if self.title else self.profile
+
+
+def initrds(data: bytes) -> tuple[Initrd, ...]:
+    """Return the initrds of an image: itself, if it is no PE file. Raises Unreadable."""
+    if not data.startswith(b"MZ"):
+        return (Initrd("", "", data),)
+    store = Store("", data)
+    try:
+        sets = pe.sets(store)
+    except NoKernel as error:
+        raise Unreadable(f"{error}: this image is cut off or damaged") from None
+    if not sets:
+        raise Unreadable("this is a program for DOS, or a damaged image")
+    made: dict[tuple[pe.Section, ...], bytes] = {}
+    for item in sets:
+        # Each of several at a multiple of 4 bytes, where the kernel looks for an archive.
+        parts = item.initrds()
+        if not any(part.name == ".initrd" for part in parts):
+            if not item.name:
+                raise Unreadable("this is a kernel image without an .initrd section")
+            made[parts] = b""
+        if parts not in made:
+            cut = [data[part.at : part.at + part.size] for part in parts]
+            made[parts] = cut[0] if len(cut) == 1 else b"".join(each + bytes(-len(each) % 4) for each in cut)
+    return tuple(Initrd(item.name, item.title, made[item.initrds()]) for item in sets)
+
+
+class Addon(NamedTuple):
+    """A PE file beside a unified image, whose sections its stub takes too."""
+
+    path: Path
+    sections: tuple[str, ...]  #: those that change what boots
+    fault: str = ""  #: why it cannot be read
+
+
+def addons(image: Path) -> tuple[Addon, ...]:
+    """Return the addons of the image at `image` alone, in their order; those of all images lie in `loader/addons` of the ESP."""
+    folders = (Path(f"{image}.extra.d"), *(folder / "loader/addons" for folder in image.parents[:4]))
+    found = []
+    for folder in folders:
+        for path in sorted(folder.glob("*.[eE][fF][iI]")) if folder.is_dir() else ():
+            if not path.name.lower().endswith(".addon.efi"):
+                continue
+            try:
+                with path.open("rb") as file:
+                    store = Store("", file.read(_LIMIT))
+                names = tuple(item.name for each in pe.sets(store) for item in each.base if item.name in _CHANGES)
+            except (OSError, NoKernel) as error:
+                found.append(Addon(path, (), str(error)))
+            else:
+                found += [Addon(path, names)] if names else []
+    return tuple(found)
+
+
+def untold(beside: tuple[Addon, ...]) -> str:
+    """Return why addons leave open what boots: they cannot be read, or bring an initrd, which wins over the image's; or ""."""
+    for item in beside:
+        if item.fault:
+            return f"its addon {item.path} cannot be read: {item.fault}"
+        if ".initrd" in item.sections:
+            return f"its addon {item.path} brings an initrd, which is not looked into: what is started first cannot be told"
+    return ""
