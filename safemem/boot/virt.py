@@ -14,6 +14,7 @@ from __future__ import annotations
 from safemem.boot import files, paths
 from safemem.boot.files import reason
 from safemem.boot.model import UNKNOWN, Fact
+from safemem.boot.zeropage import X86
 
 #: How what firmware calls the machine begins -> the value; of a file the first that fits counts.
 _DMI = (
@@ -46,7 +47,6 @@ _FIRST = "pid:[4026531836]"
 _DOM0 = 1 << 11
 #: In firmware's BIOS table (SMBIOS, type 0): its second byte of extensions, and in that the bit of a virtual machine.
 _SMBIOS_BYTE, _SMBIOS_VM = 19, 1 << 4
-_X86 = ("x86_64", "i686", "i586", "i486", "i386")
 
 
 def read(root: str, arch: str) -> Fact:
@@ -62,7 +62,7 @@ def read(root: str, arch: str) -> Fact:
     processor = files.text(root, paths.CPUINFO)
     if arch.startswith("s390"):
         return _s390(root)
-    if arch in _X86 or (arch == UNKNOWN and processor is not None and "\nflags" in processor):
+    if arch in X86 or (arch == UNKNOWN and processor is not None and "\nflags" in processor):
         return _x86(root, processor)
     return _other(root)
 
