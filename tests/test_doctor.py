@@ -108,6 +108,12 @@ def kernel_zone(root: Path) -> None:
         put(path, text)(root)
 
 
+def s390(root: Path) -> None:
+    """Make it a machine that shows nothing of what started its kernel."""
+    shutil.rmtree(root / paths.BOOT_PARAMS_FOLDER)
+    (root / paths.ARCH).write_text("s390x\n")
+
+
 FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("no-decision", "severe", lambda root: (root / "run/safemem/decision.json").unlink()),
     ("onlined-by-others", "severe", put("sys/devices/system/memory/memory35/state", "online\n")),
@@ -127,6 +133,7 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("initrd-other-policy", "severe", put("etc/safemem/policy.toml", (POLICIES / "minimal.toml").read_text())),
     ("initrd-unreadable", "severe", lambda root: pack(root, b"{}")),
     ("cannot-tell", "warning", lambda root: shutil.rmtree(root / "sys/kernel/debug")),
+    ("no-handover-here", "severe", s390),
     ("kernel-zone", "severe", kernel_zone),
     ("not-applied", "warning", result(problems=["a block refused"], problem_codes=["failed"])),
     ("real-root-not-masked", "warning", lambda root: (root / "run/safemem/masked").unlink()),

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
@@ -18,7 +20,12 @@ X86, ARM, POWER, S390, RISCV = "x86_64", "aarch64", "ppc64le", "s390x", "riscv64
 GUEST = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vme hypervisor lahf_lm\nbugs\t\t:\n"
 METAL = GUEST.replace(" hypervisor", "")
 CORE = "processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd evtstrm aes\nCPU implementer\t: 0x41\n"
-KVM, HYPERV, XENCLOCK, PLAIN = "kvm-clock tsc acpi_pm", "hyperv_clocksource_tsc_page tsc acpi_pm", "xen tsc", "tsc hpet acpi_pm"
+KVM, HYPERV, XENCLOCK, PLAIN = (
+    "kvm-clock tsc acpi_pm",
+    "hyperv_clocksource_tsc_page tsc acpi_pm",
+    "xen tsc",
+    "tsc hpet acpi_pm",
+)
 TREE = {"proc/device-tree/name": "\0"}
 
 
@@ -35,7 +42,7 @@ class Machine(NamedTuple):
     bios: str | None = None
     version: str | None = None
     clocks: str = PLAIN
-    more: dict[str, str | bytes] = {}
+    more: Mapping[str, str | bytes] = MappingProxyType({})
 
 
 def bios_table(bit: bool) -> bytes:
@@ -213,7 +220,9 @@ def test_names_that_may_not_be_read(tmp_path: Path) -> None:
     assert virt.read(root, X86).value == UNKNOWN
 
 
-@given(st.sampled_from([ARM, POWER, RISCV]), st.text(st.characters(codec="ascii", exclude_categories=["C"]), max_size=12))
+@given(
+    st.sampled_from([ARM, POWER, RISCV]), st.text(st.characters(codec="ascii", exclude_categories=["C"]), max_size=12)
+)
 def test_no_name_makes_metal(tmp_path_factory: pytest.TempPathFactory, arch: str, name: str) -> None:
     """Where the processor does not tell, a name that nobody knows is never evidence for hardware."""
     root = build(tmp_path_factory.mktemp("r"), Machine("", "", arch, "", name, name))

@@ -102,9 +102,7 @@ def firmware_memory(root: str) -> tuple[Range, ...]:
 
 def added(known: Iomem) -> tuple[Range, ...]:
     """Return the memory that drivers have added, by their names; a DIMM of ACPI has none there."""
-    return merge_ranges(
-        tuple(item.area for item in known.resources if item.name.startswith("System RAM ("))
-    )
+    return merge_ranges(tuple(item.area for item in known.resources if item.name.startswith("System RAM (")))
 
 
 def initrd_size(root: str) -> int:

@@ -24,11 +24,9 @@ _UNITS = "KMGTPE"
 
 def usable(entries: Iterable[Entry]) -> tuple[Range, ...]:
     """Return the memory of a map: where entries overlap, the highest type counts (`e820__update_table`)."""
-    found, other = [], []
-    for area, kind in entries:
-        if area.end > area.start:
-            (found if kind == RAM else other if kind > RAM else []).append(area)
-    return without(merge_ranges(tuple(found)), tuple(other))
+    known = [(area, kind) for area, kind in entries if area.end > area.start]
+    other = tuple(area for area, kind in known if kind > RAM)
+    return without(merge_ranges(tuple(area for area, kind in known if kind == RAM)), other)
 
 
 def applied(entries: Iterable[Entry], arguments: list[tuple[str, str]]) -> list[Entry]:

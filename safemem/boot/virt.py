@@ -160,11 +160,12 @@ def _x86(root: str, processor: str | None) -> Fact:
         return dmi
     # Either of the two may know of a hypervisor that the other does not show.
     if hypervisor is None:
-        return Fact(UNKNOWN, paths.CPUINFO, "it cannot be read, and firmware alone does not show that there is no hypervisor")
+        return Fact(
+            UNKNOWN, paths.CPUINFO, "it cannot be read, and firmware alone does not show that there is no hypervisor"
+        )
     if dmi.value == UNKNOWN:
         return dmi
     return Fact("none", dmi.source if dmi.value else paths.CPUINFO)
-
 
 
 def _hypervisor(processor: str | None) -> bool | None:

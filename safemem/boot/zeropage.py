@@ -27,6 +27,8 @@ _OLDEST = 0x209
 _ENTRY, _MOST = 20, 128
 #: The architectures of which every kernel shows the zero page, as /proc/sys/kernel/arch calls them.
 X86 = ("x86_64", "i686", "i586", "i486", "i386")
+#: Those that can hand over (ARCH_SUPPORTS_KEXEC_HANDOVER in arch/*/Kconfig of Linux 7.3).
+KHO = ("x86_64", "aarch64")
 
 
 def offered(root: str) -> Fact:
@@ -41,6 +43,12 @@ def offered(root: str) -> Fact:
                 return fact
     if found:
         return found[0]
+    arch = files.word(root, paths.ARCH)
+    if arch and arch not in KHO:
+        # Not `none`: a later kernel of it may hand over, in a way that is not known here.
+        return Fact(
+            UNKNOWN, paths.ARCH, f"Linux hands over on {' and '.join(KHO)}, and {arch} shows nothing of its predecessor"
+        )
     return Fact(UNKNOWN, paths.SETUP_DATA, f"neither {paths.BOOT_PARAMS_FOLDER} nor {paths.CHOSEN} exists")
 
 
@@ -64,7 +72,9 @@ def firmware_map(root: str) -> tuple[tuple[int, int, int], ...]:
                 f" {unread.source}: {unread.reason}"
             )
         if elsewhere := [path for path, kind in entries if kind in (SETUP_INDIRECT, SETUP_INDIRECT | SETUP_E820_EXT)]:
-            raise ValueError(f"{elsewhere[0]}/type says that its data is elsewhere: part of the memory map may be missing")
+            raise ValueError(
+                f"{elsewhere[0]}/type says that its data is elsewhere: part of the memory map may be missing"
+            )
         for path in (path for path, kind in entries if kind == SETUP_E820_EXT):
             more = files.read(root, f"{path}/data")
             if not more or len(more) % _ENTRY:
