@@ -130,6 +130,8 @@ SYSINFO = "proc/sysinfo"
 #: Where a container's manager leaves its name, the most certain first: for whoever is in it, for systemd, to the first process.
 FIRST_ENVIRONMENT = "proc/1/environ"
 CONTAINER = ("run/host/container-manager", "run/systemd/container", FIRST_ENVIRONMENT)
+#: OpenVZ: on a host and in its containers; on a host alone.
+OPENVZ, OPENVZ_HOST = "proc/vz", "proc/bc"
 CONTAINER_MARKS = (("run/.containerenv", "podman"), (".dockerenv", "docker"))
 EFI = "sys/firmware/efi"
 EFIVARS = "sys/firmware/efi/efivars"

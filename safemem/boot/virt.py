@@ -274,8 +274,8 @@ def _device_tree(root: str) -> Fact | None:
 
 def _container(root: str) -> Fact | None:
     """Return the container that this is in; None outside, where the boot program always is."""
-    if files.exists(root, "proc/vz") and files.exists(root, "proc/bc") is False:
-        return Fact("openvz", "proc/vz")
+    if files.exists(root, paths.OPENVZ) and files.exists(root, paths.OPENVZ_HOST) is False:
+        return Fact("openvz", paths.OPENVZ)
     release = files.word(root, paths.RELEASE)
     if "Microsoft" in release or "WSL" in release:
         return Fact("wsl", paths.RELEASE)
