@@ -8,6 +8,9 @@ blocks are there and offline before any program runs.
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,15 @@ import pytest
 
 from safemem.boot.ranges import Range
 from tests.fakes import SHIPPED
+from tests.needs import lacking
 from tests.vm import harness
 from tests.vm.harness import Guest, boot, shell
-from tests.vm.kit import COMMAND, SHARE, decided, guest, policy_text, span
+from tests.vm.kit import COMMAND, SHARE, decided, guest, policy_text, snapshot, span
 
 pytestmark = pytest.mark.vm
 
-#: 256 MiB from 512 MiB on, of 1 GiB: blocks 4 and 5.
-DAX, PAGES = Range(0x20000000, 0x30000000), 65536
+#: 256 MiB from 512 MiB on, of 1 GiB: blocks 4 and 5; and the pages of 64 MiB of it, which the guests have.
+DAX, PAGES = Range(0x20000000, 0x30000000), 16384
 SOFT_RESERVED = "memmap=256M%512M-1+0xefffffff"
 HELD, ONLINE = ["offline*2"], ["online*2"]
 POLICY = next(path for path in SHIPPED if path.stem == "dax-guests").read_text()
@@ -43,7 +47,7 @@ def test_guests_pages_after_a_rejected_handover(tmp_path: Path, held: bool) -> N
     counted: list[int] = []
 
     def count(_: dict[str, str] | None = None) -> None:
-        counted.append(harness.count_at(tmp_path, 256, [(DAX.start, DAX.end)]))
+        counted.append(harness.count_at(tmp_path, 64, [(DAX.start, DAX.end)]))
 
     # The dax device is made anew by each kernel, and only the command line says of what.
     more = SOFT_RESERVED if held else f"{SOFT_RESERVED} memhp_default_state=online"
@@ -108,3 +112,61 @@ def test_the_hosts_share() -> None:
 
     assert result.fate == "poweroff", result.serial[-2000:]
     assert result.report["dax"].split() == ["online*1", "offline*1"]
+
+
+# ---- CXL
+
+
+def cxl(name: str, script: str, memory: Path, **more: Any) -> Guest:
+    """Return a guest with a CXL type 3 device of 256 MiB, which is kept in `memory`, and of which nobody has made a region yet."""
+    found = [program for program in ("qemu-system-x86_64", "qemu-cxl") if shutil.which(program)]
+    versions = {
+        program: subprocess.run([program, "--version"], capture_output=True, text=True).stdout for program in found
+    }
+    numbers = {name: re.search(r"version (\d+)\.(\d+)", text) for name, text in versions.items()}
+    able = [name for name, number in numbers.items() if number and tuple(map(int, number.groups())) >= (8, 1)]
+    if not able:
+        lacking("CXL memory needs QEMU 8.1, which tests/vm/newer-qemu fetches where Debian has it in its backports")
+    devices = (
+        *SHARE,
+        # A host bridge that only passes on has no decoder that outlives the kexec, and the next kernel makes no region of it.
+        # A processor with a hypervisor beneath it cannot clear its caches of what was there before, and gets no region.
+        "-cpu", f"{harness.CPU},hypervisor=off",
+        "-machine", "q35,cxl=on", "-machine", "cxl-fmw.0.targets.0=cxl.1,cxl-fmw.0.size=4G",
+        "-object", f"memory-backend-file,id=cxlmem,share=on,size=256M,mem-path={memory / 'cxl'}",
+        "-device", "pxb-cxl,bus_nr=12,bus=pcie.0,id=cxl.1,hdm_for_passthrough=true", "-device", "cxl-rp,port=0,bus=cxl.1,id=rp0,chassis=0,slot=2",
+        "-device", "cxl-type3,bus=rp0,volatile-memdev=cxlmem,id=cxl0",
+    )  # fmt: skip
+    files = {"bin/dax": harness.program("dax").read_bytes()}
+    script = shell("dax-functions", START=0) + shell("cxl-functions") + script
+    return guest(
+        name, script, POLICY, files=files, dimm_mib=0, qemu=able[0], next_kernel="current", devices=devices, **more
+    )
+
+
+@pytest.mark.parametrize(("handover", "kernel"), [("rejected", "old-kho"), ("accepted", "current")])
+def test_guests_pages_in_cxl_memory(tmp_path: Path, handover: str, kernel: str) -> None:
+    """The region outlives the kexec, and the next kernel finds it by itself: its blocks are held, and every page is where it was."""
+    counted: list[int] = []
+
+    def count(_: dict[str, str] | None = None) -> None:
+        counted.append(harness.count_pattern(tmp_path / "cxl", 8))
+
+    script = shell("cxl", MIB=300)
+    if handover == "accepted":
+        script += COMMAND + shell("cxl-later")
+    result = boot(cxl(f"cxl-{handover}", script, tmp_path, kernel=kernel, checkpoint=count, timeout=200))
+    report = result.report
+    print(f"pattern pages in CXL memory: {counted}; {report.get('filled')} MiB used")
+
+    assert result.fate == "poweroff", result.serial[-2000:]
+    assert (report["first"].split(), report["before"]) == (["kmem", *HELD], "2048")
+    decision = decided(result)
+    assert (decision["action"], decision["facts"]["handover"]["value"]) == ("online-safe", handover)
+    assert report["again"] == "kmem"
+    assert {run.driver for run in snapshot(result).blocks if run.state == "offline"} == {"kmem"}
+    assert report["dax"].split() == HELD
+    assert counted == [2048, 2048]
+    if handover == "accepted":
+        assert (report["released"], report["after"].split()) == ("0", ONLINE), report["said"]
+        assert report["after_zones"] == "Movable"

@@ -2,7 +2,7 @@
 # shellcheck shell=sh
 # After the decision: the guests go on in their memory, it is given to kmem again, and at last it is released.
 give device_dax
-report count "$(dax count "$START" 256)"
+report count "$(dax count "$START" 64)"
 give kmem
 report bound "$(bound)"
 dax_blocks rebound

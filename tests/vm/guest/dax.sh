@@ -6,7 +6,7 @@ if [ "$STAGE" = 1 ]; then
     report first "$(bound) $(blocks 4 5)"
     give device_dax
     report given "$(blocks 4 5)"
-    report before "$(dax fill "$START" 256)"
+    report before "$(dax fill "$START" 64)"
     report checkpoint 1
     sleep 1
     handover "$CMDLINE $NEXT"
