@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from safemem.boot import engine, paths, probe
-from safemem.boot.model import UNKNOWN, Decision
+from safemem.boot import engine, guards, memory, paths, probe
+from safemem.boot.model import UNKNOWN, Blocks, Decision
+from safemem.boot.ranges import Range
 from safemem.policy import load
+from tests import fakes
 from tests.fakes import SHIPPED, make_root
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/machines.md"
@@ -112,3 +114,60 @@ def test_a_handover_by_a_device_tree_is_seen_anywhere(tmp_path: Path) -> None:
 
     assert snapshot.facts["handover"].value == "unsupported"
     assert engine.decide(POLICIES["live-update-host"], snapshot).action == "panic"
+
+
+# ---- machines of others
+
+
+def test_a_kernel_without_files_of_kho(tmp_path: Path) -> None:
+    """KHO on by default and no debugfs files asked for: what was offered may have been accepted."""
+    config = (
+        "CONFIG_KEXEC_HANDOVER=y\nCONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\n# CONFIG_KEXEC_HANDOVER_DEBUGFS is not set\n"
+    )
+    root = make_root(tmp_path, cmdline="quiet", offered=True, kho_out=False, config=config)
+    fact = probe.read_snapshot(str(root)).facts["handover"]
+
+    assert (fact.value, fact.source) == (UNKNOWN, "proc/config.gz")
+
+
+def test_a_device_tree_with_half_of_a_handover(tmp_path: Path) -> None:
+    """A kernel with KHO on that shows no incoming tree has ignored it, and what is ignored is lost."""
+    root = cold(tmp_path, "aarch64", tree=True)
+    (root / paths.CHOSEN / "linux,kho-fdt").write_bytes(bytes(16))
+
+    assert probe.read_snapshot(str(root)).facts["handover"].value == "rejected"
+
+
+def test_memory_deep_below_a_window_of_cxl(tmp_path: Path) -> None:
+    """Whole blocks of what kmem has added are its own, however deep they stand."""
+    root = make_root(tmp_path, offline="80-95")
+    (root / paths.IOMEM).write_text(
+        "00001000-0009fbff : System RAM\n00100000-3ffdefff : System RAM\n"
+        "280000000-37fffffff : CXL Window 0\n  280000000-2ffffffff : region0\n"
+        "    280000000-2ffffffff : dax0.0\n      284000000-2ffffffff : System RAM (kmem)\n"
+    )
+    offline = [run for run in probe.read_snapshot(str(root)).blocks if run.state == "offline"]
+
+    # Of block 80 the first half is not kmem's.
+    assert offline == [Blocks(80, 80, "offline", 0, UNKNOWN), Blocks(81, 95, "offline", 0, "kmem")]
+
+
+def test_blocks_that_do_not_begin_at_0(tmp_path: Path) -> None:
+    """Numbers have holes, and may all be large."""
+    root = make_root(tmp_path, online="8192-8316,8319", offline="8400-8403")
+    size, found, notes = memory.blocks(str(root))
+
+    assert [(run.first, run.last, run.state) for run in found] == [
+        (8192, 8316, "online"), (8319, 8319, "online"), (8400, 8403, "offline"),
+    ]  # fmt: skip
+    assert (size, notes) == (fakes.BLOCK, ())
+
+
+def test_two_crash_ranges(tmp_path: Path) -> None:
+    """Beside the guard kdump's low range is reserved; each has its line, and the size is that of the guard."""
+    root = make_root(tmp_path, crash="01000000-24ffffff", cmdline="kho=on safemem.guard=0x1000000-0x24ffffff")
+    text = (root / paths.IOMEM).read_text()
+    (root / paths.IOMEM).write_text(f"{text}  30000000-347fffff : Crash kernel\n")
+    found = guards.read(str(root), {"safemem.guard": "0x1000000-0x24ffffff"}, fakes.BLOCK, ())
+
+    assert (found.fact.value, found.range) == ("full", Range(0x1000000, 0x25000000))
