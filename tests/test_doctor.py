@@ -111,6 +111,12 @@ def kernel_zone(root: Path) -> None:
         put(path, text)(root)
 
 
+def s390(root: Path) -> None:
+    """Make it a machine that shows nothing of what started its kernel."""
+    shutil.rmtree(root / paths.BOOT_PARAMS_FOLDER)
+    (root / paths.ARCH).write_text("s390x\n")
+
+
 FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("no-decision", "severe", lambda root: (root / "run/safemem/decision.json").unlink()),
     ("onlined-by-others", "severe", put("sys/devices/system/memory/memory35/state", "online\n")),
@@ -131,6 +137,7 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("initrd-not-looked-into", "severe", lambda root: pack(root, None, more={"squashfs-root.img": b"hsqs" + bytes(2000)})),
     ("initrd-unreadable", "severe", lambda root: pack(root, b"{}")),
     ("cannot-tell", "warning", lambda root: shutil.rmtree(root / "sys/kernel/debug")),
+    ("no-handover-here", "severe", s390),
     ("kernel-zone", "severe", kernel_zone),
     ("not-applied", "warning", result(problems=["a block refused"], problem_codes=["failed"])),
     ("real-root-not-masked", "warning", lambda root: (root / "run/safemem/masked").unlink()),

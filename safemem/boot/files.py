@@ -91,6 +91,15 @@ def numbers(root: str, name: str, places: Iterable[int]) -> list[int]:
         posix.close(fd)
 
 
+def part(root: str, name: str, place: int, size: int) -> bytes:
+    """Return so many bytes from a place on; fewer at the file's end."""
+    fd = posix.open(path(root, name), _READ)
+    try:
+        return posix.pread(fd, size, place)
+    finally:
+        posix.close(fd)
+
+
 def size(root: str, name: str) -> int:
     """Return the file's bytes."""
     return posix.stat(path(root, name)).st_size

@@ -101,8 +101,11 @@ def ground(
         raise CannotSay(f"/{paths.IOMEM} shows System RAM at {max(room.ram)}, where no processor has any")
     firmware = room.firmware
     if not firmware:
-        notes.append("which memory firmware gave is not known: all System RAM is taken for it, hot-added memory too")
-        firmware = merge_ranges(room.ram)
+        notes.append("which memory firmware gave is not known: all System RAM is taken for it, hot-added DIMMs too")
+        size = snapshot.block_size
+        drivers = [run for run in snapshot.blocks if run.driver in ("virtio-mem", "kmem")]
+        added = tuple(Range(run.first * size, (run.last + 1) * size) for run in drivers)
+        firmware = without(merge_ranges(room.ram), added)
     ram = without(common(firmware, room.ram), room.taken)
     if not ram:
         raise CannotSay(f"{paths.IOMEM} shows nothing of the memory that firmware gave as free for the next kernel")

@@ -6,14 +6,15 @@ One reader of each, for the boot program, for the guard that the next kernel get
 
 from __future__ import annotations
 
-from safemem.boot import files, paths, zeropage
+from safemem.boot import files, paths, usermap, zeropage
+from safemem.boot.cmdline import arguments
 from safemem.boot.files import reason
 from safemem.boot.model import UNKNOWN, Blocks, Fact, Note, Room, Snapshot
-from safemem.boot.ranges import Range, cut, merge_ranges, parse_range, size_text, whole_blocks
+from safemem.boot.ranges import Range, cut, merge_ranges, parse_range, size_text, whole_blocks, without
 from safemem.boot.tuples import NamedTuple
 
-#: A type of firmware's map, and an offset in the x86 zero page (Documentation/arch/x86/zero-page.rst).
-_E820_RAM, _RAMDISK_SIZE = 1, 0x21C
+#: An offset in the x86 zero page (Documentation/arch/x86/zero-page.rst).
+_RAMDISK_SIZE = 0x21C
 #: Bytes of a gigantic page on x86, and of /proc/cpuinfo that hold the flags of the first processor.
 GIGANTIC, _ONE_PROCESSOR = 1 << 30, 16 << 10
 #: How names in /proc/iomem begin of what this kernel keeps inside System RAM and the next one does not.
@@ -78,17 +79,30 @@ def iomem(root: str) -> Iomem:
 
 
 def firmware_memory(root: str) -> tuple[Range, ...]:
-    """Return the memory that firmware gave at boot, from the x86 zero page: what was hot-added is not in it.
+    """Return the memory that this kernel booted with: firmware's map in the x86 zero page, as the command line leaves it.
+
+    What was hot-added is not in it, and neither is what a driver has made of memory that `memmap=` had taken away.
+    /sys/firmware/memmap is no second source: the kernel adds each DIMM to it that arrives (add_memory_resource in
+    mm/memory_hotplug.c), so it cannot tell which memory came later.
 
     Raises:
         OSError: it cannot be read, as on everything that is not x86.
-        ValueError: it holds no memory map.
+        ValueError: it holds no memory map, or what has become of it cannot be told.
     """
-    entries = zeropage.firmware_map(root)
-    found = [Range(start, start + size) for start, size, kind in entries if kind == _E820_RAM and size]
+    entries = []
+    for start, size, kind in zeropage.firmware_map(root):
+        if start + size > 1 << 64:  # then the kernel drops the whole map (__append_e820_table)
+            raise ValueError(f"{paths.BOOT_PARAMS} holds a memory map with an entry that ends beyond all addresses")
+        entries.append((Range(start, start + size), kind))
+    found = usermap.usable(usermap.applied(entries, arguments(files.line(root, paths.CMDLINE))))
     if not found:
         raise ValueError(f"{paths.BOOT_PARAMS} holds no memory map")
-    return merge_ranges(tuple(found))
+    return without(found, added(iomem(root)))
+
+
+def added(known: Iomem) -> tuple[Range, ...]:
+    """Return the memory that drivers have added, by their names; a DIMM of ACPI has none there."""
+    return merge_ranges(tuple(item.area for item in known.resources if item.name.startswith("System RAM (")))
 
 
 def initrd_size(root: str) -> int:
@@ -103,6 +117,8 @@ def initrd_size(root: str) -> int:
 def room(root: str) -> Room:
     """Return what tells which memory cannot be taken offline now, and which the next kernel will have."""
     known = iomem(root)
+    if known.fault:  # of part of it nothing follows: what is missing may be taken
+        known = Iomem(())
     kernel, ram = (tuple(known.named(name)) for name in ("Kernel ", "System RAM"))
     try:
         firmware = firmware_memory(root)
@@ -316,21 +332,24 @@ def onlined_early(root: str, snapshot: Snapshot) -> tuple[Note, ...]:
     online = [run for run in snapshot.blocks if run.state == "online"]
     if not online:
         return ()
+    notes: tuple[Note, ...] = ()
     try:
         ram = firmware_memory(root)
     except (OSError, ValueError) as error:
-        if snapshot.facts["auto_online"].value == "offline":
-            return ()
-        why = reason(error) if isinstance(error, OSError) else str(error)
-        text = f"whether hot-added memory was online before safemem ran cannot be told: {paths.BOOT_PARAMS}: {why}"
-        return (Note("onlined-early-unknown", text),)
+        # What a driver has added says so by its name.
+        online = [run for run in online if run.driver in ("virtio-mem", "kmem")]
+        ram = ()
+        if snapshot.facts["auto_online"].value != "offline":
+            why = reason(error) if isinstance(error, OSError) else str(error)
+            text = f"whether hot-added memory was online before safemem ran cannot be told: {paths.BOOT_PARAMS}: {why}"
+            notes = (Note("onlined-early-unknown", text),)
     size, late = snapshot.block_size, []
     for run in online:
         for number in range(run.first, run.last + 1):
             area = Range(number * size, (number + 1) * size)
             if not any(area.start < part.end and part.start < area.end for part in ram):
                 late.append(area)
-    return tuple(
+    return notes + tuple(
         Note(
             "onlined-early",
             f"{area} ({size_text(area.size)}) was hot-added and online before safemem ran: boot with memhp_default_state=offline",

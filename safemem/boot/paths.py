@@ -105,10 +105,34 @@ IOMMU_GROUPS = "sys/kernel/iommu_groups"
 MACHINE_CLASS = "etc/safemem/machine-class"
 DMI_VENDOR = "sys/class/dmi/id/sys_vendor"
 DMI_PRODUCT = "sys/class/dmi/id/product_name"
+#: In this order; product_name first, as KVM may stand in it beside QEMU as the vendor.
+DMI_NAMES = (
+    DMI_PRODUCT, DMI_VENDOR, "sys/class/dmi/id/board_vendor", "sys/class/dmi/id/bios_vendor", "sys/class/dmi/id/product_version",
+)  # fmt: skip
+#: Firmware's BIOS table; with CONFIG_DMI_SYSFS, and for root only.
+SMBIOS_BIOS = "sys/firmware/dmi/entries/0-0/raw"
 #: Of machines with a device tree; a NUL ends it.
 DT_MODEL = "proc/device-tree/model"
+DT_COMPATIBLE = "proc/device-tree/compatible"
+DT_HYPERVISOR = "proc/device-tree/hypervisor/compatible"
+DT_QEMU = "proc/device-tree/chosen/qemu,graphic-width"
 HYPERVISOR = "sys/hypervisor/type"
+#: Is there in every domain of Xen; and what a domain may do.
+XEN = "proc/xen"
+XEN_FEATURES = "sys/hypervisor/properties/features"
+XEN_CAPABILITIES = "proc/xen/capabilities"
 CPUINFO = "proc/cpuinfo"
+#: Leaves of CPUID by their number as the offset (CONFIG_X86_CPUID).
+CPUID = "dev/cpu/0/cpuid"
+CLOCKS = "sys/devices/system/clocksource/clocksource0/available_clocksource"
+#: s390: the machine, its partition and what runs that.
+SYSINFO = "proc/sysinfo"
+#: Where a container's manager leaves its name, the most certain first: for whoever is in it, for systemd, to the first process.
+FIRST_ENVIRONMENT = "proc/1/environ"
+CONTAINER = ("run/host/container-manager", "run/systemd/container", FIRST_ENVIRONMENT)
+#: OpenVZ: on a host and in its containers; on a host alone.
+OPENVZ, OPENVZ_HOST = "proc/vz", "proc/bc"
+CONTAINER_MARKS = (("run/.containerenv", "podman"), (".dockerenv", "docker"))
 EFI = "sys/firmware/efi"
 EFIVARS = "sys/firmware/efi/efivars"
 #: Ours; the kernel shows a variable as NAME-GUID of its vendor.

@@ -8,7 +8,7 @@ no evidence (older kernels print `disabling KHO revival` after a harmless kexec)
 
 from __future__ import annotations
 
-from safemem.boot import attempts, crashkernel, devices, files, guards, memory, paths, stake, zeropage
+from safemem.boot import attempts, crashkernel, devices, files, guards, memory, paths, stake, virt, zeropage
 from safemem.boot.asked import ARGUMENT
 from safemem.boot.cmdline import arguments, boolean, last, unsealed
 from safemem.boot.files import reason
@@ -26,11 +26,6 @@ _TOKEN = stake.TOKEN
 _UNSEEN = ("cmdline-unreadable", "guard-unknown", "blocks-unreadable", "block-unreadable", "not-looked-at")
 #: What nobody but handover-args writes, for the command line of a kexec that hands over.
 _FOR_A_KEXEC = (ARGUMENT, attempts.ARGUMENT, stake.ARGUMENT, _TOKEN)
-# DMI system vendor -> what systemd-detect-virt calls it.
-_VENDORS = (
-    ("QEMU", "qemu"), ("KVM", "kvm"), ("VMware", "vmware"), ("Xen", "xen"), ("Amazon EC2", "amazon"),
-    ("Google", "google"), ("innotek GmbH", "oracle"), ("Microsoft Corporation", "microsoft"),
-)  # fmt: skip
 
 
 def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = False) -> Snapshot:
@@ -92,14 +87,15 @@ def read_snapshot(root: str = "/", *, open_luo: bool = False, token: bool = Fals
         text = f"{handover.source} shows {what}, and the guard that only a rejection leaves {state} in force"
         handover = Fact(UNKNOWN, handover.source, text)
     bus, masters = devices.read(root)
+    arch = _line(root, paths.ARCH)
     facts = {
         "handover": handover,
         "luo": _luo(root, asked, open_luo),
         "kho": kho,
         "auto_online": auto_online(root),
-        "arch": _line(root, paths.ARCH),
+        "arch": arch,
         "kernel": _line(root, paths.RELEASE),
-        "virt": _virt(root),
+        "virt": virt.read(root, str(arch.value)),
         "product": _product(root),
         "machine_class": _named(root, paths.MACHINE_CLASS),
         "numa_nodes": memory.node_count(root),
@@ -372,31 +368,6 @@ def _named(root: str, path: str) -> Fact:
     """Return a name, which is one line of text."""
     fact = _line(root, path)
     return fact if str(fact.value).isprintable() else Fact(UNKNOWN, path, "it is not one line of text")
-
-
-def _virt(root: str) -> Fact:
-    facts = (_line(root, path) for path in (paths.DMI_VENDOR, paths.DMI_PRODUCT))
-    vendor, product = ("" if fact.value == UNKNOWN else str(fact.value) for fact in facts)
-    for prefix, name in _VENDORS:
-        # Microsoft and Google sell hardware too; their product name tells.
-        real = (prefix == "Microsoft Corporation" and product != "Virtual Machine") or (
-            prefix == "Google" and "Compute Engine" not in product
-        )
-        if vendor.startswith(prefix) and not real:
-            return Fact(name, paths.DMI_VENDOR)
-    xen = files.word(root, paths.HYPERVISOR)
-    if xen:
-        return Fact(xen, paths.HYPERVISOR)
-    # Of the first processor, as far as its line is whole.
-    known = files.text(root, paths.CPUINFO)
-    processor = (known or "").partition("\nflags")[2].partition("\n")
-    flags = processor[0].split() if processor[1] else []
-    if "hypervisor" in flags:
-        return Fact("vm-other", paths.CPUINFO, "the processor reports a hypervisor of unknown make")
-    # Either of the two may know of a hypervisor that the other does not show.
-    if known and (vendor or (flags and files.exists(root, paths.DMI_VENDOR) is False)):
-        return Fact("none", paths.DMI_VENDOR if vendor else paths.CPUINFO)
-    return Fact(UNKNOWN, paths.DMI_VENDOR, "neither DMI nor the processor tells")
 
 
 def _incoming(root: str, handover: Fact) -> dict[str, Fact]:

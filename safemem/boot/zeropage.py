@@ -14,6 +14,9 @@ from safemem.boot.model import UNKNOWN, Fact
 
 #: Types of entries of the list (arch/x86/include/uapi/asm/setup_data.h).
 SETUP_E820_EXT, SETUP_KEXEC_KHO = 1, 10
+#: Beside another type: the data lies elsewhere. Kernels read neither a map nor a handover that is passed so
+#: (parse_setup_data in arch/x86/kernel/setup.c), and later ones may.
+SETUP_INDIRECT = 1 << 31
 #: Bytes of the page, and offsets in it: the header's magic and version, its pointer to the list; entries, table.
 _SIZE, _MAGIC, _VERSION, _POINTER, _E820_COUNT, _E820_TABLE = 4096, 0x202, 0x206, 0x250, 0x1E8, 0x2D0
 #: The loader's number: every loader has one, and so has what stands in for a loader.
@@ -23,7 +26,9 @@ _OLDEST = 0x209
 #: Bytes of an entry of the map, and how many the page has room for.
 _ENTRY, _MOST = 20, 128
 #: The architectures of which every kernel shows the zero page, as /proc/sys/kernel/arch calls them.
-_X86 = ("x86_64", "i686", "i586", "i486", "i386")
+X86 = ("x86_64", "i686", "i586", "i486", "i386")
+#: Those that can hand over (ARCH_SUPPORTS_KEXEC_HANDOVER in arch/*/Kconfig of Linux 7.3).
+KHO = ("x86_64", "aarch64")
 
 
 def offered(root: str) -> Fact:
@@ -38,6 +43,12 @@ def offered(root: str) -> Fact:
                 return fact
     if found:
         return found[0]
+    arch = files.word(root, paths.ARCH)
+    if arch and arch not in KHO:
+        # Not `none`: a later kernel of it may hand over, in a way that is not known here.
+        return Fact(
+            UNKNOWN, paths.ARCH, f"Linux hands over on {' and '.join(KHO)}, and {arch} shows nothing of its predecessor"
+        )
     return Fact(UNKNOWN, paths.SETUP_DATA, f"neither {paths.BOOT_PARAMS_FOLDER} nor {paths.CHOSEN} exists")
 
 
@@ -59,6 +70,10 @@ def firmware_map(root: str) -> tuple[tuple[int, int, int], ...]:
             raise ValueError(
                 f"{paths.BOOT_PARAMS} holds {_MOST} entries of a memory map, and whether there are more cannot be told:"
                 f" {unread.source}: {unread.reason}"
+            )
+        if elsewhere := [path for path, kind in entries if kind in (SETUP_INDIRECT, SETUP_INDIRECT | SETUP_E820_EXT)]:
+            raise ValueError(
+                f"{elsewhere[0]}/type says that its data is elsewhere: part of the memory map may be missing"
             )
         for path in (path for path, kind in entries if kind == SETUP_E820_EXT):
             more = files.read(root, f"{path}/data")
@@ -89,7 +104,7 @@ def _by_setup_data(root: str) -> Fact | None:
         shown = files.names(root, at)
     except FileNotFoundError:
         try:
-            x86 = files.line(root, paths.ARCH) in _X86
+            x86 = files.line(root, paths.ARCH) in X86
         except OSError as error:
             return Fact(UNKNOWN, paths.ARCH, f"{reason(error)}: an x86 would show {at}, which is not there")
         if x86:
@@ -109,7 +124,7 @@ def _by_setup_data(root: str) -> Fact | None:
     if listed:
         entries, unread = _entries(root)
         places += [paths.SETUP_DATA, *(f"{path}/type" for path, _ in entries)]
-        handover = next((path for path, kind in entries if kind == SETUP_KEXEC_KHO), "")
+        handover = next((path for path, kind in entries if kind & ~SETUP_INDIRECT == SETUP_KEXEC_KHO), "")
         answer = (
             Fact("yes", f"{handover}/type")
             if handover
@@ -164,7 +179,10 @@ def _entries(root: str) -> tuple[list[tuple[str, int]], Fact | None]:
     for name in names:
         path = f"{at}/{name}"
         try:
-            found.append((path, int(files.line(root, f"{path}/type"), 16)))
+            kind = int(files.line(root, f"{path}/type"), 16)
+            found.append((path, kind))
+            if kind == SETUP_INDIRECT:  # the kernel shows the type of what it points to, and that is none
+                unread = Fact(UNKNOWN, f"{path}/type", "its data is elsewhere, and of which type is not shown")
         except OSError as error:
             unread = Fact(UNKNOWN, f"{path}/type", reason(error))
         except ValueError:

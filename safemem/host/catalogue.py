@@ -99,6 +99,13 @@ CODES: dict[str, Entry] = {
         " tell: `retrieve_token = true` in the policy, safemem-token.service before the kexec, and `safemem handover-args"
         " --token`",
     ),
+    "no-handover-here": Entry(
+        "severe",
+        "no kernel of {arch} hands memory over, and none shows that nothing was handed to it: a policy that ends a boot with"
+        " `handover` unknown ends each boot",
+        "take safemem out of the initramfs: `safemem initramfs remove`; or use a policy that goes on, such as `minimal`"
+        " (docs/machines.md)",
+    ),
     "luo-missing": Entry(
         "warning",
         "liveupdate= asks for LUO, and there is no /dev/liveupdate",

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem.boot import paths, probe
+from safemem.boot import paths, probe, zeropage
 from safemem.boot.cmdline import argument
 from safemem.boot.model import UNKNOWN
 from safemem.boot.ranges import Range, size_text, total
@@ -119,7 +119,10 @@ def _agents(machine: Machine) -> Iterator[Finding]:
 
 def _handover(machine: Machine) -> Iterator[Finding]:
     handover, luo, kho = (machine.snapshot.facts[name] for name in ("handover", "luo", "kho"))
-    if kho.value == UNKNOWN or handover.value == UNKNOWN:
+    arch = machine.value("arch")
+    if handover.value == UNKNOWN and arch not in (UNKNOWN, *zeropage.KHO):
+        yield finding("no-handover-here", f"{paths.ARCH} reads `{arch}`", arch=arch)
+    elif kho.value == UNKNOWN or handover.value == UNKNOWN:
         fact = handover if handover.value == UNKNOWN else kho
         yield finding("cannot-tell", f"{fact.source}: {fact.reason}")
     if luo.value == "missing":

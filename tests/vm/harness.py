@@ -65,6 +65,7 @@ class Guest(NamedTuple):
     #: with another number; may return commands for the machine protocol (QMP), such as to plug memory, or `CUT`.
     checkpoint: Callable[[dict[str, str]], Any] | None = None
     watch: Callable[[str], None] | None = None  #: called with each new piece of the console
+    qemu: str = "qemu-system-x86_64"  #: the program
 
 
 class Cost(NamedTuple):
@@ -264,7 +265,7 @@ def _sectors(data: bytes) -> bytes:
 def _command(guest: Guest, base: Path) -> list[str]:
     """Return the command that starts QEMU; its files are in `base`."""
     command = [
-        "qemu-system-x86_64", "-accel", "tcg", "-cpu", CPU, "-machine", "pc", "-smp", "1",
+        guest.qemu, "-accel", "tcg", "-cpu", CPU, "-machine", "pc", "-smp", "1",
         "-m", f"{guest.boot_mib}M,slots=4,maxmem=64G", "-nodefaults", "-display", "none", "-no-reboot",
         "-serial", f"file:{base / 'serial'}",
         "-device", "virtio-serial-pci", "-chardev", f"file,id=report,path={base / 'report'},append=on",
@@ -284,10 +285,10 @@ def _command(guest: Guest, base: Path) -> list[str]:
     if guest.dimm_mib:
         command += ["-object", f"{backend},id=dimm,size={guest.dimm_mib}M{place}{'dimm' if place else ''}"]
         command += ["-device", "pc-dimm,id=dimm0,memdev=dimm"]
-    command += guest.devices
     if guest.next_kernel:
         command += [*disk("kernel", base / "kernel"), *disk("initrd", base / "initrd")]
-    return command
+    # Last: behind another host bridge, what names no bus would be put there.
+    return [*command, *guest.devices]
 
 
 def _wait(

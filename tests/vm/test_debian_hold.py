@@ -75,6 +75,8 @@ def test_held_through_the_real_root(suite: str) -> None:
     assert (report["unit"], report["failed"]) == ("active", "")
     assert [report[key].split() for key in ("early", "dimm", "again", "tested_state")] == [[HELD]] * 4
     assert report["auto_online"] == "offline"
+    # Firmware's names, the processor's flags and the clock sources are enough to say what systemd asks the processor.
+    assert report["virt"] == decided(result)["facts"]["virt"]["value"] == "qemu"
     assert "SAFEMEM_HELD=online-safe by rule otherwise, policy vm" in report["info"]
     assert "safemem-held" in report["info"]
     assert "mount etc/udev/rules.d/41-site.rules" in report["masked"].splitlines()

@@ -3,6 +3,7 @@
 # In the real root: what was held, through a restart of udevd and every trigger; then the masks go.
 report version "$(udevadm --version | cut -d' ' -f1)"
 report unit "$(systemctl is-active safemem-hold.service)"
+report virt "$(systemd-detect-virt)"
 state
 udevadm info "$MEMORY/memory33" >/tmp/info
 report_file info /tmp/info
