@@ -82,7 +82,7 @@ _DAXCTL_OFF = re.compile(r"\s(-N|--no-online|--mode=devdax|-m\s*devdax|--mode\s+
 #: How other languages than a shell's write to a file or run a program.
 _WRITES = re.compile(
     r"\.write\(|write_text|write_bytes|writelines|syswrite|file_put_contents|WriteFile|WriteString"
-    r"|open\w*\s*\(?[^)\n]*['\"][wa+>]|>\s*['\"]?[/$]|\bsystem\b|subprocess|\bexec\b"
+    r"|open\w*\s*\(?[^)\n]*['\"][wa+>]|>\s*['\"]?[/$]|(?<![/\w])system\s*[(\s]|subprocess|\bexec\b"
 )
 _QUOTED = re.compile(r"['\"](?:online(?:_movable|_kernel)?|1)(?:\\n)?['\"]")
 
@@ -243,8 +243,9 @@ def _in_statement(statement: str, *, about: bool, speaks: bool) -> Sign | None:
             targets += [word for word in words[1:] if word[:1] != "-"][0 if name in ("tee", "sponge") else -1 :]
         if name == "dd":
             targets += [word[3:] for word in words if word.startswith("of=")]
-        runs_more = name in _RUN_MORE and (about or speaks) and re.search(r"-exec|-c\b|-i\b|-e\b|>", part)
-        if runs_more and (_QUOTED.search(part) or re.search(r"\bonline(?!\s*/)\b", part)):
+        runs_more = _RUN_MORE & {word.rpartition("/")[2] for word in part.split()[:6]}
+        told = (about or speaks) and runs_more and re.search(r"-exec|-c\b|-i\b|-e\b|>", part)
+        if told and (_QUOTED.search(part) or _ONLINE.search(part)):
             targets.append(_ANY)
     what = " ".join(statement.split())[:120]
     for target in targets:

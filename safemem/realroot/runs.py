@@ -115,8 +115,7 @@ def judge_unit(root: str | None, name: str, reached: int) -> Verdict | None:
     alone = reached == udevreach.ALONE
     if root is None:
         return Verdict(sure=False) if alone else None
-    there = units.names(root)
-    unit = units.read(root, name, there) or units.read(root, units.template(name), there)
+    unit = units.read(root, name, units.names(root))
     if unit is None:
         return Verdict(sure=False, why=f"there is no {name} here, so what it does is not known") if alone else None
     verdicts = []

@@ -60,21 +60,23 @@ def names(root: str) -> dict[str, list[str]]:
 
 
 def read(root: str, name: str, there: dict[str, list[str]]) -> Unit | None:
-    """Return the unit called `name`; None if there is none, or it is masked. Raises OSError."""
-    parts: list[tuple[str, str]] = []
+    """Return the unit called `name`, of its template if it is an instance; None if there is none, or it is masked.
+
+    Raises OSError.
+    """
     main = next(
-        (f"{folder}/{name}" for folder, inside in there.items() if name in inside and _leads(root, f"{folder}/{name}")),
+        (
+            path
+            for own in (name, template(name))
+            for folder in there
+            if own in there[folder] and _leads(root, path := f"{folder}/{own}")
+        ),
         None,
     )
-    if main is not None:
-        if _is_masked(root, main):
-            return None
-        parts.append((main, programs.read(root, main) or ""))
-    parts += [
-        (path, programs.read(root, path) or "") for path in _drop_ins(root, name, there) if not _is_masked(root, path)
-    ]
-    if not parts:
+    if main is None or _is_masked(root, main):
         return None
+    paths = [main, *(path for path in _drop_ins(root, name, there) if not _is_masked(root, path))]
+    parts = [(path, programs.read(root, path) or "") for path in paths]
     commands: dict[str, list[Command]] = {}
     settings: list[tuple[str, str]] = []
     for path, text in parts:
@@ -114,17 +116,17 @@ def lines(text: str) -> list[tuple[int, str, str, str]]:
 def _drop_ins(root: str, name: str, there: dict[str, list[str]]) -> list[str]:
     """Return the drop-ins of a unit in the order in which they count: of one name the first folder's."""
     stem, dot, kind = name.rpartition(".")
-    owners = [f"{kind}.d", f"{name}.d"]
-    at = stem.find("@")
-    if at >= 0:
-        owners.append(f"{stem[: at + 1]}{dot}{kind}.d")
+    owners = [f"{name}.d"]  # the special before the general, which is passed over where it has the same name
+    if template(name) != name:
+        owners.append(f"{template(name)}.d")
     cut = stem
     while (place := cut.rstrip("-").rfind("-")) > 0:  # foo-.service.d is for all whose names begin so
         cut = cut[: place + 1]
         owners.append(f"{cut}{dot}{kind}.d")
+    owners.append(f"{kind}.d")
     found: dict[str, str] = {}
-    for folder, inside in there.items():
-        for owner in owners:
+    for owner in owners:
+        for folder, inside in there.items():
             if owner not in inside:
                 continue
             try:
