@@ -267,7 +267,7 @@ def _helpers(root: str) -> Iterator[Onliner]:
             sure=False,
         )
     for number, line in enumerate((programs.read(root, "etc/mdev.conf") or "").splitlines(), 1):
-        place = re.search(r"[@$*]\s*(.+)$", line)
+        place = re.search(r"\s[@$*]\s*(\S.*)$", line)
         if place and not line.lstrip().startswith("#"):
             about = bool(re.search(r"memory", line[: place.start()]))
             does = programs.onlines(root, place[1], about=about)

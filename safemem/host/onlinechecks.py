@@ -63,12 +63,21 @@ def _others(machine: Machine) -> Iterator[Finding]:
         if not isinstance(found, Onliner):
             yield finding("not-looked-at", f"{found.where}: {found.why}", path=found.where)
             continue
-        verb = "onlines" if found.sure else "may online"
-        when = ", if something starts it; nothing does now" if found.idle else ""
-        severity = "severe" if found.sure and not found.idle else "warning"
-        yield finding(
-            found.code, found.where, severity=severity, owner=found.owner, verb=verb, what=found.what, when=when
-        )
+        yield _told(found)
+
+
+def _told(found: Onliner) -> Finding:
+    verb, severity = ("onlines", "severe") if found.sure else ("may online", "warning")
+    when = ", if something starts it; nothing does now" if found.idle else ""
+    severity = "warning" if found.idle else severity
+    where, owner, what = found.where, found.owner, found.what
+    if found.code == "unit-onlines":
+        return finding("unit-onlines", where, severity=severity, owner=owner, verb=verb, when=when, what=what)
+    if found.code == "tmpfiles-online":
+        return finding("tmpfiles-online", where, severity=severity, owner=owner, verb=verb, what=what)
+    if found.code == "settings-online":
+        return finding("settings-online", where, severity=severity, owner=owner, verb=verb, what=what)
+    return finding("script-onlines", where, severity=severity, owner=owner, verb=verb, when=when, what=what)
 
 
 def _agents(machine: Machine) -> Iterator[Finding]:

@@ -34,20 +34,16 @@ def find(root: str) -> Iterator[Onliner | Unread]:
         )
         return
     started = _started(root, there, known)
-    for name, unit in sorted(known.items()):
-        if name.startswith(_OURS):
-            continue
-        seen = set()
-        for command in unit.commands:
+    found: dict[str, Onliner] = {}  # of several names of one unit, one that is started
+    for name, unit in sorted(known.items(), key=lambda item: (item[0] not in started, item[0])):
+        for command in () if name.startswith(_OURS) else unit.commands:
             does = programs.onlines(root, command.text, about=False)
             if does is None or does.where.startswith(_ELSEWHERE):
                 continue
             what = f"{does.what} ({does.where})" if does.where else does.what
-            if what not in seen:
-                seen.add(what)
-                yield Onliner(
-                    "unit-onlines", f"{command.file}:{command.line}", what, name, does.sure, name not in started
-                )
+            where = f"{command.file}:{command.line}"
+            found.setdefault(where, Onliner("unit-onlines", where, what, name, does.sure, name not in started))
+    yield from found.values()
 
 
 def _read(root: str, there: dict[str, list[str]]) -> dict[str, units.Unit]:

@@ -76,7 +76,8 @@ def read(root: str, name: str, there: dict[str, list[str]]) -> Unit | None:
     if main is None or _is_masked(root, main):
         return None
     paths = [main, *(path for path in _drop_ins(root, name, there) if not _is_masked(root, path))]
-    parts = [(path, programs.read(root, path) or "") for path in paths]
+    # An alias is a link: what it leads to is the file.
+    parts = [(programs.resolve(root, path) or path, programs.read(root, path) or "") for path in paths]
     commands: dict[str, list[Command]] = {}
     settings: list[tuple[str, str]] = []
     for path, text in parts:
