@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,28 @@ def test_what_may(text: str) -> None:
 def test_what_does_not(text: str) -> None:
     """No word of what only looks, takes off, or is about something else."""
     assert onlining.in_script(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$(" * 30000,
+        "drmgr " * 30000,
+        "memory add " * 30000,
+        '>"' * 30000,
+        "chmem " * 30000,
+        "echo a > " + "$a*e" * 900,
+        "\n" * 300000,
+    ],
+)
+def test_it_takes_no_time(text: str) -> None:
+    """Whoever may write a script cannot keep the hold at work with it."""
+    begin = time.monotonic()
+    onlining.in_script(f"{text}\n# {M}\ntrue {M}/memory1/state", about=True)
+    onlining.started(text[:20000])
+    onlining.is_memory(text)
+    onlining.in_value(text)
+    assert time.monotonic() - begin < 5
 
 
 def test_the_line_of_it() -> None:

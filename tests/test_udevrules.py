@@ -89,7 +89,7 @@ ONLINING = {
     "by a pipe": 'SUBSYSTEM=="container", RUN+="/bin/sh -c \'echo online_movable | tee /sys/bus/memory/devices/*/state\'"',
     "a copy": 'SUBSYSTEM=="cxl", RUN+="/bin/dd if=/run/x of=/sys/devices/system/memory/auto_online_blocks"',
     "for a driver": 'SUBSYSTEM=="drivers", KERNEL=="virtio_mem", RUN+="/bin/sh -c \'chmem --enable 4G\'"',
-    "for a region of nd": 'SUBSYSTEM=="nd", RUN+="/usr/bin/daxctl reconfigure-device --mode=system-ram all"',
+    "for a region": 'SUBSYSTEM=="vmbus", RUN+="/usr/bin/daxctl reconfigure-device --mode=system-ram all"',
     "a unit by a template of a program's": 'SUBSYSTEM=="dax", PROGRAM="/bin/systemd-escape --template=foo@.service %k", ENV{SYSTEMD_WANTS}+="$result"',
     "a unit with a made-up name": 'SUBSYSTEM=="memory", ENV{SYSTEMD_WANTS}+="%c{2}.service"',
     "only where something is": 'SUBSYSTEM=="memory", TEST=="/run/x", CONST{virt}=="kvm", SYSCTL{kernel/x}=="1", ATTR{state}="online"',
@@ -127,6 +127,8 @@ HARMLESS = {
     "a disk's state by another way": 'ACTION=="add", SUBSYSTEM=="scsi", ATTR{state}=="offline", RUN+="/bin/sh -c \'echo running > /sys$devpath/state\'"',
     "a disk's timeout": 'ACTION=="add", SUBSYSTEMS=="scsi", ATTRS{vendor}=="VMware*", RUN+="/bin/sh -c \'echo 180 >/sys$DEVPATH/device/timeout\'"',
     "processors by a shell": 'SUBSYSTEM=="cpu", ACTION=="add", RUN+="/bin/sh -c \'echo 1 > /sys$devpath/online\'"',
+    "every device's state, in a disk's word": 'ACTION=="add", RUN+="/bin/sh -c \'echo running > /sys$devpath/state\'"',
+    "takes off by a shell": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'[ -e /run/x ] && echo offline > /sys$devpath/state\'"',
     "builtin by the older word": 'SUBSYSTEM=="memory", IMPORT{program}="path_id"',
     "memory of the firmware's tables": 'ACTION=="remove", GOTO="end"\nSUBSYSTEM!="dmi", GOTO="end"\nIMPORT{program}="dmi_memory_id"\nLABEL="end"',
     "commas and comments": ',# x\nSUBSYSTEM=="memory",, ATTR{online}=="1", TAG+="seen",',
@@ -344,7 +346,7 @@ def test_what_is_no_script_may_online(tmp_path: Path) -> None:
 
 def test_a_script_for_another_device_counts_by_what_is_in_it(tmp_path: Path) -> None:
     """A node's, a container's, any device's: where it speaks of memory; a disk's own state is the disk's."""
-    for subsystem in ("node", "cpu", "cxl", "acpi", "container", "nd", "virtio", "module", "block"):
+    for subsystem in ("node", "cpu", "cxl", "acpi", "container", "virtio", "module", "block"):
         rule = RUNS.replace("memory", subsystem)
         (found,) = with_script(tmp_path, SCRIPTS["in a loop"][0], rule)
         assert found.sure and found.why == "usr/local/bin/new-block:2: echo online > $b"

@@ -32,6 +32,14 @@ _SCRIPTS = (
     ("etc/cron.daily", ""),
     ("etc/cron.weekly", ""),
     ("etc/cron.monthly", ""),
+    ("etc/rc.d", ""),
+    ("etc/acpi", ".sh"),
+    ("etc/network/if-pre-up.d", ""),
+    ("etc/network/if-up.d", ""),
+    ("etc/NetworkManager/dispatcher.d", ""),
+    ("etc/networkd-dispatcher/routable.d", ""),
+    ("etc/profile.d", ".sh"),
+    ("usr/lib/systemd/system-sleep", ""),
     ("var/lib/cloud/scripts/per-boot", ""),
     ("var/lib/cloud/scripts/per-instance", ""),
 )
@@ -180,9 +188,10 @@ def _init(root: str) -> Iterator[Onliner]:
 def _scripts(root: str) -> Iterator[Onliner]:
     for folder, suffix in _SCRIPTS:
         for name in names(root, folder):
-            if name.endswith(suffix):
-                path = f"{folder}/{name}"
-                yield from _script(root, path, path, idle=not _is_program(root, path))
+            path = f"{folder}/{name}"
+            if name.endswith(suffix) and path not in _RC_LOCAL:
+                idle = folder != "etc/profile.d" and not _is_program(root, path)
+                yield from _script(root, path, path, idle=idle)
     for path in first(root, _GENERATORS, ""):
         yield from _script(root, path, path, idle=not _is_program(root, path))
 
@@ -256,7 +265,7 @@ def _tuned(root: str) -> Iterator[Onliner]:
 
 
 def _helpers(root: str) -> Iterator[Onliner]:
-    """Look at what takes udev's place: a helper of the kernel's, and what busybox's mdev does for each device."""
+    """Look at what takes udev's or systemd's place: a helper of the kernel's, busybox's mdev, init's own table."""
     helper = (programs.read(root, "sys/kernel/uevent_helper") or "").strip()
     if helper:
         yield Onliner(
@@ -266,6 +275,11 @@ def _helpers(root: str) -> Iterator[Onliner]:
             helper,
             sure=False,
         )
+    for number, line in enumerate((programs.read(root, "etc/inittab") or "").splitlines(), 1):
+        fields = line.split(":", 3)
+        does = programs.onlines(root, fields[3], about=False) if len(fields) == 4 and line[:1] != "#" else None
+        if does is not None:
+            yield Onliner("script-onlines", f"etc/inittab:{number}", does.what, "etc/inittab", does.sure)
     for number, line in enumerate((programs.read(root, "etc/mdev.conf") or "").splitlines(), 1):
         place = re.search(r"\s[@$*]\s*(\S.*)$", line)
         if place and not line.lstrip().startswith("#"):

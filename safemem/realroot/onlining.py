@@ -87,6 +87,12 @@ _WRITES = re.compile(
 _QUOTED = re.compile(r"['\"](?:online(?:_movable|_kernel)?|1)(?:\\n)?['\"]")
 
 
+#: PATH_MAX, and so many wildcards that nobody writes more.
+_LONGEST_PATH, _WILD = 4096, 16
+#: Characters of a line that are looked at; a longer one is no script that somebody has written.
+_LONGEST_LINE = 16384
+
+
 class Sign(NamedTuple):
     """What in a text onlines memory."""
 
@@ -101,8 +107,10 @@ def is_memory(pattern: str) -> bool:
 
 
 def _may_be(pattern: str, *, relative: bool) -> bool:
+    if len(pattern) > _LONGEST_PATH:
+        return False
     text = VARIABLE.sub("\0", pattern.strip().strip("'\""))
-    if not text or len(text) > 4096:
+    if not text:
         return False
     # A block's path below a process's root is the same path.
     text = re.sub(r"^/proc/[^/]+/root(?=/)", "", text)
@@ -119,6 +127,10 @@ def _may_be(pattern: str, *, relative: bool) -> bool:
     if text.startswith("\0") and not relative:
         text = f"\0{text.lstrip(chr(0))}"
     known = {"\0": ".*", "*": "[^/]*", "?": "[^/]"}
+    # One after the other they come to one that stands for anything.
+    text = re.sub(r"[\0*?]*\0[\0*?]*", "\0", text)
+    if len(re.findall(r"[\0*?\[{]", text)) > _WILD:
+        return True
     pieces = re.split(r"(\0+|\*+|\?|\[[^\]/]*\]|\{[^}/]*\})", text)
     expression = "".join(
         known.get(piece[:1], "[^/]*") if at % 2 else re.escape(piece) for at, piece in enumerate(pieces)
@@ -136,7 +148,7 @@ def is_about_memory(text: str) -> bool:
 
 def in_value(text: str) -> bool | None:
     """Return whether a value that is written to such a file onlines memory; None if that is not known."""
-    word = re.sub(r"\\[nrt]", " ", text).strip().strip("'\"").strip()
+    word = re.sub(r"\\[nrt]", " ", text[:_LONGEST_PATH]).strip().strip("'\"").strip()
     if VARIABLE.search(word):
         return None
     if _OFF.fullmatch(word):
@@ -146,7 +158,7 @@ def in_value(text: str) -> bool | None:
 
 def in_script(text: str, *, about: bool = False) -> Sign | None:
     """Return what in a script onlines memory, the sure before what only may; `about`: it is run for a device of memory's."""
-    lines = text.splitlines()
+    lines = [line[:_LONGEST_LINE] for line in text.splitlines()]
     shell = not lines or not lines[0].startswith("#!") or _interpreter(lines[0]) in _SHELLS | {"", "openrc-run", "rc"}
     speaks = any(_ABOUT.search(line) for line in lines if not line.lstrip().startswith("#"))
     found: list[Sign] = []
@@ -188,11 +200,20 @@ def in_programs(command: str) -> Sign | None:
     return None
 
 
+def is_off(statement: str) -> bool:
+    """Return whether what a pipeline of a shell puts out would online nothing, wherever it is written."""
+    return _value(statement.split("|")[0]) is False
+
+
+def statements(text: str) -> list[str]:
+    """Return what a shell's text does, piece by piece."""
+    return [statement for _, statement in _statements(text.splitlines(), shell=True)]
+
+
 def started(text: str) -> list[str]:
     """Return the programs that a shell's text starts or reads in, each once, by what they are called there."""
     found: dict[str, None] = {}
-    lines = text.splitlines()
-    for _, statement in _statements(lines, shell=True):
+    for statement in statements(text):
         for part in re.split(r"\||\$\(|`", statement):
             words = _words(part)
             while words and (words[0] in _OPENING or re.match(r"\w+=", words[0])):

@@ -134,8 +134,12 @@ def _unknown(root: str | None, command: str) -> str | None:
     if len(words) < 3 or words[0].rpartition("/")[2] not in _SHELLS or words[1] != "-c":
         return _of_program(root, command.split()) if words else None
     script = words[2].strip().strip("'\"")
-    if re.search(r"\$\(|`|<\(", script) or not all(_PLAIN_FILE.fullmatch(at) for at in _REDIRECTION.findall(script)):
-        return "what a shell does with it is not known"
+    for part in onlining.statements(script):
+        # What is known to be no word that onlines may be written anywhere, such as another subsystem's `running`.
+        if re.search(r"\$\(|`|<\(", part) or not (
+            onlining.is_off(part) or all(_PLAIN_FILE.fullmatch(at) for at in _REDIRECTION.findall(part))
+        ):
+            return "what a shell does with it is not known"
     parts = [part.split() for part in re.split(r"[;|&{}\n]+", _REDIRECTION.sub(" ", script))]
     return next((why for part in parts if (why := _of_program(root, part)) is not None), None)
 
