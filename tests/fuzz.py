@@ -53,7 +53,7 @@ from safemem.initramfs import check, packed, proven, unpack
 from safemem.outgoing import config, expected, image, nextkernel, nextline, preflight, profile, running
 from safemem.outgoing.kernel import Kernel, NoKernel, Speaks
 from safemem.policy import casefile, cases, compiler, imagined, load, missing, pieces, places
-from safemem.realroot import alongside, maintenance, onlining, udevrules, units
+from safemem.realroot import alongside, maintenance, onlining, shelltext, udevrules, units
 from tests.fakes import machine, make_root, outgoing, pci
 from tests.kit import policy
 
@@ -222,7 +222,7 @@ def _onlining(data: bytes) -> None:
         onlining.in_script(text, about=about)
     onlining.is_about_memory(text)
     onlining.in_value(text)
-    onlining.started(text)
+    shelltext.started(text)
     for line in text.splitlines():
         onlining.is_memory(line)
         onlining.in_programs(line)
@@ -344,7 +344,7 @@ TARGETS = {
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (casefile.read, cases.run, pieces.find, missing.missing)),
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
-    "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, onlining.started, onlining.statements, units.lines, alongside.kept)),
+    "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, shelltext.started, shelltext.statements, units.lines, alongside.kept)),
     "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, unpack.find, packed.pieces, packed.whole, nextkernel.build)),
     "kernel-image": Target(_kernel_image, (NoKernel,), (image.read_bytes, config.options)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text)),

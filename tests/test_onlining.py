@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safemem.realroot import onlining, programs, units
+from safemem.realroot import onlining, programs, shelltext, units
 
 M = "/sys/devices/system/memory"
 #: Paths as a configuration or a shell writes them, and whether they may be memory's files.
@@ -59,6 +59,9 @@ SURE = (
     f"#!/usr/bin/env python3\nfor p in glob('{M}/memory*/state'):\n    open(p, 'w').write('online')",
     f"#!/usr/bin/perl\nopen(F, '>', '{M}/auto_online_blocks'); syswrite(F, 'online_movable');",
     f"#!/usr/bin/python3\nos.system('echo online > {M}/memory1/state')",
+    f"WORD=online_movable\nfor f in {M}/memory*/state; do echo $WORD > $f; done",
+    f'FILE={M}/auto_online_blocks WORD=\'online\'\nprintf "%s" "${{WORD}}" > "$FILE"',
+    f"for p in glob('{M}/memory*/state'):\n    open(p, 'w').write('online')",
     "chmem -e all",
     "/usr/bin/chmem --enable --zone Movable 4G",
     "test -x /usr/bin/chmem && chmem -be 1G",
@@ -70,6 +73,8 @@ SURE = (
 )
 MAY = (
     f"echo $WORD > {M}/auto_online_blocks",
+    f"WORD=offline\n[ -z $1 ] || WORD=online\necho $WORD > {M}/auto_online_blocks",
+    f"WORD=offline\nread WORD\necho $WORD > {M}/auto_online_blocks",
     f"cat /etc/word > {M}/auto_online_blocks",
     f"dd if=/x of={M}/memory1/state",
     f"find {M} -name state -exec sh -c 'echo online > {{}}' \\;",
@@ -89,6 +94,8 @@ NOTHING = (
     f"# echo online > {M}/memory32/state",
     f"#!/usr/bin/python3\nprint(open('{M}/memory32/state').read() == 'online')",
     "for c in /sys/devices/system/cpu/cpu*/online; do echo 1 > $c; done",
+    f"LOG=/var/log/x\ncat {M}/memory*/state > $LOG",
+    f"WORD=offline\nfor f in {M}/memory*/state; do echo $WORD > $f; done",
     "echo running > /sys/block/sda/device/state",
     "echo online > /run/my/state",
     "echo 1 > $fadump_registered",
@@ -140,6 +147,8 @@ def test_what_does_not(text: str) -> None:
         "memory add " * 30000,
         '>"' * 30000,
         "chmem " * 30000,
+        'A="' * 20000,
+        "A=b " * 20000,
         "echo a > " + "$a*e" * 900,
         "\n" * 300000,
     ],
@@ -148,7 +157,7 @@ def test_it_takes_no_time(text: str) -> None:
     """Whoever may write a script cannot keep the hold at work with it."""
     begin = time.monotonic()
     onlining.in_script(f"{text}\n# {M}\ntrue {M}/memory1/state", about=True)
-    onlining.started(text[:20000])
+    shelltext.started(text[:20000])
     onlining.is_memory(text)
     onlining.in_value(text)
     assert time.monotonic() - begin < 5
@@ -179,7 +188,7 @@ def test_for_a_device_of_memorys_a_variable_will_do() -> None:
 def test_no_text_hides_it(before: str, after: str, text: str) -> None:
     """Whatever stands in lines around it; reading never raises."""
     onlining.in_script(after, about=True)
-    onlining.started(before)
+    shelltext.started(before)
     assert onlining.in_script(f"{before}\n{text}\n{after}") is not None
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from safemem.realroot import shelltext
+
 #: What memory's own files are called, with `memory0` and `node0` for each of them (Documentation/ABI/testing/sysfs-devices-memory).
 _BLOCKS = (
     "/sys/devices/system/memory/memory0/",
@@ -26,49 +28,15 @@ _ABOUT = re.compile(
 )
 _VALUE = re.compile(r"online(_movable|_kernel)?|[1yte]|yes|true|on|enabled?", re.IGNORECASE)
 _OFF = re.compile(r"offline|[0nfd]|no|false|off|disabled?", re.IGNORECASE)
-#: A variable, a substitution of a shell's, udev's or systemd's.
-VARIABLE = re.compile(r"\$\{[^}]*\}|\$\([^)]*\)|`[^`]*`|\$(?:env|attr)\{[^}]*\}|\$\w+|\$[@*#?]|%\w(?:\{[^}]*\})?")
 _NUMBERED = re.compile(r"(?<=/)(memory|node)(?:\d|[*?{,}-]|\[[^\]/]*\])+(?=/|$)")
 _REDIRECTED = re.compile(
     r"(?<![-=<>\d&$])\d*>{1,2}[|!]?\s*(&\d|&-|\"[^\"]*\"|'[^']*'|[^\s;|&)]*)|&>{1,2}\s*([^\s;|&)]+)"
-)
-_ENDS = re.compile(r";|&&|\|\||(?<![>&\d])&(?![>&\d])")
-_OPENING = frozenset(["if", "then", "else", "elif", "do", "while", "until", "!", "{", "(", "time", "[[", "fi", "done"])
-#: Programs that run another one; their own options and numbers come before it.
-_WRAPPERS = frozenset(
-    [
-        "sudo",
-        "doas",
-        "env",
-        "nice",
-        "ionice",
-        "chrt",
-        "taskset",
-        "timeout",
-        "setsid",
-        "nohup",
-        "exec",
-        "command",
-        "builtin",
-        "eval",
-        "systemd-run",
-        "flock",
-        "chroot",
-        "xargs",
-        "systemd-inhibit",
-        "busybox",
-        "unshare",
-        "nsenter",
-        "stdbuf",
-    ]
 )
 #: Stands for a file that such a program names by itself.
 _ANY = "{}"
 #: Programs that run what they are told to, or another language.
 _RUN_MORE = frozenset(["find", "xargs", "parallel", "eval", "awk", "sed", "perl", "python", "python3", "ruby"])
 _ONLINE = re.compile(r"\bonline(_movable|_kernel)?\b(?!\s*/)")
-_SHELLS = frozenset(["sh", "bash", "dash", "ash", "ksh", "zsh"])
-_SOURCES = frozenset([".", "source"])
 _CHMEM = re.compile(r"(?:^|[\s/'\"`(;&|])(chmem)(?=$|[\s'\"`);&|,])([^;&|\n]*)")
 _DAXCTL = re.compile(r"(?:^|[\s/'\"`(;&|])(daxctl)(?=$|[\s'\"`);&|,])([^;&|\n]*)")
 _DLPAR = re.compile(r"\bdrmgr\b(?=[^\n]*-c\s*mem)(?=[^\n]*\s-a\b)|\bmemory\s+add\b[^\n]*kernel/dlpar")
@@ -109,7 +77,7 @@ def is_memory(pattern: str) -> bool:
 def _may_be(pattern: str, *, relative: bool) -> bool:
     if len(pattern) > _LONGEST_PATH:
         return False
-    text = VARIABLE.sub("\0", pattern.strip().strip("'\""))
+    text = shelltext.VARIABLE.sub("\0", pattern.strip().strip("'\""))
     if not text:
         return False
     # A block's path below a process's root is the same path.
@@ -149,7 +117,7 @@ def is_about_memory(text: str) -> bool:
 def in_value(text: str) -> bool | None:
     """Return whether a value that is written to such a file onlines memory; None if that is not known."""
     word = re.sub(r"\\[nrt]", " ", text[:_LONGEST_PATH]).strip().strip("'\"").strip()
-    if VARIABLE.search(word):
+    if shelltext.VARIABLE.search(word):
         return None
     if _OFF.fullmatch(word):
         return False
@@ -159,10 +127,16 @@ def in_value(text: str) -> bool | None:
 def in_script(text: str, *, about: bool = False) -> Sign | None:
     """Return what in a script onlines memory, the sure before what only may; `about`: it is run for a device of memory's."""
     lines = [line[:_LONGEST_LINE] for line in text.splitlines()]
-    shell = not lines or not lines[0].startswith("#!") or _interpreter(lines[0]) in _SHELLS | {"", "openrc-run", "rc"}
+    named = bool(lines) and lines[0].startswith("#!")
+    shell = (
+        not lines
+        or not lines[0].startswith("#!")
+        or shelltext.interpreter(lines[0]) in shelltext.SHELLS | {"", "openrc-run", "rc"}
+    )
     speaks = any(_ABOUT.search(line) for line in lines if not line.lstrip().startswith("#"))
     found: list[Sign] = []
-    for number, statement in _statements(lines, shell=shell):
+    lines = shelltext.filled(lines) if shell else lines
+    for number, statement in shelltext.split(lines, shell=shell):
         for sign in (
             in_programs(statement),
             _in_statement(statement, about=about, speaks=speaks)
@@ -173,7 +147,7 @@ def in_script(text: str, *, about: bool = False) -> Sign | None:
                 found.append(sign._replace(line=number))
                 if sign.sure:
                     return found[-1]
-    if not found and (about or speaks) and not shell:
+    if not found and (about or speaks) and not (shell and named):  # what begins with no `#!` may be any language
         found += _in_language(lines)
     return found[0] if found else None
 
@@ -186,14 +160,16 @@ def in_programs(command: str) -> Sign | None:
         options = [word for word in words if word[:1] == "-"]
         enable = any(re.match(r"--enable|-[a-zA-Z]*e", word) for word in options)
         # Without one of its options it only says how it is used; what a variable holds may be one.
-        if enable or (not {"-d", "--disable"} & set(options) and any(VARIABLE.search(word) for word in words)):
+        if enable or (
+            not {"-d", "--disable"} & set(options) and any(shelltext.VARIABLE.search(word) for word in words)
+        ):
             return Sign(1, what, sure=enable)
     for match in _DAXCTL.finditer(command):
         rest = match[2]
         onlines = re.search(r"\b(online-memory|reconfigure-device)\b", rest)
         if onlines and not _DAXCTL_OFF.search(rest):
             return Sign(1, what, sure=True)
-        if not onlines and not _DAXCTL_HARMLESS.match(rest) and VARIABLE.search(rest):
+        if not onlines and not _DAXCTL_HARMLESS.match(rest) and shelltext.VARIABLE.search(rest):
             return Sign(1, what, sure=bool(re.search(r"\s(-C|--check-config)\b", rest)))
     if _DLPAR.search(command) or _NAMED.search(command):
         return Sign(1, what, sure=True)
@@ -205,59 +181,13 @@ def is_off(statement: str) -> bool:
     return _value(statement.split("|")[0]) is False
 
 
-def statements(text: str) -> list[str]:
-    """Return what a shell's text does, piece by piece."""
-    return [statement for _, statement in _statements(text.splitlines(), shell=True)]
-
-
-def started(text: str) -> list[str]:
-    """Return the programs that a shell's text starts or reads in, each once, by what they are called there."""
-    found: dict[str, None] = {}
-    for statement in statements(text):
-        for part in re.split(r"\||\$\(|`", statement):
-            words = _words(part)
-            while words and (words[0] in _OPENING or re.match(r"\w+=", words[0])):
-                words = words[1:]
-            while words and words[0].rpartition("/")[2] in _WRAPPERS | _SHELLS | _SOURCES:
-                words = words[1:]
-                while words and (words[0][:1] == "-" or re.match(r"\d|\w+=", words[0])):
-                    words = words[1:]
-            if words:
-                found.setdefault(words[0].strip("'\"(){}"))
-    return [name for name in found if name]
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip("'\"") for word in text.split()]
-
-
-def _interpreter(line: str) -> str:
-    words = [word.rpartition("/")[2] for word in line[2:].split() if not word.startswith("-")]
-    return (words[1] if words[:1] == ["env"] and len(words) > 1 else words[0]) if words else ""
-
-
-def _statements(lines: list[str], *, shell: bool) -> list[tuple[int, str]]:
-    """Return what a script does, piece by piece, with its line: comments left out, continued lines joined."""
-    found, at = [], 0
-    while at < len(lines):
-        number, line = at + 1, lines[at]
-        at += 1
-        if line.lstrip().startswith("#"):
-            continue
-        while line.endswith("\\") and at < len(lines):
-            line = line[:-1] + " " + lines[at]
-            at += 1
-        found += [(number, part) for part in (_ENDS.split(line) if shell else [line]) if part.strip()]
-    return found
-
-
 def _in_statement(statement: str, *, about: bool, speaks: bool) -> Sign | None:
     """Return what one pipeline of a shell writes to memory's files."""
     targets = [match[1] or match[2] for match in _REDIRECTED.finditer(statement) if match[1] or match[2]]
     parts = statement.split("|")
     for part in parts:
         words = part.split()
-        while words and (words[0] in _OPENING or words[0].rpartition("/")[2] in _WRAPPERS):
+        while words and (words[0] in shelltext.OPENING or words[0].rpartition("/")[2] in shelltext.WRAPPERS):
             words = words[1:]
         name = words[0].rpartition("/")[2] if words else ""
         if name in ("tee", "cp", "sponge", "install", "mv"):
@@ -289,12 +219,14 @@ def _in_statement(statement: str, *, about: bool, speaks: bool) -> Sign | None:
 
 def _value(command: str) -> bool | None:
     """Return whether what the first part of a pipeline puts out onlines memory; None if that is not known."""
-    words = _words(_REDIRECTED.sub(" ", command))
+    words = shelltext.words_of(_REDIRECTED.sub(" ", command))
     while words and (
-        words[0] in _OPENING or words[0].rpartition("/")[2] in _WRAPPERS or words[0] in ("-c", "-n", "-e")
+        words[0] in shelltext.OPENING
+        or words[0].rpartition("/")[2] in shelltext.WRAPPERS
+        or words[0] in ("-c", "-n", "-e")
     ):
         words = words[1:]
-    if words and words[0].rpartition("/")[2] in _SHELLS:  # sh -c 'echo online > …'
+    if words and words[0].rpartition("/")[2] in shelltext.SHELLS:  # sh -c 'echo online > …'
         words = [word for word in words[1:] if word[:1] != "-"]
     if not words or words[0].rpartition("/")[2] not in ("echo", "printf"):
         return None

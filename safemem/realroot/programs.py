@@ -11,7 +11,7 @@ import re
 import stat
 from typing import NamedTuple
 
-from safemem.realroot import onlining
+from safemem.realroot import onlining, shelltext
 
 #: Where a name without a folder is looked for.
 _FOLDERS = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
@@ -119,11 +119,11 @@ def onlines(
         return Onlines(sign.what, "", sure=True)
     found = [Onlines(sign.what, "", sure=False)] if sign is not None else []
     seen: set[str] = set()
-    todo = [(name, 1) for name in onlining.started(_inner(command))]
+    todo = [(name, 1) for name in shelltext.started(_inner(command))]
     while todo and len(seen) < _FOLLOWED:
         name, depth = todo.pop(0)
         base = name.rpartition("/")[2]
-        if onlining.VARIABLE.search(name) or base in harmless or name.lstrip("/").startswith(OURS):
+        if shelltext.VARIABLE.search(name) or base in harmless or name.lstrip("/").startswith(OURS):
             continue
         program = find(root, name, folders if depth == 1 else _FOLDERS)
         if program.kind != TEXT or program.path in seen:
@@ -135,7 +135,7 @@ def onlines(
             if sign.sure:
                 return found[-1]
         if depth < _DEPTH:
-            todo += [(other, depth + 1) for other in onlining.started(program.text)]
+            todo += [(other, depth + 1) for other in shelltext.started(program.text)]
     return found[0] if found else None
 
 

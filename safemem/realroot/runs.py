@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from safemem.realroot import onlining, programs, udevreach, units
+from safemem.realroot import onlining, programs, shelltext, udevreach, units
 
 #: Programs that online nothing, whatever they are told; distributions reload kdump's kernel for each block.
 _HARMLESS = frozenset(
@@ -57,6 +57,7 @@ _SHELLS = ("sh", "bash", "dash")
 _REDIRECTION = re.compile(r"\d?>+\|?\s*(&\d|[^\s;|&]*)")
 #: Where a shell may write: not to the kernel, and not to what is not known.
 _PLAIN_FILE = re.compile(r"&\d|/dev/(null|kmsg|console)|/(?!sys/|proc/|dev/)(?!\S*\.\.)[\w./-]+")
+_SUBSTITUTED = re.compile(r"\$\(([^()`]*)\)|`([^`]*)`")
 #: What in a command for a device that may be memory's speaks of onlining.
 _SPEAKS = re.compile(r"/(online|state)\b|\bonlin|memory", re.IGNORECASE)
 #: What udev runs by itself where a rule imports it as a program (src/udev/udev-builtin.c).
@@ -115,7 +116,10 @@ def judge_unit(root: str | None, name: str, reached: int) -> Verdict | None:
     alone = reached == udevreach.ALONE
     if root is None:
         return Verdict(sure=False) if alone else None
-    unit = units.read(root, name, units.names(root))
+    there = units.names(root)
+    unit = units.read(root, name, there)
+    if unit is None and units.is_masked(root, name, there):
+        return None
     if unit is None:
         return Verdict(sure=False, why=f"there is no {name} here, so what it does is not known") if alone else None
     verdicts = []
@@ -134,14 +138,17 @@ def _unknown(root: str | None, command: str) -> str | None:
     if len(words) < 3 or words[0].rpartition("/")[2] not in _SHELLS or words[1] != "-c":
         return _of_program(root, command.split()) if words else None
     script = words[2].strip().strip("'\"")
-    for part in onlining.statements(script):
+    # What a substitution runs is run as well; its text is one word.
+    inner = [match[1] or match[2] for match in _SUBSTITUTED.finditer(script)]
+    script = _SUBSTITUTED.sub("x", script)
+    for part in (each for text in (script, *inner) for each in shelltext.statements(text)):
         # What is known to be no word that onlines may be written anywhere, such as another subsystem's `running`.
         if re.search(r"\$\(|`|<\(", part) or not (
             onlining.is_off(part) or all(_PLAIN_FILE.fullmatch(at) for at in _REDIRECTION.findall(part))
         ):
             return "what a shell does with it is not known"
-    parts = [part.split() for part in re.split(r"[;|&{}\n]+", _REDIRECTION.sub(" ", script))]
-    return next((why for part in parts if (why := _of_program(root, part)) is not None), None)
+    pieces = [piece for text in (script, *inner) for piece in re.split(r"[;|&{}\n]+", _REDIRECTION.sub(" ", text))]
+    return next((why for piece in pieces if (why := _of_program(root, piece.split())) is not None), None)
 
 
 def _of_program(root: str | None, words: list[str], depth: int = 1) -> str | None:
@@ -164,7 +171,7 @@ def _of_program(root: str | None, words: list[str], depth: int = 1) -> str | Non
     if found.kind == programs.BINARY:
         return f"{found.path} is no script that can be read, so what it does is not known"
     if depth < _DEPTH:
-        for name in onlining.started(found.text):
+        for name in shelltext.started(found.text):
             if (
                 "/" in name
                 and not _SYSTEM.fullmatch(name)

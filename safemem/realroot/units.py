@@ -7,7 +7,7 @@ import os
 import re
 from typing import NamedTuple
 
-from safemem.realroot import programs
+from safemem.realroot import programs, shelltext
 
 #: In the order of precedence.
 FOLDERS = (
@@ -28,6 +28,7 @@ FOLDERS = (
 _COMMAND = re.compile(r"Exec(?:StartPre|StartPost|Start|Condition|Reload|StopPost|Stop)")
 #: What may stand before a command (systemd.service(5)).
 _PREFIX = "-@:+!|"
+_QUOTED = re.compile(r"\"([^\"]*)\"|'([^']*)'|(\S+)")
 _SECTION = re.compile(r"\[([^\]]+)\]\s*$")
 
 
@@ -64,15 +65,7 @@ def read(root: str, name: str, there: dict[str, list[str]]) -> Unit | None:
 
     Raises OSError.
     """
-    main = next(
-        (
-            path
-            for own in (name, template(name))
-            for folder in there
-            if own in there[folder] and _leads(root, path := f"{folder}/{own}")
-        ),
-        None,
-    )
+    main = _main(root, name, there)
     if main is None or _is_masked(root, main):
         return None
     paths = [main, *(path for path in _drop_ins(root, name, there) if not _is_masked(root, path))]
@@ -88,7 +81,44 @@ def read(root: str, name: str, there: dict[str, list[str]]) -> Unit | None:
                     commands[key] = []
                 else:
                     commands.setdefault(key, []).append(Command(path, line, _plain(value)))
-    return Unit(name, tuple(command for each in commands.values() for command in each), tuple(settings))
+    values = _environment(root, settings)
+    every = (command for each in commands.values() for command in each)
+    filled = (command._replace(text=shelltext.filled([command.text], values)[0]) for command in every)
+    return Unit(name, tuple(filled), tuple(settings))
+
+
+def _environment(root: str, settings: list[tuple[str, str]]) -> dict[str, str]:
+    """Return the variables that a unit sets, and those of the files that it names."""
+    rows = []
+    for key, value in settings:
+        if key == "Environment":
+            rows += [match[1] or match[2] or match[3] for match in _QUOTED.finditer(value)]
+        elif key == "EnvironmentFile":
+            try:
+                rows += (programs.read(root, value.lstrip("-")) or "").splitlines()
+            except OSError:
+                continue
+    found = {}
+    for row in rows:
+        name, equals, value = row.strip().partition("=")
+        if equals and name.isidentifier():
+            found[name] = value.strip().strip("'\"")
+    return found
+
+
+def is_masked(root: str, name: str, there: dict[str, list[str]]) -> bool:
+    """Return whether a unit is there, and a mask."""
+    main = _main(root, name, there)
+    return main is not None and _is_masked(root, main)
+
+
+def _main(root: str, name: str, there: dict[str, list[str]]) -> str | None:
+    """Return the file of a unit, or of its template."""
+    for own in dict.fromkeys((name, template(name))):
+        for folder, inside in there.items():
+            if own in inside and _leads(root, f"{folder}/{own}"):
+                return f"{folder}/{own}"
+    return None
 
 
 def lines(text: str) -> list[tuple[int, str, str, str]]:
