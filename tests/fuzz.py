@@ -344,7 +344,7 @@ TARGETS = {
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (casefile.read, cases.run, pieces.find, missing.missing)),
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
-    "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, shelltext.started, shelltext.statements, units.lines, alongside.kept)),
+    "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, shelltext.started, shelltext.words_of, shelltext.lines_of, shelltext.statements, units.lines, alongside.kept)),
     "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, unpack.find, packed.pieces, packed.whole, nextkernel.build)),
     "kernel-image": Target(_kernel_image, (NoKernel,), (image.read_bytes, config.options)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text)),

@@ -57,8 +57,6 @@ _QUOTED = re.compile(r"['\"](?:online(?:_movable|_kernel)?|1)(?:\\n)?['\"]")
 
 #: PATH_MAX, and so many wildcards that nobody writes more.
 _LONGEST_PATH, _WILD = 4096, 16
-#: Characters of a line that are looked at; a longer one is no script that somebody has written.
-_LONGEST_LINE = 16384
 
 
 class Sign(NamedTuple):
@@ -126,7 +124,7 @@ def in_value(text: str) -> bool | None:
 
 def in_script(text: str, *, about: bool = False) -> Sign | None:
     """Return what in a script onlines memory, the sure before what only may; `about`: it is run for a device of memory's."""
-    lines = [line[:_LONGEST_LINE] for line in text.splitlines()]
+    lines = shelltext.lines_of(text)
     named = bool(lines) and lines[0].startswith("#!")
     shell = (
         not lines

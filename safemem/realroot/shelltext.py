@@ -46,13 +46,20 @@ _ASSIGNED = re.compile(
     r"(?:^|[\s;&({])(?:local\s+|export\s+|readonly\s+)?([A-Za-z_]\w*)="
     r"(\"[^\"$`]*\"|'[^']*'|[^\s;&|$`\"'()]*)(?=$|[\s;&|)])"
 )
+#: Characters of a line that are looked at; a longer one is no script that somebody has written.
+_LONGEST_LINE = 16384
 #: Where a variable gets a value in whichever way.
 _SET = re.compile(r"\b(?:for|read(?:\s+-\w+)*)\s+([A-Za-z_]\w*)|(?:^|[\s;&({])([A-Za-z_]\w*)\+?=")
 
 
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a text, none of them longer than what is looked at."""
+    return [line[:_LONGEST_LINE] for line in text.splitlines()]
+
+
 def statements(text: str) -> list[str]:
     """Return what a shell's text does, piece by piece."""
-    return [statement for _, statement in split(text.splitlines(), shell=True)]
+    return [statement for _, statement in split(lines_of(text), shell=True)]
 
 
 def started(text: str) -> list[str]:
