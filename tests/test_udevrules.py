@@ -90,6 +90,8 @@ ONLINING = {
     "by a pipe": 'SUBSYSTEM=="container", RUN+="/bin/sh -c \'echo online_movable | tee /sys/bus/memory/devices/*/state\'"',
     "a copy": 'SUBSYSTEM=="cxl", RUN+="/bin/dd if=/run/x of=/sys/devices/system/memory/auto_online_blocks"',
     "for a driver": 'SUBSYSTEM=="drivers", KERNEL=="virtio_mem", RUN+="/bin/sh -c \'chmem --enable 4G\'"',
+    "whatever is below a container": 'SUBSYSTEM=="container", RUN+="/bin/sh -c \'for f in $(find /sys$devpath/ -name online); do echo 1 > $$f; done\'"',
+    "of a board's device by a shell": 'SUBSYSTEM=="acpi", RUN+="/bin/sh -c \'echo online > /sys$devpath/physical_node/state\'"',
     "for a region": 'SUBSYSTEM=="vmbus", RUN+="/usr/bin/daxctl reconfigure-device --mode=system-ram all"',
     "a unit by a template of a program's": 'SUBSYSTEM=="dax", PROGRAM="/bin/systemd-escape --template=foo@.service %k", ENV{SYSTEMD_WANTS}+="$result"',
     "a unit with a made-up name": 'SUBSYSTEM=="memory", ENV{SYSTEMD_WANTS}+="%c{2}.service"',
@@ -131,6 +133,9 @@ HARMLESS = {
     "every device's state, in a disk's word": 'ACTION=="add", RUN+="/bin/sh -c \'echo running > /sys$devpath/state\'"',
     "logs with the date": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'echo $$(date) `hostname` $devpath >> /var/log/x; cat /sys$devpath/state >> /var/log/x\'"',
     "takes off by a shell": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'[ -e /run/x ] && echo offline > /sys$devpath/state\'"',
+    "wants kdump": 'SUBSYSTEM=="memory", ENV{SYSTEMD_WANTS}+="kdump.service"',
+    "daxctl, told not to": 'SUBSYSTEM=="dax", RUN+="/usr/bin/daxctl reconfigure-device --mode=system-ram --no-online %k"',
+    "replays": 'SUBSYSTEM=="memory", RUN+="udevadm trigger --subsystem-match=dax"',
     "builtin by the older word": 'SUBSYSTEM=="memory", IMPORT{program}="path_id"',
     "memory of the firmware's tables": 'ACTION=="remove", GOTO="end"\nSUBSYSTEM!="dmi", GOTO="end"\nIMPORT{program}="dmi_memory_id"\nLABEL="end"',
     "commas and comments": ',# x\nSUBSYSTEM=="memory",, ATTR{online}=="1", TAG+="seen",',
@@ -384,7 +389,11 @@ def test_a_unit_that_a_rule_wants_is_read(tmp_path: Path, unit: str | None, sure
     (tmp_path / "usr/lib/systemd/system/new@.service.d").mkdir(parents=True)
     if unit is not None:
         (tmp_path / "usr/lib/systemd/system/new@.service").write_text(unit)
-    assert [item.sure for item in with_script(tmp_path, "", rule)] == ([] if sure is None else [sure])
+    started = 'SUBSYSTEM=="memory", RUN+="/usr/bin/systemctl --no-block start new@%k"\n'
+    for way in (rule, started):
+        assert [item.sure for item in with_script(tmp_path, "", way)] == ([] if sure is None else [sure])
+    (tmp_path / "usr/lib/systemd/system/loop.service").write_text("[Service]\nExecStart=/bin/systemctl restart loop\n")
+    assert with_script(tmp_path, "", rule.replace("new@%k", "loop")) == []
     drop_in = tmp_path / "usr/lib/systemd/system/new@.service.d/x.conf"
     drop_in.write_text("[Service]\nExecStart=\nExecStart=/usr/bin/chmem -e all\n")
     assert [item.sure for item in with_script(tmp_path, "", rule.replace("memory", "block"))] == [True] * (

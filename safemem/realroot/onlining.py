@@ -24,7 +24,8 @@ _FILES = (*(f"{folder}{name}" for folder in _BLOCKS for name in ("state", "onlin
 #: Words that only memory's files are called by, in any language. What can only be read of them is none.
 _ABOUT = re.compile(
     r"(?:devices/system|bus)/memory(?!/(?:block_size_bytes|crash_hotplug|uevent)\b)|auto_online_blocks"
-    r"|/memory(?:\d|[*?\[${%])[^\s/'\"]*/(?:state|online)\b|\bonline_(?:movable|kernel)\b"
+    r"|/memory(?:\d|[*?\[${%])[^\s/'\"]*/(?:state|online)\b|/physical_node\d*/(?:state|online)\b"
+    r"|\bonline_(?:movable|kernel)\b|\bfind\s[^;|\n]*(?:devpath|DEVPATH)[^;|\n]*-i?name\s+\S*(?:state|online)\b"
 )
 _VALUE = re.compile(r"online(_movable|_kernel)?|[1yte]|yes|true|on|enabled?", re.IGNORECASE)
 _OFF = re.compile(r"offline|[0nfd]|no|false|off|disabled?", re.IGNORECASE)
@@ -93,6 +94,8 @@ def _may_be(pattern: str, *, relative: bool) -> bool:
     if text.startswith("\0") and not relative:
         text = f"\0{text.lstrip(chr(0))}"
     known = {"\0": ".*", "*": "[^/]*", "?": "[^/]"}
+    if re.search(r"/physical_node\d*/(state|online)$", text):  # of an ACPI device: the blocks of a memory device
+        return True
     # One after the other they come to one that stands for anything.
     text = re.sub(r"[\0*?]*\0[\0*?]*", "\0", text)
     if len(re.findall(r"[\0*?\[{]", text)) > _WILD:

@@ -48,6 +48,7 @@ _HARMLESS = frozenset(
         "touch",
         "true",
         "tr",
+        "udevadm",
         "uname",
         "wall",
         "wc",
@@ -57,6 +58,11 @@ _SHELLS = ("sh", "bash", "dash")
 _REDIRECTION = re.compile(r"\d?>+\|?\s*(&\d|[^\s;|&]*)")
 #: Where a shell may write: not to the kernel, and not to what is not known.
 _PLAIN_FILE = re.compile(r"&\d|/dev/(null|kmsg|console)|/(?!sys/|proc/|dev/)(?!\S*\.\.)[\w./-]+")
+#: Programs of which `safemem.realroot.onlining` has said what these words make them do.
+_JUDGED = ("chmem", "daxctl")
+#: Units that a distribution reloads for each block, and that online nothing.
+_UNITS = ("kdump.service", "kdump-tools.service")
+_STARTS = re.compile(r"systemctl\s+(?:-\S+\s+)*(?:start|restart|try-restart|reload-or-restart|isolate)\s+([^;|&'\"]+)")
 _SUBSTITUTED = re.compile(r"\$\(([^()`]*)\)|`([^`]*)`")
 #: What in a command for a device that may be memory's speaks of onlining.
 _SPEAKS = re.compile(r"/(online|state)\b|\bonlin|memory", re.IGNORECASE)
@@ -93,7 +99,7 @@ class Verdict(NamedTuple):
     why: str = ""
 
 
-def judge(root: str | None, command: str, reached: int) -> Verdict | None:
+def judge(root: str | None, command: str, reached: int, depth: int = 1) -> Verdict | None:
     """Return whether a command that a rule runs may online memory; `reached`: how far the rule is for memory's devices."""
     command = command.replace("$$", "$")
     about = reached > udevreach.NEVER
@@ -103,6 +109,10 @@ def judge(root: str | None, command: str, reached: int) -> Verdict | None:
         found = Verdict(sign.sure) if sign else None
     elif does := programs.onlines(root, command, about=about, folders=_FOLDERS, harmless=_HARMLESS):
         found = Verdict(does.sure, f"{does.where}: {does.what}" if does.where else "")
+    if (found is None or not found.sure) and depth <= _DEPTH:
+        units_started = [name for match in _STARTS.finditer(command) for name in match[1].split() if name[:1] != "-"]
+        verdicts = [judge_unit(root, name, reached, depth + 1) for name in units_started]
+        found = next((each for each in verdicts if each and each.sure), found or next(filter(None, verdicts), None))
     if found is not None and found.sure:
         return found
     speaks = reached == udevreach.ALONE or (about and bool(_SPEAKS.search(command)))
@@ -111,9 +121,12 @@ def judge(root: str | None, command: str, reached: int) -> Verdict | None:
     return found
 
 
-def judge_unit(root: str | None, name: str, reached: int) -> Verdict | None:
+def judge_unit(root: str | None, name: str, reached: int, depth: int = 1) -> Verdict | None:
     """Return whether a unit that a rule wants may online memory."""
     alone = reached == udevreach.ALONE
+    name = name if "." in name else f"{name}.service"
+    if name in _UNITS:
+        return None
     if root is None:
         return Verdict(sure=False) if alone else None
     there = units.names(root)
@@ -124,7 +137,7 @@ def judge_unit(root: str | None, name: str, reached: int) -> Verdict | None:
         return Verdict(sure=False, why=f"there is no {name} here, so what it does is not known") if alone else None
     verdicts = []
     for command in unit.commands:
-        verdict = judge(root, command.text, reached)
+        verdict = judge(root, command.text, reached, depth)
         if verdict is not None:
             verdicts.append(
                 Verdict(verdict.sure, f"{command.file}:{command.line}" + (f": {verdict.why}" if verdict.why else ""))
@@ -157,8 +170,10 @@ def _of_program(root: str | None, words: list[str], depth: int = 1) -> str | Non
     if not words:
         return None
     program = words[0].rpartition("/")[2]
-    if program in _HARMLESS or program in _BUILT_IN:
+    if program in _HARMLESS or program in _BUILT_IN or program in _JUDGED:
         return None
+    if program == "systemctl" and root is not None and _STARTS.search(" ".join(words)):
+        return None  # the unit was looked into
     if program == "systemctl" and ("is-active" in words or words[-1] in ("kdump.service", "kdump")):
         return None
     if program == "systemd-run" and words[-1].rpartition("/")[2] in _HARMLESS:
