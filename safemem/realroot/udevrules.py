@@ -208,8 +208,8 @@ def read(root: str, path: str) -> list[Rule] | None:
 def is_nowhere(root: str, path: str) -> bool:
     """Return whether a file of rules is a link to nowhere, which is nobody's rule.
 
-    udev finds nothing behind it. Whether it then reads the file of that name in a later folder depends on the version
-    (conf_files_list_strv() of systemd), so that one counts, and a mask in /run is as good against it as without the link.
+    udev finds nothing behind it. systemd 252 and 257 then read no file of that name at all, 262 reads the one in a later
+    folder, and heeds a mask in /run before it (seen in all three): so that one counts, and the mask is enough.
     """
     full = os.path.join(root, path)
     return os.path.islink(full) and os.readlink(full) != "/dev/null" and programs.resolve(root, path) is None
