@@ -360,6 +360,15 @@ def test_a_script_for_another_device_counts_by_what_is_in_it(tmp_path: Path) -> 
         assert with_script(tmp_path, "#!/bin/sh\necho running > /sys$DEVPATH/state\n", rule) == []
 
 
+def test_what_only_may_does_not_cost_a_disk_its_rules(tmp_path: Path) -> None:
+    """It is found for doctor, and not for whoever masks."""
+    text = "#!/bin/sh\necho $WORD > /sys/devices/system/memory/auto_online_blocks\n"
+    assert with_script(tmp_path, text, RUNS.replace("memory", "block")) == []
+    assert [item.sure for item in udevrules.find(str(tmp_path), every=True)] == [False]
+    assert "50-x.rules" not in udevrules.masks(str(tmp_path))
+    assert [item.sure for item in with_script(tmp_path, text)] == [False]
+
+
 def test_scripts_are_followed(tmp_path: Path) -> None:
     """One that starts another, or reads it in; one that starts itself ends."""
     (tmp_path / "opt").mkdir()

@@ -77,8 +77,8 @@ CODES: dict[str, Entry] = {
     ),
     "udev-program": Entry(
         "warning",
-        "a udev rule runs what may online memory, for a device of memory's: {rule}",
-        "read what it does; if it onlines memory, or nobody knows, mask it: ln -s /dev/null /etc/udev/rules.d/{name}",
+        "a udev rule runs what may online memory: {rule}",
+        "read what it does; if it onlines memory, mask it: ln -s /dev/null /etc/udev/rules.d/{name}",
     ),
     "masked-besides": Entry(
         "note",

@@ -23,7 +23,7 @@ _DYNAMIC_MEMORY = "525074dc-8985-46e2-8057-a307dc18a502"
 
 
 def _udev(machine: Machine) -> Iterator[Finding]:
-    for rule in udevrules.find(machine.root):
+    for rule in udevrules.find(machine.root, every=True):
         where, name = f"{rule.file}:{rule.line}", os.path.basename(rule.file)
         if rule.sure:
             yield finding("udev-rule", f"{where}; {rule.why}" if rule.why else where, rule=rule.what, name=name)

@@ -60,6 +60,7 @@ class Found(NamedTuple):
     what: str
     sure: bool = True
     why: str = ""
+    other: bool = False  #: the rule is for other devices than memory's; what is known of it stands in a script
 
 
 def onliners(rules: list[Rule], root: str | None = None) -> list[Found]:
@@ -129,10 +130,20 @@ class _File:
             if runs_it and item.operator != "-=":
                 for command in self._filled(item.value):
                     if verdict := runs.judge(self.root, command, reached):
-                        found.append(Found(rule, item.text, verdict.sure, verdict.why))
+                        found.append(
+                            Found(
+                                rule,
+                                item.text,
+                                verdict.sure,
+                                verdict.why,
+                                reached == udevreach.NEVER and verdict.why != "",
+                            )
+                        )
             wants = item.key == "ENV" and item.attribute in _WANTS and item.operator in ("=", "+=", ":=") and item.value
             if wants and (verdict := self._wants(item.value, reached)):
-                found.append(Found(rule, item.text, verdict.sure, verdict.why))
+                found.append(
+                    Found(rule, item.text, verdict.sure, verdict.why, reached == udevreach.NEVER and verdict.why != "")
+                )
         return next((each for each in found if each.sure), found[0] if found else None)
 
     def _filled(self, command: str) -> list[str]:
@@ -158,8 +169,12 @@ class _File:
         return next((each for each in verdicts if each and each.sure), next(filter(None, verdicts), None))
 
 
-def find(root: str, masked: frozenset[str] = frozenset()) -> list[Onliner]:
-    """Return every rule below `root` that is in force and onlines memory; masked files are not, but for those `masked`."""
+def find(root: str, masked: frozenset[str] = frozenset(), *, every: bool = False) -> list[Onliner]:
+    """Return every rule below `root` that is in force and onlines memory; masked files are not, but for those `masked`.
+
+    `every`: also those that are for other devices and run a script that only may online memory. Whoever masks does not ask for
+    them: without the rules of disks there may be no boot at all.
+    """
     found, seen = [], set()
     for folder in FOLDERS:
         base = Path(root) / folder
@@ -187,7 +202,11 @@ def find(root: str, masked: frozenset[str] = frozenset()) -> list[Onliner]:
                 seen.add(name)
                 found.append(Onliner(f"{folder}/{name}", 1, "cannot be read, so it may online memory"))
                 continue
-            found += [Onliner(f"{folder}/{name}", each.rule.line, each.what, each.sure, each.why) for each in onlining]
+            found += [
+                Onliner(f"{folder}/{name}", each.rule.line, each.what, each.sure, each.why)
+                for each in onlining
+                if every or each.sure or not each.other
+            ]
     return found
 
 
