@@ -48,13 +48,13 @@ from safemem.boot import (
 from safemem.boot import record as record_files
 from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Refused, Term
 from safemem.boot.printable import printable
-from safemem.host import history, incidents, previous, reader, standing
+from safemem.host import configured, history, incidents, previous, reader, standing
 from safemem.initramfs import bootentry, check, kernelname, packed, proven, uki, unpack, variants
 from safemem.initramfs.store import NoKernel
 from safemem.outgoing import config, expected, image, nextkernel, nextline, preflight, profile, running
 from safemem.outgoing.kernel import Kernel, Speaks
 from safemem.policy import casefile, cases, compiler, imagined, load, missing, pieces, places
-from safemem.realroot import maintenance, udevrules
+from safemem.realroot import alongside, maintenance, onlining, shelltext, udevrules, units
 from tests.fakes import machine, make_root, outgoing, pci
 from tests.kit import policy
 
@@ -217,6 +217,21 @@ def _udev(data: bytes) -> None:
         udevrules.onlines(rule)
 
 
+def _onlining(data: bytes) -> None:
+    text = _text(data)
+    for about in (False, True):
+        onlining.in_script(text, about=about)
+    onlining.is_about_memory(text)
+    onlining.in_value(text)
+    shelltext.started(text)
+    for line in text.splitlines():
+        onlining.is_memory(line)
+        onlining.in_programs(line)
+        configured.tmpfiles_line(line)
+    units.lines(text)
+    alongside.kept(alongside.write(alongside.kept(text)))
+
+
 def _reader(data: bytes) -> None:
     text = _text(data)
     for read in (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text):
@@ -348,6 +363,7 @@ TARGETS = {
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (casefile.read, cases.run, pieces.find, missing.missing)),
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
+    "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, shelltext.started, shelltext.words_of, shelltext.lines_of, shelltext.statements, units.lines, alongside.kept)),
     "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, check.judged, unpack.find, unpack.look, unpack.unpack, uki.initrds, variants.refused, variants.refused_within, variants.untold, packed.lzo_blocks, packed.pieces, packed.whole, nextkernel.build)),
     "kernel-image": Target(_kernel_image, (NoKernel,), (image.read_bytes, config.options)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text)),

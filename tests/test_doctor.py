@@ -22,7 +22,7 @@ from safemem.boot import main as boot
 from safemem.boot import paths, record
 from safemem.boot.model import Rule, Term
 from safemem.cli import main
-from safemem.host import catalogue, doctor, guardchecks, nextboot
+from safemem.host import catalogue, doctor, guardchecks, nextboot, onlinechecks
 from safemem.initramfs.cpio import Archive
 from safemem.policy import compiler, load
 from tests.fakes import make_root, pass_on, rejecting
@@ -156,6 +156,178 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ),
     ("hugetlb-cma", "warning", put("proc/cmdline", "kho=on memhp_default_state=offline hugetlb_cma=0:1G,1:1G\n")),
 ]  # fmt: skip
+
+MEMORY = "/sys/devices/system/memory"
+LOOP = f"#!/bin/sh\nfor b in {MEMORY}/memory*/state; do\n\techo online > $b\ndone\n"
+UNIT = f"[Unit]\nDescription=x\n[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo online_movable > {MEMORY}/auto_online_blocks'\n[Install]\nWantedBy=sysinit.target\n"
+HV = "sys/bus/vmbus/devices/1eccfd72-4b41-45ef-b73a-4a6e44c12924/class_id"
+
+
+def also(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Return a change: all of these."""
+
+    def change(root: Path) -> None:
+        for each in changes:
+            each(root)
+
+    return change
+
+
+def link(path: str, target: str) -> Callable[[Path], None]:
+    """Return a change: the link."""
+
+    def change(root: Path) -> None:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).symlink_to(target)
+
+    return change
+
+
+def runs(path: str, text: str) -> Callable[[Path], None]:
+    """Return a change: the program."""
+    return also(put(path, text), lambda root: (root / path).chmod(0o755))
+
+
+#: What onlines memory and is no udev rule: the finding, how bad it is, where it is seen, the change.
+ONLINERS: dict[str, tuple[str, str, str, Callable[[Path], None]]] = {
+    "a unit": ("unit-onlines", "severe", "etc/systemd/system/x.service:5", also(put("etc/systemd/system/x.service", UNIT), link("etc/systemd/system/sysinit.target.wants/x.service", "../x.service"))),
+    "a unit that nothing starts": ("unit-onlines", "warning", "etc/systemd/system/x.service:5", put("etc/systemd/system/x.service", UNIT)),
+    "a unit by an alias": ("unit-onlines", "severe", "usr/lib/systemd/system/x.service:5", also(put("usr/lib/systemd/system/x.service", UNIT), link("etc/systemd/system/y.service", "/usr/lib/systemd/system/x.service"), link("etc/systemd/system/multi-user.target.wants/y.service", "/etc/systemd/system/y.service"))),
+    "a unit that another wants": ("unit-onlines", "severe", "usr/lib/systemd/system/x.service:5", also(put("usr/lib/systemd/system/x.service", UNIT), put("usr/lib/systemd/system/basic.target", "[Unit]\nWants=a.service x.service\n"))),
+    "a unit by a timer": ("unit-onlines", "severe", "usr/lib/systemd/system/x.service:5", also(put("usr/lib/systemd/system/x.service", UNIT), put("usr/lib/systemd/system/x.timer", "[Timer]\nOnBootSec=1\n"), link("etc/systemd/system/timers.target.wants/x.timer", "/usr/lib/systemd/system/x.timer"))),
+    "a unit that udev starts for a disk": ("udev-rule", "severe", "usr/lib/udev/rules.d/50-x.rules:1; usr/lib/systemd/system/x@.service:5", also(put("usr/lib/systemd/system/x@.service", UNIT), put("usr/lib/udev/rules.d/50-x.rules", 'SUBSYSTEM=="block", ENV{SYSTEMD_WANTS}+="x@%k.service"\n'))),
+    "a unit by D-Bus": ("unit-onlines", "severe", "usr/lib/systemd/system/x.service:5", also(put("usr/lib/systemd/system/x.service", UNIT), put("usr/share/dbus-1/system-services/org.x.service", "[D-BUS Service]\nSystemdService=x.service\n"))),
+    "an instance": ("unit-onlines", "severe", "usr/lib/systemd/system/x@.service:5", also(put("usr/lib/systemd/system/x@.service", UNIT), link("etc/systemd/system/multi-user.target.wants/x@1.service", "/usr/lib/systemd/system/x@.service"))),
+    "a drop-in": ("unit-onlines", "severe", "etc/systemd/system/ssh.service.d/x.conf:2", also(put("usr/lib/systemd/system/ssh.service", "[Service]\nExecStart=/usr/sbin/sshd -D\n"), put("etc/systemd/system/ssh.service.d/x.conf", "[Service]\nExecStartPre=-/usr/bin/chmem -e all\n"), link("etc/systemd/system/multi-user.target.wants/ssh.service", "/usr/lib/systemd/system/ssh.service"))),
+    "a unit with a script": ("unit-onlines", "severe", "etc/systemd/system/x.service:2", also(runs("usr/local/sbin/up", LOOP), put("etc/systemd/system/x.service", "[Service]\nExecStart=/usr/local/sbin/up\n"), link("etc/systemd/system/a.target.requires/x.service", "../x.service"))),
+    "a unit with variables": ("unit-onlines", "severe", "etc/systemd/system/x.service:4", also(put("etc/default/x", f"FILE={MEMORY}/auto_online_blocks\n"), put("etc/systemd/system/x.service", "[Service]\nEnvironment='WORD=online' A=b\nEnvironmentFile=-/etc/default/x\nExecStart=/bin/sh -c 'echo $$WORD > ${FILE}'\n"), link("etc/systemd/system/a.target.wants/x.service", "../x.service"))),
+    "a unit with a script in Python": ("unit-onlines", "severe", "etc/systemd/system/x.service:2", also(put("opt/x.py", f"for p in glob('{MEMORY}/memory*/state'):\n    open(p, 'w').write('online')\n"), put("etc/systemd/system/x.service", "[Service]\nExecStart=/usr/bin/python3 -u /opt/x.py\n"), link("etc/systemd/system/a.target.wants/x.service", "../x.service"))),
+    "a unit of a generator": ("unit-onlines", "severe", "run/systemd/generator/x.service:5", also(put("run/systemd/generator/x.service", UNIT), link("run/systemd/generator/basic.target.wants/x.service", "../x.service"))),
+    "a generator": ("script-onlines", "severe", "usr/lib/systemd/system-generators/x:3", runs("usr/lib/systemd/system-generators/x", LOOP)),
+    "a line of tmpfiles": ("tmpfiles-online", "severe", "etc/tmpfiles.d/x.conf:2", put("etc/tmpfiles.d/x.conf", f"# x\nw {MEMORY}/auto_online_blocks - - - - online_movable\n")),
+    "a line with a glob": ("tmpfiles-online", "severe", "usr/lib/tmpfiles.d/x.conf:1", put("usr/lib/tmpfiles.d/x.conf", f"w!+ {MEMORY}/memory*/state\t-\t-\t-\t-\tonline\n")),
+    "a line in quotes": ("tmpfiles-online", "severe", "run/tmpfiles.d/x.conf:1", put("run/tmpfiles.d/x.conf", f'"w" "{MEMORY}/memory1/\\x6fnline" - - - - \\x31\\n\n')),
+    "a line in base64": ("tmpfiles-online", "severe", "etc/tmpfiles.d/x.conf:1", put("etc/tmpfiles.d/x.conf", f"f~ {MEMORY}/auto_online_blocks - - - - b25saW5l\n")),
+    "a line that is made up": ("tmpfiles-online", "warning", "etc/tmpfiles.d/x.conf:1", put("etc/tmpfiles.d/x.conf", f"w^ {MEMORY}/auto_online_blocks - - - - word\n")),
+    "rc.local": ("script-onlines", "severe", "etc/rc.local:3", runs("etc/rc.local", LOOP)),
+    "rc.local that may not run": ("script-onlines", "warning", "etc/rc.local:3", put("etc/rc.local", LOOP)),
+    "a script of init's": ("script-onlines", "severe", "etc/init.d/x:3", also(runs("etc/init.d/x", LOOP), link("etc/rc2.d/S01x", "../init.d/x"))),
+    "a local script of OpenRC's": ("script-onlines", "severe", "etc/local.d/x.start:3", runs("etc/local.d/x.start", LOOP)),
+    "a table of cron's": ("script-onlines", "severe", "etc/cron.d/x:2", put("etc/cron.d/x", "SHELL=/bin/sh\n@reboot root /usr/bin/chmem -e all\n")),
+    "a user's table": ("script-onlines", "severe", "var/spool/cron/crontabs/root:1", put("var/spool/cron/crontabs/root", f"*/5 * * * 1-5 echo online > {MEMORY}/memory40/state\n")),
+    "a script of each hour": ("script-onlines", "severe", "etc/cron.hourly/x:3", runs("etc/cron.hourly/x", LOOP)),
+    "init's own table": ("script-onlines", "severe", "etc/inittab:1", put("etc/inittab", "mem:2345:once:/usr/bin/chmem -e all\n")),
+    "a script of Slackware's": ("script-onlines", "severe", "etc/rc.d/rc.mem:3", runs("etc/rc.d/rc.mem", LOOP)),
+    "a script of each login": ("script-onlines", "severe", "etc/profile.d/x.sh:3", put("etc/profile.d/x.sh", LOOP)),
+    "a script of cloud-init": ("script-onlines", "severe", "var/lib/cloud/scripts/per-boot/x:3", runs("var/lib/cloud/scripts/per-boot/x", LOOP)),
+    "modprobe": ("settings-online", "severe", "etc/modprobe.d/x.conf:1", put("etc/modprobe.d/x.conf", "install virtio_mem /sbin/modprobe --ignore-install virtio_mem; /usr/bin/chmem -e all\n")),
+    "sysfsutils": ("settings-online", "severe", "etc/sysfs.d/x.conf:1", put("etc/sysfs.d/x.conf", "devices/system/memory/auto_online_blocks = online\n")),
+    "tuned's profile": ("settings-online", "severe", "etc/tuned/mine/tuned.conf:4", also(put("etc/tuned/active_profile", "mine\n"), put("etc/tuned/mine/tuned.conf", f"[main]\ninclude=none\n[sysfs]\n{MEMORY}/memory*/state=online\n"))),
+    "a helper of the kernel's": ("settings-online", "warning", "sys/kernel/uevent_helper", put("sys/kernel/uevent_helper", "/sbin/hotplug\n")),
+    "mdev": ("script-onlines", "severe", "etc/mdev.conf:1", put("etc/mdev.conf", "$SUBSYSTEM=memory;.* root:root 600 @/bin/sh -c 'echo online > /sys$DEVPATH/state'\n")),
+    "a script for memory in a rule": ("udev-rule", "severe", "usr/lib/udev/rules.d/50-x.rules:1; usr/local/bin/x.sh:3: echo online > $b", also(runs("usr/local/bin/x.sh", LOOP), put("usr/lib/udev/rules.d/50-x.rules", 'SUBSYSTEM=="memory", RUN+="/usr/local/bin/x.sh"\n'))),
+    "a program for memory that is not there": ("udev-program", "warning", "usr/lib/udev/rules.d/50-x.rules:1; there is no /x here, so what it does is not known", put("usr/lib/udev/rules.d/50-x.rules", 'SUBSYSTEM=="memory", RUN+="/x"\n')),
+    "Kata's agent": ("agent", "warning", "proc/77/comm", put("proc/77/comm", "kata-agent\n")),
+    "NVIDIA's, whose name is cut": ("agent", "warning", "proc/77/comm", put("proc/77/comm", "nvidia-persiste\n")),
+    "an agent that does not run": ("agent-installed", "note", "usr/bin/kata-agent", put("usr/bin/kata-agent", "")),
+    "hv_balloon, loaded": ("hv-balloon-stalls", "warning", "sys/module/hv_balloon", put("sys/module/hv_balloon/parameters/hot_add", "Y\n")),
+    "hv_balloon's bus": ("hv-balloon-stalls", "warning", "sys/bus/vmbus/drivers/hv_balloon", put("sys/bus/vmbus/drivers/hv_balloon/bind", "")),
+    "dynamic memory on Hyper-V": ("hv-balloon-stalls", "warning", HV, put(HV, "{525074DC-8985-46E2-8057-A307DC18A502}\n")),
+}  # fmt: skip
+#: What looks much like that, and is in nobody's way.
+HARMLESS: dict[str, Callable[[Path], None]] = {
+    "a unit that is masked": also(put("usr/lib/systemd/system/x.service", UNIT), link("etc/systemd/system/x.service", "/dev/null"), link("etc/systemd/system/sysinit.target.wants/x.service", "../x.service")),
+    "a unit that keeps memory": put("etc/systemd/system/x.service", UNIT.replace("online_movable", "offline")),
+    "a unit that looks": put("etc/systemd/system/x.service", f"[Service]\nExecStart=/bin/sh -c 'cat {MEMORY}/memory*/state > /run/x'\n"),
+    "a unit that a drop-in empties": also(put("usr/lib/systemd/system/x.service", UNIT), put("etc/systemd/system/x.service.d/y.conf", "[Service]\nExecStart=\nExecStart=/bin/true\n")),
+    "a comment in a unit": put("etc/systemd/system/x.service", f"[Service]\n# ExecStart=/usr/bin/chmem -e all\n; echo online > {MEMORY}/memory1/state\nExecStart=/bin/true\n"),
+    "tmpfiles, masked": also(put("usr/lib/tmpfiles.d/x.conf", f"w {MEMORY}/auto_online_blocks - - - - online\n"), link("etc/tmpfiles.d/x.conf", "/dev/null")),
+    "tmpfiles, replaced": also(put("usr/lib/tmpfiles.d/x.conf", f"w {MEMORY}/auto_online_blocks - - - - online\n"), put("etc/tmpfiles.d/x.conf", f"w {MEMORY}/auto_online_blocks - - - - offline\n")),
+    "tmpfiles, another file": put("etc/tmpfiles.d/x.conf", f"w /sys/devices/system/cpu/cpu1/online - - - - 1\nd {MEMORY} - - - - online\nr! /run/memory/state\nw /sys/kernel/mm/ksm/run - - - - 1\n"),
+    "tmpfiles, a comment": put("etc/tmpfiles.d/x.conf", f"# w {MEMORY}/auto_online_blocks - - - - online\n"),
+    "tmpfiles, no such file": put("etc/tmpfiles.d/x.conf.bak", f"w {MEMORY}/auto_online_blocks - - - - online\n"),
+    "rc.local that starts others": runs("etc/rc.local", "#!/bin/sh -e\n/usr/local/bin/start\nexit 0\n"),
+    "processors in rc.local": runs("etc/rc.local", LOOP.replace("memory", "cpu").replace("state", "online").replace("echo online", "echo 1")),
+    "a script of init's that looks": runs("etc/init.d/x", LOOP.replace("echo online > $b", "cat $b")),
+    "cron that counts": put("etc/cron.d/x", f"0 3 * * * root grep -c online {MEMORY}/memory*/state > /var/lib/x\n# @reboot root chmem -e all\n"),
+    "modprobe's options": put("etc/modprobe.d/x.conf", "options memory_hotplug memmap_on_memory=1\nblacklist virtio_mem\ninstall foo /bin/true\n"),
+    "sysfsutils for processors": put("etc/sysfs.conf", "devices/system/cpu/cpu1/online = 1\nmode devices/system/memory/auto_online_blocks = 0600\n"),
+    "tuned's profile that is not active": also(put("etc/tuned/active_profile", "other\n"), put("etc/tuned/mine/tuned.conf", f"[sysfs]\n{MEMORY}/auto_online_blocks=online\n")),
+    "no helper of the kernel's": put("sys/kernel/uevent_helper", "\n"),
+    "a rule that logs": put("usr/lib/udev/rules.d/50-x.rules", 'SUBSYSTEM=="memory", RUN+="/usr/bin/logger block %k"\n'),
+    "a rule with a script that logs": also(runs("usr/local/bin/x.sh", '#!/bin/sh\necho "$(date) $1" >> /var/log/blocks\n'), put("usr/lib/udev/rules.d/50-x.rules", 'SUBSYSTEM=="memory", RUN+="/usr/local/bin/x.sh %k"\n')),
+    "a rule for a disk's state": put("usr/lib/udev/rules.d/50-x.rules", 'SUBSYSTEM=="scsi", RUN+="/bin/sh -c \'echo running > /sys$devpath/state\'"\n'),
+    "a rule that leads nowhere": link("etc/udev/rules.d/50-x.rules", "/opt/gone.rules"),
+    "another agent": put("proc/77/comm", "kata-agentd\n"),
+    "a tool that is installed": also(put("usr/bin/daxctl", ""), put("usr/bin/chmem", "")),
+    "hv_balloon that adds nothing": also(put("sys/module/hv_balloon/parameters/hot_add", "N\n"), put(HV, "{525074dc-8985-46e2-8057-a307dc18a502}\n")),
+    "another device of Hyper-V's": put(HV, "{f912ad6d-2b17-48ea-bd65-f927a61c7684}\n"),
+    "Hyper-V by its name": put("sys/class/dmi/id/sys_vendor", "Microsoft Corporation\n"),
+    "the argument as others write it": put("proc/cmdline", 'kho=on liveupdate=on "memhp-default_state=offline"\n'),
+    "the argument, and one that is none": put("proc/cmdline", "kho=on liveupdate=on memhp_default_state=offline memhp-default-state=nonsense\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "severity", "seen", "change"), ONLINERS.values(), ids=ONLINERS)
+def test_each_onliner_is_found(
+    tmp_path: Path, code: str, severity: str, seen: str, change: Callable[[Path], None]
+) -> None:
+    """One finding, where it is, and what to do; never that nothing stands in the way."""
+    root = healthy(tmp_path)
+    change(root)
+    found, *rest = doctor.examine(str(root))
+    assert (found.code, found.severity, found.evidence.removeprefix(f"{root}/")) == (code, severity, seen)
+    # A unit is found by itself as well as by the rule that wants it.
+    assert {item.code for item in rest} <= ({"unit-onlines"} if code == "udev-rule" else set())
+    assert all(item.severity == severity for item in rest)
+    assert found.remedy and "{" not in found.remedy
+    assert "nothing stands" not in CliRunner().invoke(main, ["doctor", "--root", str(root)]).stdout
+
+
+@pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
+def test_what_looks_like_an_onliner_is_none(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    """No false word about what only looks, is masked, or is another device's."""
+    root = healthy(tmp_path)
+    change(root)
+    result = CliRunner().invoke(main, ["doctor", "--root", str(root)])
+    assert (result.stdout.splitlines()[0], result.exit_code) == ("nothing stands in the policy's way", 0)
+
+
+def test_hv_balloon_waits_for_nobody_where_nothing_is_held(tmp_path: Path) -> None:
+    """Where arrivals come online there is nothing to say."""
+    root = healthy(tmp_path)
+    put("sys/module/hv_balloon/parameters/hot_add", "Y\n")(root)
+    document = json.loads((root / record.RECORD).read_text())
+    document["decision"].update(arrivals="movable", action="online-all")
+    (root / record.RECORD).write_text(json.dumps(document))
+    assert "hv-balloon-stalls" not in codes(root)
+
+
+def test_what_cannot_be_looked_at_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be listed may hold anything."""
+    root, real = healthy(tmp_path), os.listdir
+
+    def listdir(path: Any) -> list[str]:
+        if str(path).endswith("etc/cron.d"):
+            raise OSError(5, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    (found,) = doctor.examine(str(root))
+    assert (found.code, found.evidence) == ("not-looked-at", "etc/cron.d: input/output error")
+    assert found.message == "whether etc/cron.d onlines memory is not known: it cannot be read"
+
+
+def test_what_a_mask_takes_along(tmp_path: Path) -> None:
+    """Processors in the same file stay off now: that is said, with the line, and the policy is in nobody's way."""
+    root = healthy(tmp_path)
+    put("run/safemem/masked-besides", 'usr/lib/udev/rules.d/80-x.rules\t3\tSUBSYSTEM=="cpu"\nnonsense\n')(root)
+    (found,) = doctor.examine(str(root))
+    assert (found.code, found.severity) == ("masked-besides", "note")
+    assert found.message == (
+        "usr/lib/udev/rules.d/80-x.rules is masked because of memory, and with it rules for other devices:"
+        ' SUBSYSTEM=="cpu" at line 3'
+    )
 
 
 def test_healthy(tmp_path: Path) -> None:
@@ -434,7 +606,9 @@ def test_a_warning_is_found_by_its_code(tmp_path: Path) -> None:
 
 def yielded() -> list[tuple[str, set[str]]]:
     """Return each code that a check yields, with the names of the values that it gives."""
-    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (doctor, guardchecks, nextboot)]
+    trees = [
+        ast.parse(Path(str(module.__file__)).read_text()) for module in (doctor, guardchecks, nextboot, onlinechecks)
+    ]
     found = []
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "finding":

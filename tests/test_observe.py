@@ -13,11 +13,12 @@ from click.testing import CliRunner
 
 from safemem.boot import crashkernel, model, paths, record
 from safemem.boot import main as boot
+from safemem.boot.cmdline import argument
 from safemem.boot.console import KEYS
 from safemem.boot.model import Failure, Override, Policy, Rule
 from safemem.boot.ranges import Range
 from safemem.cli import main
-from safemem.host import journal, standing
+from safemem.host import doctor, journal, standing
 from safemem.initramfs import on_failure
 from safemem.policy import compare, compiler
 from safemem.realroot import hold as realroot
@@ -104,6 +105,46 @@ def test_what_could_not_be_read_before_the_hold(tmp_path: Path, cmdline: str, af
     assert (root / paths.AUTO_ONLINE).read_text() == after
     codes = json.loads((root / record.RECORD).read_text())["result"]["problem_codes"]
     assert codes == ([] if after == "online" else ["auto-online-not-set"])
+
+
+#: What the kernel takes for `memhp_default_state=offline`, and what it does not (parameq() and next_arg() of kernel/params.c
+#: and lib/cmdline.c, setup_memhp_default_state() of mm/memory_hotplug.c: the last value that is one counts).
+SPELLINGS = {
+    "memhp-default-state=offline": True,
+    "memhp_default-state=offline": True,
+    '"memhp_default_state=offline"': True,
+    'memhp-default_state="offline"': True,
+    "memhp_default_state=online memhp-default-state=offline": True,
+    "memhp_default_state=offline memhp_default_state=nonsense": True,
+    "memhp_default_state=offline memhp-default-state=": True,
+    "memhp_default_state=offline memhp-default-state=online_movable": False,
+    "memhp_default_state=nonsense": False,
+    "memhp.default.state=offline": False,
+    "xmemhp_default_state=offline": False,
+    "memhp_default_state=offline1": False,
+    "-- memhp_default_state=offline": False,
+}
+
+
+@pytest.mark.parametrize(("words", "offline"), SPELLINGS.items(), ids=range(len(SPELLINGS)))
+def test_an_argument_in_any_spelling(tmp_path: Path, words: str, offline: bool) -> None:
+    """The program, its wrapper and doctor read it as the kernel does."""
+    line = f"console=ttyS0 {words}"
+    assert (argument(line, "memhp_default_state") == "offline") == offline
+    root = observed(tmp_path, cmdline=line)
+    assert (root / paths.AUTO_ONLINE).read_text().strip() == ("online" if offline else "offline")
+    assert ("no-memhp-argument" in [item.code for item in doctor.examine(str(root))]) == (not offline)
+
+
+@pytest.mark.parametrize(("words", "offline"), SPELLINGS.items(), ids=range(len(SPELLINGS)))
+def test_an_argument_in_any_spelling_to_the_wrapper(tmp_path: Path, words: str, offline: bool) -> None:
+    """Where the program fails, the wrapper takes the hold back by itself."""
+    root = make_root(tmp_path, cmdline=f"console=ttyS0 {words}")
+    script = tmp_path / "boot"
+    script.write_bytes(on_failure.wrapper(Failure(on_failure.GO_ON), str(root)))
+    result = subprocess.run(["sh", str(script)], capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False)
+    assert result.returncode == on_failure.GOES_ON
+    assert (root / paths.AUTO_ONLINE).read_text().strip() == ("online" if offline else "offline")
 
 
 def test_a_guard_is_given_back(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ ONLINING = {
     "a script by a mark": 'SUBSYSTEM=="memory", TAG+="mine"\nTAG=="mine", RUN+="/opt/x"',
     "a script by a variable": 'SUBSYSTEM=="memory", ENV{MINE}="1"\nENV{MINE}=="1", RUN+="/opt/x"',
     "a mark that both have": 'SUBSYSTEM=="memory", TAG+="x"\nSUBSYSTEM=="block", TAG+="x"\nTAG=="x", RUN+="/opt/x"',
+    "a shell that looks up what it runs": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'echo $$(/opt/x) > /run/x\'"',
     "a script, the subsystem as a variable": 'ENV{SUBSYSTEM}=="memory", RUN+="/opt/x"',
     "a shell": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'echo 1 > /sys$devpath/online\'"',
     "a shell for every device": 'RUN+="/bin/sh -c \'echo 1 > /sys$devpath/online\'"',
@@ -73,6 +74,29 @@ ONLINING = {
     "behind a jump to nowhere": 'SUBSYSTEM!="cpu", GOTO="nowhere"\nATTR{online}="1"',
     "behind a jump that goes back": 'LABEL="end"\nSUBSYSTEM!="cpu", GOTO="end"\nATTR{online}="1"',
     "after a label": 'SUBSYSTEM=="memory", GOTO="in"\nSUBSYSTEM!="cpu", GOTO="end"\nLABEL="in"\nATTR{online}="1"\nLABEL="end"',
+    "put together from two lines": 'SUBSYSTEM=="memory", ATTR{state}="on\\\n    line_movable"',
+    "two backslashes, then nothing": 'SUBSYSTEM=="memory", \\\\\n\nATTR{state}="online"',
+    "commas of all kinds": ',,SUBSYSTEM=="memory",, ,ATTR{state}="online" , ',
+    "a quote behind a backslash": 'SUBSYSTEM=="memory", ENV{X}="a\\\\", ENV{Y}=", ATTR{state}="online", ENV{Z}="1"',
+    "an assignment with both marks": 'SUBSYSTEM=="memory", ATTR{state}=ie"online"',
+    "yes in another word": 'SUBSYSTEM=="memory", ATTR{online}="enabled"',
+    "of a block whose name a program finds": 'SUBSYSTEM=="cpu", PROGRAM="/x", ATTR{../../memory%c/state}="online"',
+    "of what a program finds": 'SUBSYSTEM=="acpi", PROGRAM="/x", ATTR{$result/state}="online"',
+    "of the bus": 'SUBSYSTEM=="module", ATTR{[subsystem/memory]auto_online_blocks}="online_kernel"',
+    "a variable that names a program": 'ENV{DO}="/usr/bin/chmem -e all"\nSUBSYSTEM=="node", RUN+="$env{DO}"',
+    "a variable that names it shortly": 'ENV{DO}="/usr/bin/chmem -e all"\nSUBSYSTEM=="node", RUN+="%E{DO}"',
+    "an older kind of program": 'SUBSYSTEM=="memory", RUN{fail_event_on_error}+="/usr/bin/chmem -e all"',
+    "a loop for a node": 'SUBSYSTEM=="node", RUN+="/bin/sh -c \'for b in /sys$devpath/memory*/state; do echo online > $$b; done\'"',
+    "by a pipe": 'SUBSYSTEM=="container", RUN+="/bin/sh -c \'echo online_movable | tee /sys/bus/memory/devices/*/state\'"',
+    "a copy": 'SUBSYSTEM=="cxl", RUN+="/bin/dd if=/run/x of=/sys/devices/system/memory/auto_online_blocks"',
+    "for a driver": 'SUBSYSTEM=="drivers", KERNEL=="virtio_mem", RUN+="/bin/sh -c \'chmem --enable 4G\'"',
+    "whatever is below a container": 'SUBSYSTEM=="container", RUN+="/bin/sh -c \'for f in $(find /sys$devpath/ -name online); do echo 1 > $$f; done\'"',
+    "of a board's device by a shell": 'SUBSYSTEM=="acpi", RUN+="/bin/sh -c \'echo online > /sys$devpath/physical_node/state\'"',
+    "for a region": 'SUBSYSTEM=="vmbus", RUN+="/usr/bin/daxctl reconfigure-device --mode=system-ram all"',
+    "a unit by a template of a program's": 'SUBSYSTEM=="dax", PROGRAM="/bin/systemd-escape --template=foo@.service %k", ENV{SYSTEMD_WANTS}+="$result"',
+    "a unit with a made-up name": 'SUBSYSTEM=="memory", ENV{SYSTEMD_WANTS}+="%c{2}.service"',
+    "only where something is": 'SUBSYSTEM=="memory", TEST=="/run/x", CONST{virt}=="kvm", SYSCTL{kernel/x}=="1", ATTR{state}="online"',
+    "after an import": 'SUBSYSTEM=="memory", IMPORT{cmdline}="hot", IMPORT{file}="/run/x", IMPORT{db}="y", IMPORT{parent}="Z*", ENV{hot}=="1", ATTR{state}="online"',
     "as RHEL has it": 'SUBSYSTEM!="memory", ACTION!="add", GOTO="end"\nPROGRAM="/bin/uname -p", RESULT=="s390*", GOTO="end"\nENV{.state}="online"\nATTR{state}=="offline", ATTR{state}="$env{.state}"\nLABEL="end"',
     "as Ubuntu has it": 'SUBSYSTEM=="memory", ACTION=="add", DEVPATH=="/devices/system/memory/memory[0-9]*", TEST=="state", ATTR{state}!="online", ATTR{state}="online"',
 }  # fmt: skip
@@ -98,6 +122,24 @@ HARMLESS = {
     "kdump of Debian and Ubuntu": 'SUBSYSTEM=="memory", ACTION=="offline", PROGRAM="/usr/sbin/kdump-config try-reload"',
     "kdump of RHEL 7": 'SUBSYSTEM=="memory", ACTION=="online", PROGRAM="/bin/systemctl try-restart kdump.service"',
     "kdump of Fedora": 'SUBSYSTEM=="cpu", ACTION=="online", GOTO="reload"\nSUBSYSTEM=="memory", ACTION=="online", GOTO="reload"\nGOTO="end"\nLABEL="reload"\nRUN+="/bin/sh -c \'/usr/bin/systemctl is-active kdump.service || exit 0; /usr/bin/systemd-run --quiet --no-block /usr/lib/udev/kdump-udev-throttler\'"\nLABEL="end"',
+    "only counts": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'grep -c online /sys/devices/system/memory/memory*/state >/run/x\'"',
+    "kernel's word is offline": 'SUBSYSTEM=="cpu", ATTR{../../memory/auto_online_blocks}="offline"',
+    "takes off by program": 'SUBSYSTEM=="node", RUN+="/usr/bin/chmem -d 4G"',
+    "lists": 'SUBSYSTEM=="dax", ACTION=="remove", RUN+="/usr/bin/daxctl list"',
+    "looks into memory for another device": 'SUBSYSTEM=="cpu", RUN+="/bin/sh -c \'cat /sys/devices/system/memory/block_size_bytes >/run/x\'"',
+    "a disk's state by another way": 'ACTION=="add", SUBSYSTEM=="scsi", ATTR{state}=="offline", RUN+="/bin/sh -c \'echo running > /sys$devpath/state\'"',
+    "a disk's timeout": 'ACTION=="add", SUBSYSTEMS=="scsi", ATTRS{vendor}=="VMware*", RUN+="/bin/sh -c \'echo 180 >/sys$DEVPATH/device/timeout\'"',
+    "processors by a shell": 'SUBSYSTEM=="cpu", ACTION=="add", RUN+="/bin/sh -c \'echo 1 > /sys$devpath/online\'"',
+    "every device's state, in a disk's word": 'ACTION=="add", RUN+="/bin/sh -c \'echo running > /sys$devpath/state\'"',
+    "logs with the date": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'echo $$(date) `hostname` $devpath >> /var/log/x; cat /sys$devpath/state >> /var/log/x\'"',
+    "takes off by a shell": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'[ -e /run/x ] && echo offline > /sys$devpath/state\'"',
+    "wants kdump": 'SUBSYSTEM=="memory", ENV{SYSTEMD_WANTS}+="kdump.service"',
+    "daxctl, told not to": 'SUBSYSTEM=="dax", RUN+="/usr/bin/daxctl reconfigure-device --mode=system-ram --no-online %k"',
+    "replays": 'SUBSYSTEM=="memory", RUN+="udevadm trigger --subsystem-match=dax"',
+    "builtin by the older word": 'SUBSYSTEM=="memory", IMPORT{program}="path_id"',
+    "memory of the firmware's tables": 'ACTION=="remove", GOTO="end"\nSUBSYSTEM!="dmi", GOTO="end"\nIMPORT{program}="dmi_memory_id"\nLABEL="end"',
+    "commas and comments": ',# x\nSUBSYSTEM=="memory",, ATTR{online}=="1", TAG+="seen",',
+    "volumes and arrays": 'SUBSYSTEM=="block", PROGRAM="/sbin/mdadm --x", ENV{SYSTEMD_WANTS}+="mdmonitor.service", RUN+="/usr/bin/systemd-run --no-block /sbin/vgchange -aay"',
     "systemd's device nodes": 'SUBSYSTEM=="mem", KERNEL=="mem|kmem|port", GROUP="kmem", MODE="0640"',
 }  # fmt: skip
 
@@ -137,16 +179,17 @@ def test_nothing_is_dropped(lines: list[str]) -> None:
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    """A FIFO does not stop the reader; what cannot be read may online memory; /dev/null is a mask."""
+    """A FIFO does not stop the reader; what cannot be read may online memory; a link to nowhere does not, nor a mask."""
     folder = tmp_path / "etc/udev/rules.d"
     folder.mkdir(parents=True)
     os.mkfifo(folder / "10-fifo.rules")
-    (folder / "20-gone.rules").symlink_to("nowhere")
+    (folder / "20-gone.rules").symlink_to("20-gone.rules.d/nothing")
+    (folder / "25-loop.rules").symlink_to("25-loop.rules")
     (folder / "30-null.rules").symlink_to("/dev/null")
     found = udevrules.find(str(tmp_path))
 
     assert [(item.file[-13:], item.what) for item in found] == [
-        (name, "cannot be read, so it may online memory") for name in ("10-fifo.rules", "20-gone.rules")
+        (name, "cannot be read, so it may online memory") for name in ("10-fifo.rules",)
     ]
 
 
@@ -193,7 +236,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_link_to_nowhere_hides_nothing(tmp_path: Path) -> None:
-    """udev since 254 passes over it, and reads the file of that name in a later folder."""
+    """The file of that name in a later folder counts: udev of systemd 262 reads it, 252 and 257 do not."""
     for folder in ("etc/udev/rules.d", "usr/lib/udev/rules.d"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "etc/udev/rules.d/40-x.rules").symlink_to("nowhere")
@@ -235,3 +278,154 @@ def test_the_machine_s_own_rules_are_read() -> None:
     for path in sorted(folder.glob("*.rules")):
         assert [rule for rule in udevrules.parse(path.read_text("utf-8", "replace")) if rule.rest] == [], path
         assert path.name in OWN or udevrules.onliners(udevrules.parse(path.read_text("utf-8", "replace"))) == [], path
+
+
+#: Scripts that a rule for memory runs, and what is found in them; the last line of each is the one.
+SCRIPTS = {
+    "by the device's path": ("#!/bin/sh\necho online > /sys$DEVPATH/state\n", True),
+    "by its argument": ('#!/bin/bash\nset -e\nprintf online_movable > "/sys$1/state"\n', True),
+    "in a loop": ("for b in /sys/devices/system/memory/memory*/state; do\n  echo online > $b\n", True),
+    "by a program": ("#!/bin/sh\nexec chmem -e all\n", True),
+    "in Python": ("#!/usr/bin/python3\nimport sys\nopen(f'/sys{sys.argv[1]}/state', 'w').write('online')\n", True),
+    "what it writes is not known": ("#!/bin/sh\necho $WORD > /sys$DEVPATH/state\n", False),
+    "by another program that is not there": ('#!/bin/sh\n/opt/agent/tell "$DEVPATH"\n', False),
+}
+QUIET = {
+    "logs": '#!/bin/sh\nlogger "new block $1"\necho "$(date) $1" >> /var/log/blocks\n',
+    "counts": "#!/bin/sh\ngrep -l online /sys/devices/system/memory/memory*/state | wc -l > /run/blocks\n",
+    "takes off": "#!/bin/sh\necho offline > /sys$DEVPATH/state\n",
+    "reloads kdump": "#!/bin/sh\nsystemctl try-restart kdump.service\n",
+    "another file of the kernel's": "#!/bin/sh\necho 1 > $fadump_registered\necho 1 > /sys/kernel/fadump/registered\n",
+    "only speaks of it": "#!/bin/sh\n# echo online > /sys/devices/system/memory/memory32/state\nlogger seen\n",
+}
+RUNS = 'SUBSYSTEM=="memory", ACTION=="add", RUN+="/usr/local/bin/new-block $env{DEVPATH}"\n'
+
+
+def with_script(root: Path, text: str | bytes, rule: str = RUNS) -> list[udevrules.Onliner]:
+    """Return what is found where a rule runs this script."""
+    for folder in ("etc/udev/rules.d", "usr/local/bin"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "etc/udev/rules.d/50-x.rules").write_text(rule)
+    (root / "usr/local/bin/new-block").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return udevrules.find(str(root))
+
+
+@pytest.mark.parametrize(("text", "sure"), SCRIPTS.values(), ids=SCRIPTS)
+def test_a_script_is_read(tmp_path: Path, text: str, sure: bool) -> None:
+    """What it does counts, with its file and line; where that is not known, it may."""
+    (found,) = with_script(tmp_path, text)
+    assert (found.what, found.sure) == ('RUN+="/usr/local/bin/new-block $env{DEVPATH}"', sure)
+    line = text.count("\n")
+    assert found.why.startswith(f"usr/local/bin/new-block:{line}: ") or "there is no /opt/agent/tell here" in found.why
+
+
+@pytest.mark.parametrize("text", QUIET.values(), ids=QUIET)
+def test_a_script_that_only_logs_is_not_touched(tmp_path: Path, text: str) -> None:
+    """Neither masked nor reported, by whichever way it is named."""
+    assert with_script(tmp_path, text) == []
+    (tmp_path / "usr/lib/udev").mkdir(parents=True)
+    (tmp_path / "usr/lib/udev/mine").symlink_to("/usr/local/bin/new-block")
+    assert with_script(tmp_path, text, RUNS.replace("/usr/local/bin/new-block", "mine")) == []
+    assert (
+        with_script(
+            tmp_path,
+            text,
+            RUNS.replace("/usr/local/bin/new-block", "/bin/sh -c '/usr/local/bin/new-block'").replace(
+                " $env{DEVPATH}", ""
+            ),
+        )
+        == []
+    )
+
+
+def test_what_is_no_script_may_online(tmp_path: Path) -> None:
+    """For memory alone, and it says why; for other devices it is nobody's business."""
+    (found,) = with_script(tmp_path, b"\x7fELF\0\0")
+    assert (found.sure, found.why) == (
+        False,
+        "usr/local/bin/new-block is no script that can be read, so what it does is not known",
+    )
+    (tmp_path / "usr/local/bin/new-block").unlink()
+    (found,) = udevrules.find(str(tmp_path))
+    assert (found.sure, found.why) == (False, "there is no /usr/local/bin/new-block here, so what it does is not known")
+    assert with_script(tmp_path, b"\x7fELF\0\0", RUNS.replace("memory", "node")) == []
+
+
+def test_a_script_for_another_device_counts_by_what_is_in_it(tmp_path: Path) -> None:
+    """A node's, a container's, any device's: where it speaks of memory; a disk's own state is the disk's."""
+    for subsystem in ("node", "cpu", "cxl", "acpi", "container", "virtio", "module", "block"):
+        rule = RUNS.replace("memory", subsystem)
+        (found,) = with_script(tmp_path, SCRIPTS["in a loop"][0], rule)
+        assert found.sure and found.why == "usr/local/bin/new-block:2: echo online > $b"
+        assert with_script(tmp_path, "#!/bin/sh\necho running > /sys$DEVPATH/state\n", rule) == []
+
+
+def test_what_only_may_does_not_cost_a_disk_its_rules(tmp_path: Path) -> None:
+    """It is found for doctor, and not for whoever masks."""
+    text = "#!/bin/sh\necho $WORD > /sys/devices/system/memory/auto_online_blocks\n"
+    assert with_script(tmp_path, text, RUNS.replace("memory", "block")) == []
+    assert [item.sure for item in udevrules.find(str(tmp_path), every=True)] == [False]
+    assert "50-x.rules" not in udevrules.masks(str(tmp_path))
+    assert [item.sure for item in with_script(tmp_path, text)] == [False]
+
+
+def test_scripts_are_followed(tmp_path: Path) -> None:
+    """One that starts another, or reads it in; one that starts itself ends."""
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt/lib.sh").write_text("online() {\n  echo online > /sys$1/state\n}\n/usr/local/bin/new-block\n")
+    for way in (
+        ". /opt/lib.sh",
+        "exec /opt/lib.sh $1",
+        "if true; then timeout 5 sh /opt/lib.sh; fi",
+        "X=1 /opt/lib.sh | cat",
+    ):
+        (found,) = with_script(tmp_path, f"#!/bin/sh\n{way}\n")
+        assert (found.sure, found.why) == (True, "opt/lib.sh:2: echo online > /sys$1/state"), way
+
+
+@pytest.mark.parametrize(
+    ("unit", "sure"),
+    [
+        ("[Service]\nExecStart=/bin/sh -c 'echo online > /sys/bus/memory/devices/%i/state'\n", True),
+        ("[Service]\nExecStart=/usr/bin/logger new block %I\n", None),
+        ("[Service]\nExecStart=/opt/agent %I\n", False),
+        (None, False),
+    ],
+)
+def test_a_unit_that_a_rule_wants_is_read(tmp_path: Path, unit: str | None, sure: bool | None) -> None:
+    """Its commands count, its drop-ins too; one that is not there may online what it is started for."""
+    rule = 'SUBSYSTEM=="memory", TAG+="systemd", ENV{SYSTEMD_WANTS}+="new@%k.service"\n'
+    (tmp_path / "usr/lib/systemd/system/new@.service.d").mkdir(parents=True)
+    if unit is not None:
+        (tmp_path / "usr/lib/systemd/system/new@.service").write_text(unit)
+    started = 'SUBSYSTEM=="memory", RUN+="/usr/bin/systemctl --no-block start new@%k"\n'
+    for way in (rule, started):
+        assert [item.sure for item in with_script(tmp_path, "", way)] == ([] if sure is None else [sure])
+    (tmp_path / "usr/lib/systemd/system/loop.service").write_text("[Service]\nExecStart=/bin/systemctl restart loop\n")
+    assert with_script(tmp_path, "", rule.replace("new@%k", "loop")) == []
+    drop_in = tmp_path / "usr/lib/systemd/system/new@.service.d/x.conf"
+    drop_in.write_text("[Service]\nExecStart=\nExecStart=/usr/bin/chmem -e all\n")
+    assert [item.sure for item in with_script(tmp_path, "", rule.replace("memory", "block"))] == [True] * (
+        unit is not None
+    )
+
+
+def test_what_is_read_of_debian(tmp_path: Path) -> None:
+    """In reduced words, what Debian 12, 13 and testing bring for memory and dax: one file onlines, and no other."""
+    folder = tmp_path / "usr/lib/udev/rules.d"
+    folder.mkdir(parents=True)
+    (tmp_path / "usr/sbin").mkdir()
+    (tmp_path / "usr/sbin/kdump-config").write_text("#!/bin/sh\nregister() {\n\techo 1 > $sys_fadump_registered\n}\n")
+    for name, text in {
+        "50-kdump-tools.rules": HARMLESS["kdump of Debian and Ubuntu"],
+        "70-memory.rules": HARMLESS["memory of the firmware's tables"],
+        "99-vmware-scsi-udev.rules": HARMLESS["a disk's timeout"],
+        "90-daxctl-device.rules": 'ACTION=="add", SUBSYSTEM=="dax",\\\n  RUN+="/usr/bin/daxctl -C $env{DEVNAME}"\n',
+    }.items():
+        (folder / name).write_text(text)
+    assert [(item.file, item.line, item.sure) for item in udevrules.find(str(tmp_path))] == [
+        ("usr/lib/udev/rules.d/90-daxctl-device.rules", 1, True)
+    ]
+    new = ONLINING["a unit for dax by the new rule"].replace("x@", "daxdev-reconfigure@")
+    (folder / "90-daxctl-device.rules").write_text(new)
+    assert [item.what for item in udevrules.find(str(tmp_path))] == ['ENV{SYSTEMD_WANTS}="%c"']

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 #: What stands between words; not all that Python takes for a space.
 _SPACE = " \t\n\v\f\r"
-#: Arguments whose value the kernel leaves as it is where it understands no other.
+#: Arguments whose value the kernel leaves as it is where it understands no other, and what it understands. Names are
+#: compared by parameq(), as all names are (early_param, __setup, module_param), so `-` is `_` in each of them.
 _SWITCHES = ("kho", "liveupdate")
+_WORDS = {"memhp_default_state": ("offline", "online", "online_kernel", "online_movable")}
 #: Between what an argument says and the check sum of that.
 _SEAL = ";crc32="
 
@@ -58,12 +60,19 @@ def _named(word: str) -> tuple[str, str]:
 
 
 def last(pairs: list[tuple[str, str]]) -> dict[str, str]:
-    """Return which value of each argument counts: the last one, of a switch the last that the kernel understands."""
+    """Return which value of each argument counts: the last one, of some the last that the kernel understands."""
     found: dict[str, str] = {}
     for name, value in pairs:
-        if name not in found or name not in _SWITCHES or boolean(value) is not None:
+        if name not in found or _is_understood(name, value):
             found[name] = value
     return found
+
+
+def _is_understood(name: str, value: str) -> bool:
+    """Return whether the kernel takes a value instead of the one before."""
+    if name in _SWITCHES:
+        return boolean(value) is not None
+    return value in _WORDS.get(name, (value,))
 
 
 def argument(cmdline: str, name: str) -> str | None:

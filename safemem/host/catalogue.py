@@ -75,6 +75,41 @@ CODES: dict[str, Entry] = {
         "a udev rule onlines memory: {rule}",
         "mask it: ln -s /dev/null /etc/udev/rules.d/{name}",
     ),
+    "udev-program": Entry(
+        "warning",
+        "a udev rule runs what may online memory: {rule}",
+        "read what it does; if it onlines memory, mask it: ln -s /dev/null /etc/udev/rules.d/{name}",
+    ),
+    "masked-besides": Entry(
+        "note",
+        "{file} is masked because of memory, and with it rules for other devices: {others}",
+        "put those into a rules file of their own, and udev reads them again",
+    ),
+    "unit-onlines": Entry(
+        "severe",
+        "unit {owner} {verb} memory{when}: {what}",
+        "mask it: systemctl mask {owner}",
+    ),
+    "tmpfiles-online": Entry(
+        "severe",
+        "systemd-tmpfiles {verb} memory at boot: {what}",
+        "take the line out, or mask the file: ln -s /dev/null /etc/tmpfiles.d/{owner}",
+    ),
+    "script-onlines": Entry(
+        "severe",
+        "{owner} {verb} memory{when}: {what}",
+        "take the line out, or have nothing start {owner}",
+    ),
+    "settings-online": Entry(
+        "severe",
+        "a setting {verb} memory: {what}",
+        "take it out of {owner}",
+    ),
+    "not-looked-at": Entry(
+        "warning",
+        "whether {path} onlines memory is not known: it cannot be read",
+        "look into it by hand, as root",
+    ),
     "real-root-not-masked": Entry(
         "warning",
         "this system's own udev rules were not looked at before udev started",
@@ -91,6 +126,9 @@ CODES: dict[str, Entry] = {
         "remove the section, or keep it from onlining: daxctl-reconfigure-device(1)",
     ),
     "agent": Entry("warning", "{name} is running: {about}", "keep it from onlining memory, or stop it"),
+    "agent-installed": Entry(
+        "note", "{name} is installed, and onlines memory once it runs: {about}", "keep it from running, or from memory"
+    ),
     # The handover, and where hot-added memory went.
     "cannot-tell": Entry(
         "warning",
@@ -131,6 +169,12 @@ CODES: dict[str, Entry] = {
         "warning",
         "virtio-mem plugs no more memory while many of its blocks are offline",
         "release what may be used, or let the host ask for less",
+    ),
+    "hv-balloon-stalls": Entry(
+        "warning",
+        "hv_balloon waits for each piece of memory that Hyper-V adds to come online, up to 5 seconds, and while memory is"
+        " held none does: what is added is no use, and the host adds it at a crawl",
+        "release what may be used, or keep Hyper-V from adding memory: hv_balloon.hot_add=0, or no dynamic memory",
     ),
     "dlpar": Entry(
         "severe",

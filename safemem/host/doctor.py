@@ -7,10 +7,8 @@ and what to do about it is in `safemem.host.catalogue`.
 
 from __future__ import annotations
 
-import configparser
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import paths, probe, zeropage
@@ -18,13 +16,11 @@ from safemem.boot.cmdline import argument
 from safemem.boot.model import UNKNOWN
 from safemem.boot.ranges import Range, size_text, total
 from safemem.boot.record import RECORD
-from safemem.host import guardchecks, nextboot, standing, suspects
+from safemem.host import guardchecks, nextboot, onlinechecks, standing
 from safemem.host.catalogue import SEVERITIES, Finding, finding
 from safemem.host.machine import Machine, read_image
 from safemem.host.verdict import faults
 from safemem.initramfs import check as initramfs
-from safemem.realroot import hold as realroot
-from safemem.realroot import udevrules
 
 _MEMMAP = "sys/module/memory_hotplug/parameters/memmap_on_memory"
 
@@ -87,36 +83,6 @@ def _default_onlining(machine: Machine) -> Iterator[Finding]:
         yield finding("no-memhp-argument", "memhp_default_state=offline is not on the command line")
 
 
-def _udev(machine: Machine) -> Iterator[Finding]:
-    for rule in udevrules.find(machine.root):
-        yield finding("udev-rule", f"{rule.file}:{rule.line}", rule=rule.what, name=os.path.basename(rule.file))
-    if machine.standing is not None and machine.holds and not (Path(machine.root) / realroot.MASKED).exists():
-        yield finding("real-root-not-masked", f"{realroot.MASKED} does not exist")
-    ours = any((Path(machine.root) / folder / udevrules.OURS).exists() for folder in udevrules.FOLDERS)
-    if not ours:
-        yield finding("no-udev-rule", f"{udevrules.OURS} is in no rules folder", name=udevrules.OURS)
-
-
-def _daxctl(machine: Machine) -> Iterator[Finding]:
-    for path in sorted((Path(machine.root) / "etc/daxctl.conf.d").glob("*.conf")):
-        parser = configparser.ConfigParser(strict=False, interpolation=None)
-        try:
-            parser.read_string(path.read_text("utf-8", "replace"))
-        except configparser.Error:
-            continue
-        for section in parser.sections():
-            table = parser[section]
-            # Onlining is what it does unless told otherwise; both spellings count as told.
-            told = table.get("online", "").strip() == "false" or table.get("no-online", "").strip() == "true"
-            if table.get("mode", "").strip() == "system-ram" and not told:
-                yield finding("daxctl", str(path), section=section)
-
-
-def _agents(machine: Machine) -> Iterator[Finding]:
-    for name, path in suspects.running(machine.root):
-        yield finding("agent", path, name=name, about=suspects.PROGRAMS[name])
-
-
 def _handover(machine: Machine) -> Iterator[Finding]:
     handover, luo, kho = (machine.snapshot.facts[name] for name in ("handover", "luo", "kho"))
     arch = machine.value("arch")
@@ -160,8 +126,6 @@ def _cost(machine: Machine) -> Iterator[Finding]:
                 texts = {"held": size_text(held), "cost": size_text(held // 64), "amount": size_text(size)}
                 yield finding("memmap-cost", _MEMMAP, source=source, **texts)
                 break
-    if any(run.driver == "virtio-mem" and run.state == "offline" for run in machine.snapshot.blocks):
-        yield finding("virtio-mem-stalls", "memory blocks")
     if str(machine.value("arch")).startswith("ppc64"):
         yield finding("dlpar", "arch")
 
@@ -179,9 +143,7 @@ def _user(machine: Machine) -> Iterator[Finding]:
 CHECKS = (
     _decision,
     _default_onlining,
-    _udev,
-    _daxctl,
-    _agents,
+    *onlinechecks.CHECKS,
     _handover,
     _zones,
     _cost,

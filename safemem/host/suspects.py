@@ -16,12 +16,20 @@ from safemem.realroot import udevrules
 #: Programs that online memory, on their own or on somebody else's word, by name.
 PROGRAMS = {
     "qemu-ga": "the QEMU guest agent onlines blocks when the host says guest-set-memory-blocks",
-    "google_guest_agent": "Google's guest agent",
-    "waagent": "Azure's guest agent",
+    # Writes to each block's `online` as its event comes (kata-containers/agent PR 364, kata-containers PR 13376).
+    "kata-agent": "Kata's agent onlines each block as it arrives",
+    # Sets auto_online_blocks, or onlines a GPU's memory as movable (NVIDIA/nvidia-persistenced, nvpd numa code and issue 11).
+    "nvidia-persistenced": "where a GPU's memory is a NUMA node it onlines that, and has the kernel online what arrives",
+    "ovirt-guest-agent.py": "oVirt's guest agent sees to it that plugged memory is movable",
+    "google_guest_agent": "Google's guest agent; with it come scripts that the instance's metadata name",
+    "waagent": "Azure's guest agent; it runs extensions that the portal names",
     "tuned": "tuned profiles may write to memory blocks",
     "daxctl": "daxctl onlines the memory that it makes of a dax device",
     "chmem": "chmem onlines what it is told to",
 }
+#: Of these, those that online memory by themselves or at the host's word once they run: tools do nothing by being there.
+_INSTALLED = ("qemu-ga", "kata-agent", "nvidia-persistenced")
+_FOLDERS = ("usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin", "opt/kata/bin", "bin", "sbin")
 #: Bytes of a program's name in /proc/PID/comm (TASK_COMM_LEN without its end).
 _COMM = 15
 
@@ -77,6 +85,16 @@ def text(suspects: tuple[Suspect, ...]) -> str:
     if not suspects:
         return "who did it cannot be known: the kernel's event names nobody, and nothing that is known to do it is here"
     return "may have been " + ", or ".join(f"{item.who} ({item.evidence})" for item in suspects)
+
+
+def installed(root: str) -> list[tuple[str, str]]:
+    """Return which agents are installed below `root`, running or not, and the file that shows it."""
+    found: dict[str, str] = {}
+    for name in _INSTALLED:
+        for folder in _FOLDERS:
+            if (Path(root) / folder / name).is_file():
+                found.setdefault(name, f"{folder}/{name}")
+    return list(found.items())
 
 
 def running(root: str, programs: dict[str, str] = PROGRAMS) -> list[tuple[str, str]]:

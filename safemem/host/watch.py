@@ -156,7 +156,9 @@ def _hold(root: str, found: Standing) -> list[str]:
     rules = udevrules.find(root)
     if value in ONLINE_WORD.values():
         problems.append(f"{paths.AUTO_ONLINE} read `{value}`: somebody else has set it")
-    problems += [f"{rule.file}:{rule.line} onlines memory, and was not there before: {rule.what}" for rule in rules]
+    for item in rules:
+        verb = "onlines" if item.sure else "may online"
+        problems.append(f"{item.file}:{item.line} {verb} memory, and was not there before: {item.what}")
     return [*problems, *realroot.hold(root, again=True)] if rules or value != "offline" else problems
 
 

@@ -28,7 +28,7 @@ from safemem.boot.files import reason
 from safemem.boot.hold import ONLINE_WORD, UDEV_RUN, UNITS_RUN, mask
 from safemem.boot.model import FINAL, Note
 from safemem.boot.printable import printable
-from safemem.realroot import storage, udevrules
+from safemem.realroot import alongside, storage, udevrules
 
 #: What was hidden here, one path a line, a mount marked by `mount `. /run outlives udev and us.
 MASKED = "run/safemem/masked"
@@ -81,6 +81,7 @@ def hold(root: str, *, again: bool = False) -> list[Note]:
     with contextlib.suppress(OSError):
         done = _masked(root)
     before = list(done)
+    alongside.tell_all(root)
     # Those that are known come first, whatever there is to be read.
     left, seen = {*udevrules.KNOWN, *UNITS}, set[str]()
     for _ in range(_ROUNDS):
@@ -90,6 +91,8 @@ def hold(root: str, *, again: bool = False) -> list[Note]:
             done += new
             problems += _step(_keep, root, done)
         for line, name in lines.items():
+            if line in new:  # as long as it can be read: over a file in /etc lies the mask
+                alongside.tell(root, name)
             refused = _step(_hide, root, name, line)
             problems += refused
             if refused and line in new:
@@ -97,6 +100,7 @@ def hold(root: str, *, again: bool = False) -> list[Note]:
         seen |= left
         found: list[udevrules.Onliner] = []
         failed = _step(_look, root, found)
+        alongside.tell_unsure(root, found)
         left = {name for item in found if (name := os.path.basename(item.file)).endswith(".rules")} - seen
         if not left:
             break
@@ -160,7 +164,10 @@ def _step(do: Callable[..., list[Note]], root: str, *more: object) -> list[Note]
 def _line(root: str, name: str) -> str:
     """Return how a rules file or unit is to be masked, as a line of `MASKED`; "" if the operator has done it."""
     line = f"{UNITS_RUN if name in UNITS else UDEV_RUN}/{name}"
-    own = next((at for at in (f"etc/udev/rules.d/{name}", line) if files.exists(root, at)), None)
+    # A link to nowhere is nobody's rule, and over it nothing can be mounted: the mask in /run is for what comes after it.
+    own = next(
+        (at for at in (f"etc/udev/rules.d/{name}", line) if files.exists(root, at) and not _is_nowhere(root, at)), None
+    )
     if own is None:
         return line
     path = os.path.join(root, own)
@@ -174,15 +181,28 @@ def _hide(root: str, name: str, line: str) -> list[Note]:
     if line.startswith("mount "):
         path = os.path.join(root, line.removeprefix("mount "))
         return [] if stat.S_ISCHR(_mode(path)) else _cover(path)
-    return _link(root, name, line) if name in UNITS else mask(root, [name])
+    if _is_nowhere(root, line):
+        os.unlink(os.path.join(root, line))
+    if name in UNITS or _is_nowhere(root, f"etc/udev/rules.d/{name}"):
+        return _link(root, name, line)
+    return mask(root, [name])
 
 
-def _link(root: str, unit: str, line: str) -> list[Note]:
+def _link(root: str, name: str, line: str) -> list[Note]:
+    what = "unit" if name in UNITS else "udev rules file"
     try:
         files.link(root, line, "/dev/null")
     except OSError as error:
-        return [Note("not-masked", f"unit {unit} could not be masked: {reason(error, 'cannot be made')}")]
+        return [Note("not-masked", f"{what} {name} could not be masked: {reason(error, 'cannot be made')}")]
     return []
+
+
+def _is_nowhere(root: str, path: str) -> bool:
+    """Return whether a path is a link to nowhere; what cannot be told is none."""
+    try:
+        return udevrules.is_nowhere(root, path)
+    except OSError:
+        return False
 
 
 def _mode(path: str) -> int:
@@ -256,8 +276,9 @@ def release(root: str) -> list[str]:
     if left:
         storage.put(root, MASKED, "".join(f"{line}\n" for line in left))
     else:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(root, MASKED))
+        for name in (MASKED, alongside.KEPT):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(root, name))
     return problems
 
 

@@ -12,7 +12,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem.realroot import udevreach
+from safemem.realroot import programs, runs, udevreach, units
+from safemem.realroot.udevparse import Item as Item
+from safemem.realroot.udevparse import Rule as Rule
+from safemem.realroot.udevparse import parse as parse
 
 #: In the order of precedence: a file hides those of the same name in later folders.
 FOLDERS = (
@@ -26,73 +29,18 @@ OURS = "60-safemem.rules"
 #: Files of distributions that are known to online memory; masked also where this machine does not show them.
 KNOWN = ("40-redhat.rules", "40-vm-hotadd.rules", "80-hotplug-cpu-mem.rules", "90-daxctl-device.rules")
 
-_ITEM = re.compile(r'\s*([A-Z_]+)(?:\{([^}]*)\})?\s*(==|!=|\+=|-=|:=|=)\s*([ei]{0,2})"((?:[^"\\]|\\.)*)"\s*,?')
-#: Programs that are run to online memory, and what a shell would write to: for whichever device.
-_PROGRAMS = re.compile(
-    r"\b(chmem|daxctl|memhotplug|hotplug-?mem)|devices/system/memory|bus/memory|online_(movable|kernel)"
-)
-#: The same for a device that may be memory.
-_WRITES = re.compile(r"/(online|state)\b|\bonlin|memory", re.IGNORECASE)
-#: Programs that online nothing, whatever they are told; distributions reload kdump's kernel for each block.
-_HARMLESS = frozenset(
-    [
-        "[",
-        "cat",
-        "echo",
-        "exit",
-        "false",
-        "kdump-config",
-        "kdump-udev-throttler",
-        "kdumpctl",
-        "logger",
-        "printf",
-        "readlink",
-        "seq",
-        "sleep",
-        "systemd-detect-virt",
-        "test",
-        "true",
-        "uname",
-    ]
-)
-_SHELLS = ("sh", "bash", "dash")
-_REDIRECTION = re.compile(r"\d?>+\|?\s*(&\d|[^\s;|&]*)")
-#: Where a shell may write: not to the kernel, and not to what is not known.
-_PLAIN_FILE = re.compile(r"&\d|/dev/(null|kmsg|console)|/(?!sys/|proc/|dev/)(?!\S*\.\.)[\w./-]+")
-_UNIT = re.compile(r"dax|memory|onlin", re.IGNORECASE)
-_WANTS = ("SYSTEMD_WANTS", "SYSTEMD_USER_WANTS")
-#: What the kernel takes for yes (kstrtobool).
-_YES = re.compile(r"[1yt]|on", re.IGNORECASE)
-
 #: A line that cannot be read and speaks of these may online memory in an udev that can read it.
 _HINTS = re.compile(r"state|online|memory|chmem|daxctl")
-_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|.)")
-#: As udev's own reader ends lines; `splitlines` would cut at more characters.
-_LINE_END = re.compile(r"\r\n|[\n\r\0]")
-
-
-class Item(NamedTuple):
-    """One `KEY{attribute}OPERATOR"value"`."""
-
-    key: str
-    attribute: str
-    operator: str
-    value: str
-    ignore_case: bool = False
-
-    @property
-    def text(self) -> str:
-        """The item as it is written."""
-        attribute = f"{{{self.attribute}}}" if self.attribute else ""
-        return f'{self.key}{attribute}{self.operator}"{self.value}"'
-
-
-class Rule(NamedTuple):
-    """One rule and the line that it begins on."""
-
-    line: int
-    items: tuple[Item, ...]
-    rest: str  #: what could not be read; empty for a valid rule
+#: Units whose names say what they do, and what makes up a name.
+_UNIT = re.compile(r"dax|memory|onlin", re.IGNORECASE)
+_MADE_UP = re.compile(r"%c|\$result|%E|\$env", re.IGNORECASE)
+_TEMPLATE = re.compile(r"--template[= ]\s*(\S+)")
+_WANTS = ("SYSTEMD_WANTS", "SYSTEMD_USER_WANTS")
+#: What the kernel takes for yes (kstrtobool).
+_YES = re.compile(r"[1yte]|on", re.IGNORECASE)
+_ENV = re.compile(r"\$env\{(\w+)\}|%E\{(\w+)\}")
+#: Values of one variable that are tried in a command.
+_VALUES = 8
 
 
 class Onliner(NamedTuple):
@@ -101,59 +49,41 @@ class Onliner(NamedTuple):
     file: str
     line: int
     what: str
+    sure: bool = True  #: False where it runs what may online memory, and nobody can tell
+    why: str = ""  #: what the program that it runs does, and where; or why that is not known
 
 
-def parse(text: str) -> list[Rule]:
-    """Return the rules in `text`; nothing is ever left out silently: what cannot be read is `rest`."""
-    rules = []
-    lines = _LINE_END.split(text)
-    at = 0
-    while at < len(lines):
-        start, line = at, lines[at]
-        at += 1
-        if line.lstrip().startswith("#") or not line.strip():
-            continue
-        # What ends a line is looked for in the file's own lines: of two backslashes, one stays.
-        more = line.endswith("\\")
-        line = line.removesuffix("\\")
-        while more and at < len(lines):
-            follow, at = lines[at], at + 1
-            if not follow.lstrip().startswith("#"):  # a comment inside a continued rule is skipped, as udev does
-                more = follow.endswith("\\")
-                line += follow.removesuffix("\\")
-        items, place = [], 0
-        while found := _ITEM.match(line, place):
-            key, attribute, operator, escaped, value = found.groups()
-            items.append(
-                Item(
-                    key,
-                    attribute or "",
-                    operator,
-                    _unescaped(value) if "e" in escaped else value.replace('\\"', '"'),
-                    "i" in escaped,
-                )
-            )
-            place = found.end()
-        rules.append(Rule(start + 1, tuple(items), line[place:].strip()))
-    return rules
+class Found(NamedTuple):
+    """A rule of one file that onlines memory, and what in it does."""
+
+    rule: Rule
+    what: str
+    sure: bool = True
+    why: str = ""
+    other: bool = False  #: the rule is for other devices than memory's; what is known of it stands in a script
 
 
-def onliners(rules: list[Rule]) -> list[tuple[Rule, str]]:
-    """Return the rules of one file that online memory, each with what in it does."""
+def onliners(rules: list[Rule], root: str | None = None) -> list[Found]:
+    """Return the rules of one file that online memory, each with what in it does.
+
+    `root`: where the programs and units are that they name; None: nowhere, so none of them is known.
+    """
     memory, dax = (udevreach.reach(rules, kind) for kind in (udevreach.MEMORY, udevreach.DAX))
+    file = _File(root, rules)
     found = []
     for rule, *reached in zip(rules, memory, dax, strict=True):
-        what = _written(rule, reached[0]) or _run(rule, max(reached))
         if rule.rest and _HINTS.search(rule.rest):
-            what = f"cannot be read from `{rule.rest[:40]}` on, so it may online memory"
-        if what:
-            found.append((rule, what))
+            found.append(Found(rule, f"cannot be read from `{rule.rest[:40]}` on, so it may online memory"))
+        elif what := _written(rule, reached[0]):
+            found.append(Found(rule, what))
+        elif run := file.run(rule, max(reached)):
+            found.append(run)
     return found
 
 
 def onlines(rule: Rule) -> str | None:
     """Return what in `rule` onlines memory, as if it stood alone; or None."""
-    return next((what for _, what in onliners([rule])), None)
+    return next((found.what for found in onliners([rule])), None)
 
 
 def _written(rule: Rule, reached: int) -> str | None:
@@ -164,7 +94,8 @@ def _written(rule: Rule, reached: int) -> str | None:
         # `[subsystem/name]attribute` is that device's; a path leads to other devices, such as a node's blocks.
         _device, bracket, path = item.attribute.rpartition("]")
         mine = any(sign in item.attribute for sign in ("memory", "physical_node", "*"))
-        mine = mine or (not bracket and reached > udevreach.NEVER)
+        # What is filled in when the rule runs may be the name of a block.
+        mine = mine or (not bracket and (reached > udevreach.NEVER or bool(re.search(r"[$%].*/", path))))
         name, value = path.rpartition("/")[2], item.value.strip()
         filled = "$" in value or "%" in value
         if name == "auto_online_blocks" and value != "offline":
@@ -176,66 +107,74 @@ def _written(rule: Rule, reached: int) -> str | None:
     return None
 
 
-def _run(rule: Rule, reached: int) -> str | None:
-    """Return the program or unit that a rule has started, if that may online memory."""
-    for item in rule.items:
-        runs = item.key == "PROGRAM" or (item.key in ("RUN", "IMPORT") and item.attribute in ("", "program"))
-        if runs and item.operator != "-=" and _onlines(item.value, reached):
-            return item.text
-        # A unit for each device; ndctl's onlines dax devices.
-        wants = item.key == "ENV" and item.attribute in _WANTS and item.operator in ("=", "+=", ":=") and item.value
-        if wants and (reached == udevreach.ALONE or _UNIT.search(item.value)):
-            return item.text
-    return None
+class _File:
+    """One file of rules: what they run, with the values that they set before."""
+
+    def __init__(self, root: str | None, rules: list[Rule]) -> None:
+        self.root = root
+        self.values: dict[str, list[str]] = {}
+        self.templates: list[str] = []
+        for item in (item for rule in rules for item in rule.items):
+            if item.key == "ENV" and item.operator in ("=", "+=", ":="):
+                self.values.setdefault(item.attribute, []).append(item.value)
+            if item.key == "PROGRAM":
+                self.templates += _TEMPLATE.findall(item.value)
+
+    def run(self, rule: Rule, reached: int) -> Found | None:
+        """Return the program or unit that a rule has started, if that may online memory; the sure before the others."""
+        found = []
+        for item in rule.items:
+            # Old versions ran more kinds than `program`, such as {fail_event_on_error}.
+            runs_it = item.key == "PROGRAM" or (item.key == "RUN" and item.attribute != "builtin")
+            runs_it = runs_it or (item.key == "IMPORT" and item.attribute in ("", "program"))
+            if runs_it and item.operator != "-=":
+                for command in self._filled(item.value):
+                    if verdict := runs.judge(self.root, command, reached):
+                        found.append(
+                            Found(
+                                rule,
+                                item.text,
+                                verdict.sure,
+                                verdict.why,
+                                reached == udevreach.NEVER and verdict.why != "",
+                            )
+                        )
+            wants = item.key == "ENV" and item.attribute in _WANTS and item.operator in ("=", "+=", ":=") and item.value
+            if wants and (verdict := self._wants(item.value, reached)):
+                found.append(
+                    Found(rule, item.text, verdict.sure, verdict.why, reached == udevreach.NEVER and verdict.why != "")
+                )
+        return next((each for each in found if each.sure), found[0] if found else None)
+
+    def _filled(self, command: str) -> list[str]:
+        """Return a command, as it is and with each value that this file gives to a variable in it."""
+        commands = [command]
+        for match in _ENV.finditer(command):
+            for value in self.values.get(match[1] or match[2], [])[:_VALUES]:
+                commands.append(command.replace(match[0], value))
+        return commands[: _VALUES * 2]
+
+    def _wants(self, value: str, reached: int) -> runs.Verdict | None:
+        """Return whether a unit that is started for a device onlines memory; ndctl's does for dax devices."""
+        if _UNIT.search(value):
+            return runs.Verdict(sure=True)
+        known = value.split()
+        if _MADE_UP.search(units.template(value) if " " not in value else value):
+            known = self.templates if re.search(r"%c|\$result", value) else []
+            if any(map(_UNIT.search, known)) and reached > udevreach.NEVER:
+                return runs.Verdict(sure=True)
+        verdicts = [runs.judge_unit(self.root, name, reached) for name in known]
+        if not known and reached == udevreach.ALONE:
+            return runs.Verdict(sure=True, why="the name of the unit is made up when the rule runs")
+        return next((each for each in verdicts if each and each.sure), next(filter(None, verdicts), None))
 
 
-def _onlines(command: str, reached: int) -> bool:
-    """Return whether a program may online memory: any that is run for memory alone, and is not known not to."""
-    if _PROGRAMS.search(command):
-        return True
-    if reached == udevreach.ALONE:
-        return not _is_harmless(command)
-    return reached > udevreach.NEVER and bool(_WRITES.search(command)) and not _is_harmless(command)
+def find(root: str, masked: frozenset[str] = frozenset(), *, every: bool = False) -> list[Onliner]:
+    """Return every rule below `root` that is in force and onlines memory; masked files are not, but for those `masked`.
 
-
-def _is_harmless(command: str) -> bool:
-    """Return whether all that a command runs is known to be harmless; a shell's command has to be plain."""
-    words = command.split(None, 2)
-    if len(words) < 3 or words[0].rpartition("/")[2] not in _SHELLS or words[1] != "-c":
-        return not words or _is_known(command.split())
-    script = words[2].strip().strip("'\"")
-    if re.search(r"\$\(|`|<\(", script) or not all(_PLAIN_FILE.fullmatch(at) for at in _REDIRECTION.findall(script)):
-        return False
-    parts = [part.split() for part in re.split(r"[;|&{}\n]+", _REDIRECTION.sub(" ", script))]
-    return all(_is_known(part) for part in parts)
-
-
-def _is_known(words: list[str]) -> bool:
-    while words and words[0] in ("if", "then", "else", "do", "!", "while", "fi", "done"):
-        words = words[1:]
-    if not words:
-        return True
-    program = words[0].rpartition("/")[2]
-    if program == "systemctl":
-        return "is-active" in words or words[-1] in ("kdump.service", "kdump")
-    if program == "systemd-run":
-        return words[-1].rpartition("/")[2] in _HARMLESS
-    return program in _HARMLESS
-
-
-def _unescaped(value: str) -> str:
-    """Return what udev reads between the quotes of e"" (cunescape of systemd)."""
-    return _ESCAPE.sub(lambda found: _escape(found[1]), value)
-
-
-def _escape(text: str) -> str:
-    if text[0] in "xuU" and len(text) > 1:  # alone it is a letter like any other
-        return chr(min(int(text[1:], 16), 0x10FFFF))
-    return chr(int(text, 8)) if len(text) == 3 else {"t": "\t", "n": "\n", "s": " "}.get(text, text)
-
-
-def find(root: str, masked: frozenset[str] = frozenset()) -> list[Onliner]:
-    """Return every rule below `root` that is in force and onlines memory; masked files are not, but for those `masked`."""
+    `every`: also those that are for other devices and run a script that only may online memory. Whoever masks does not ask for
+    them: without the rules of disks there may be no boot at all.
+    """
     found, seen = [], set()
     for folder in FOLDERS:
         base = Path(root) / folder
@@ -251,22 +190,48 @@ def find(root: str, masked: frozenset[str] = frozenset()) -> list[Onliner]:
                 continue
             if name in masked and (base / name).is_char_device():
                 continue
-            if (base / name).exists():  # of a link to nowhere, udev since 254 reads the file that comes after it
-                seen.add(name)
             try:
-                if (base / name).is_char_device():  # /dev/null, as a link or mounted over the file: a mask
+                if is_nowhere(root, f"{folder}/{name}"):
                     continue
-                if not (base / name).is_file():  # also: reading a FIFO would wait for ever
-                    raise OSError
-                data = (base / name).read_bytes()
-                if len(data) != (base / name).stat().st_size:  # cut off, it would be a file without that rule
-                    raise OSError
-                rules = onliners(parse(data.decode("utf-8", "replace")))
+                seen.add(name)
+                rules = read(root, f"{folder}/{name}")
+                if rules is None:
+                    continue
+                onlining = onliners(rules, root)
             except (OSError, ValueError, RecursionError):
+                seen.add(name)
                 found.append(Onliner(f"{folder}/{name}", 1, "cannot be read, so it may online memory"))
                 continue
-            found += [Onliner(f"{folder}/{name}", rule.line, what) for rule, what in rules]
+            found += [
+                Onliner(f"{folder}/{name}", each.rule.line, each.what, each.sure, each.why)
+                for each in onlining
+                if every or each.sure or not each.other
+            ]
     return found
+
+
+def read(root: str, path: str) -> list[Rule] | None:
+    """Return the rules of a file below `root`; None for a mask. Raises OSError, also for what is no plain file."""
+    if (Path(root) / path).is_char_device():  # /dev/null, as a link or mounted over the file: a mask
+        return None
+    where = programs.resolve(root, path)
+    file = Path(root) / (path if where is None else where)
+    if not file.is_file():  # also: reading a FIFO would wait for ever
+        raise OSError
+    data = file.read_bytes()
+    if len(data) != file.stat().st_size:  # cut off, it would be a file without that rule
+        raise OSError
+    return parse(data.decode("utf-8", "replace"))
+
+
+def is_nowhere(root: str, path: str) -> bool:
+    """Return whether a file of rules is a link to nowhere, which is nobody's rule.
+
+    udev finds nothing behind it. systemd 252 and 257 then read no file of that name at all, 262 reads the one in a later
+    folder, and heeds a mask in /run before it (seen in all three): so that one counts, and the mask is enough.
+    """
+    full = os.path.join(root, path)
+    return os.path.islink(full) and os.readlink(full) != "/dev/null" and programs.resolve(root, path) is None
 
 
 def _is_missing(root: str, folder: str) -> bool:

@@ -68,7 +68,22 @@ go_on() {
     line=''
     read -r line 2>&- <"$ROOT/proc/cmdline" || :
     asked=''
-    case " $line " in *' memhp_default_state=offline '*) asked=online ;; esac
+    # As safemem/boot/cmdline.py reads it: `-` is `_`, quotation marks may be there, the last word that is one counts.
+    set -f
+    for word in $line; do
+        word=${word#\"}
+        case $word in
+        --) break ;;
+        memhp[-_]default[-_]state=*)
+            word=${word#*=}
+            word=${word#\"}
+            case ${word%\"} in
+            offline) asked=online ;;
+            online | online_kernel | online_movable) asked='' ;;
+            esac
+            ;;
+        esac
+    done
     case $BEFORE in online | online_*) ;; *) BEFORE=$asked ;; esac
     case $BEFORE in online | online_movable | online_kernel)
         printf '%s' "$BEFORE" 2>&- >"$MEMORY/auto_online_blocks" || :

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""What onlines memory on this machine, or waits for somebody to: checks of doctor."""
+
+from __future__ import annotations
+
+import configparser
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from safemem.host import configured, starters, suspects
+from safemem.host.catalogue import Finding, finding
+from safemem.host.configured import Onliner
+from safemem.host.machine import Machine
+from safemem.realroot import alongside, udevrules
+from safemem.realroot import hold as realroot
+
+#: Where hv_balloon shows: the module, built in or loaded, and the driver of a bus.
+_HV_MODULE, _HV_DRIVER = "sys/module/hv_balloon", "sys/bus/vmbus/drivers/hv_balloon"
+_VMBUS = "sys/bus/vmbus/devices"
+#: The class of Hyper-V's dynamic memory (HV_DM_GUID of drivers/hv/hv_balloon.c and include/linux/hyperv.h).
+_DYNAMIC_MEMORY = "525074dc-8985-46e2-8057-a307dc18a502"
+
+
+def _udev(machine: Machine) -> Iterator[Finding]:
+    for rule in udevrules.find(machine.root, every=True):
+        where, name = f"{rule.file}:{rule.line}", os.path.basename(rule.file)
+        if rule.sure:
+            yield finding("udev-rule", f"{where}; {rule.why}" if rule.why else where, rule=rule.what, name=name)
+        else:
+            yield finding("udev-program", f"{where}; {rule.why}" if rule.why else where, rule=rule.what, name=name)
+    besides: dict[str, list[alongside.Besides]] = {}
+    for item in alongside.kept(machine.text(alongside.KEPT)):
+        besides.setdefault(item.file, []).append(item)
+    for file, found in besides.items():
+        yield finding("masked-besides", alongside.KEPT, file=file, others=alongside.text(found))
+    if machine.standing is not None and machine.holds and not (Path(machine.root) / realroot.MASKED).exists():
+        yield finding("real-root-not-masked", f"{realroot.MASKED} does not exist")
+    ours = any((Path(machine.root) / folder / udevrules.OURS).exists() for folder in udevrules.FOLDERS)
+    if not ours:
+        yield finding("no-udev-rule", f"{udevrules.OURS} is in no rules folder", name=udevrules.OURS)
+
+
+def _daxctl(machine: Machine) -> Iterator[Finding]:
+    for path in sorted((Path(machine.root) / "etc/daxctl.conf.d").glob("*.conf")):
+        parser = configparser.ConfigParser(strict=False, interpolation=None)
+        try:
+            parser.read_string(path.read_text("utf-8", "replace"))
+        except (configparser.Error, OSError):
+            yield finding("not-looked-at", str(path), path=path.name)
+            continue
+        for section in parser.sections():
+            table = parser[section]
+            # Onlining is what it does unless told otherwise; both spellings count as told.
+            told = table.get("online", "").strip() == "false" or table.get("no-online", "").strip() == "true"
+            if table.get("mode", "").strip() == "system-ram" and not told:
+                yield finding("daxctl", str(path), section=section)
+
+
+def _others(machine: Machine) -> Iterator[Finding]:
+    """Look into units, and into every other file that something carries out."""
+    for found in (*starters.find(machine.root), *configured.find(machine.root)):
+        if not isinstance(found, Onliner):
+            yield finding("not-looked-at", f"{found.where}: {found.why}", path=found.where)
+            continue
+        yield _told(found)
+
+
+def _told(found: Onliner) -> Finding:
+    verb, severity = ("onlines", "severe") if found.sure else ("may online", "warning")
+    when = ", if something starts it; nothing does now" if found.idle else ""
+    severity = "warning" if found.idle else severity
+    where, owner, what = found.where, found.owner, found.what
+    if found.code == "unit-onlines":
+        return finding("unit-onlines", where, severity=severity, owner=owner, verb=verb, when=when, what=what)
+    if found.code == "tmpfiles-online":
+        return finding("tmpfiles-online", where, severity=severity, owner=owner, verb=verb, what=what)
+    if found.code == "settings-online":
+        return finding("settings-online", where, severity=severity, owner=owner, verb=verb, what=what)
+    return finding("script-onlines", where, severity=severity, owner=owner, verb=verb, when=when, what=what)
+
+
+def _agents(machine: Machine) -> Iterator[Finding]:
+    running = suspects.running(machine.root)
+    for name, path in running:
+        yield finding("agent", path, name=name, about=suspects.PROGRAMS[name])
+    for name, path in suspects.installed(machine.root):
+        if name not in [each for each, _ in running]:
+            yield finding("agent-installed", path, name=name, about=suspects.PROGRAMS[name])
+
+
+def _waits(machine: Machine) -> Iterator[Finding]:
+    """Look for drivers that wait for what they add to come online."""
+    if any(run.driver == "virtio-mem" and run.state == "offline" for run in machine.snapshot.blocks):
+        yield finding("virtio-mem-stalls", "memory blocks")
+    where = _hyperv(machine)
+    if machine.holds and where:
+        yield finding("hv-balloon-stalls", where)
+
+
+def _hyperv(machine: Machine) -> str:
+    """Return what shows that Hyper-V may add memory to this machine; "" if nothing does, or hv_balloon is told not to."""
+    if machine.text(f"{_HV_MODULE}/parameters/hot_add").upper() in ("N", "0"):
+        return ""
+    root = Path(machine.root)
+    for path in (_HV_MODULE, _HV_DRIVER):
+        if (root / path).is_dir():
+            return path
+    for device in sorted((root / _VMBUS).glob("*/class_id")):
+        path = str(device.relative_to(root))
+        if machine.text(path).strip("{}").lower() == _DYNAMIC_MEMORY:
+            return path
+    return ""
+
+
+CHECKS = (_udev, _daxctl, _others, _agents, _waits)
