@@ -364,7 +364,7 @@ TARGETS = {
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
     "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, shelltext.started, shelltext.words_of, shelltext.lines_of, shelltext.statements, units.lines, alongside.kept)),
-    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, check.judged, unpack.find, unpack.look, unpack.unpack, uki.initrds, variants.refused, variants.refused_within, variants.untold, packed.lzo_blocks, packed.pieces, packed.whole, nextkernel.build)),
+    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, check.judged, unpack.find, unpack.look, unpack.unpack, uki.initrds, variants.refused, variants.refused_within, variants.untold, variants.pieces, packed.lzo_blocks, packed.pieces, packed.whole, nextkernel.build)),
     "kernel-image": Target(_kernel_image, (NoKernel,), (image.read_bytes, config.options)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text)),
     "counts": Target(_counted, (), (reader.releases, reader.counts)),

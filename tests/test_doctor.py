@@ -25,6 +25,7 @@ from safemem.cli import main
 from safemem.host import catalogue, doctor, guardchecks, nextboot, onlinechecks
 from safemem.initramfs.cpio import Archive
 from safemem.policy import compiler, load
+from tests import images
 from tests.fakes import make_root, pass_on, rejecting
 from tests.kit import guarded, install, policy, proof, rule, when
 
@@ -328,6 +329,35 @@ def test_what_a_mask_takes_along(tmp_path: Path) -> None:
         "usr/lib/udev/rules.d/80-x.rules is masked because of memory, and with it rules for other devices:"
         ' SUBSYSTEM=="cpu" at line 3'
     )
+
+
+def test_a_profile_without_safemem(tmp_path: Path) -> None:
+    """Of a unified image the worst profile is judged, by its name; an addon that brings an initrd leaves open what boots."""
+    root = healthy(tmp_path)
+    image = root / "boot/initrd.img-7.3.4"
+    parts = [
+        (".linux", b"kernel"),
+        (".initrd", image.read_bytes()),
+        (".profile", b"ID=main"),
+        (".profile", b"ID=old\nTITLE=Old one"),
+    ]
+    image.write_bytes(images.pe([*parts, (".initrd", gzip.compress(b"070701" + b"0" * 104))]))
+    found = [item for item in doctor.examine(str(root)) if item.code.startswith("initrd")]
+    assert [item.code for item in found] == ["initrd-unreadable"] and "profile old (Old one): byte 0" in found[
+        0
+    ].evidence
+    pack(root, None)
+    bare = image.read_bytes()
+    image.write_bytes(images.pe([*parts, (".initrd", bare)]))
+    (found_one,) = [item for item in doctor.examine(str(root)) if item.code.startswith("initrd")]
+    assert (found_one.code, found_one.evidence) == ("initrd-without-safemem", f"{image}: profile old (Old one)")
+    image.write_bytes(images.pe(parts[:3]))
+    assert not [item for item in doctor.examine(str(root)) if item.code.startswith("initrd")]
+    addon = root / "boot/initrd.img-7.3.4.extra.d/x.addon.efi"
+    addon.parent.mkdir()
+    addon.write_bytes(images.pe([(".initrd", bare)]))
+    (found_one,) = [item for item in doctor.examine(str(root)) if item.code.startswith("initrd")]
+    assert found_one.code == "initrd-unreadable" and "brings an initrd, which is not looked into" in found_one.evidence
 
 
 def test_healthy(tmp_path: Path) -> None:

@@ -351,7 +351,7 @@ def test_found_by_another_name() -> None:
         (lzma.compress(PLAIN, lzma.FORMAT_ALONE)[:5] + len(PLAIN).to_bytes(8, "little") + lzma.compress(PLAIN, lzma.FORMAT_ALONE)[13:], "packed with lzma, with its size in the head: where the kernel goes on cannot be told"),
         (b"\x1f\x9e" + PACKED[2:], "neither an archive nor a compression that the kernel knows"),
         (b"\x28\xb5\x2f\xfd\x21\x07\x01\0\0", "packed by zstd with a dictionary, which the kernel does not have" + STOPS),
-        (gzip.compress(file("a") + entry(b"big\0", data=bytes(4096 - 300)) + file("n" * 4096)), "unpacked byte 4028: the kernel skips an archive entry here, and where it goes on cannot be told"),
+        (gzip.compress(file("a") + entry(b"big\0", data=bytes(32768 - 300)) + file("n" * 4096)), "unpacked byte 32700: the kernel skips an archive entry here, and where it goes on cannot be told"),
     ],
 )  # fmt: skip
 def test_variants_of_compressions(data: bytes, says: str) -> None:

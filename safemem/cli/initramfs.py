@@ -180,7 +180,7 @@ def remove(maker: str | None, kernel: str | None, root: str) -> None:
     done="safemem is in it, comes first and has the policy of /etc/safemem",
     failure="it has not",
     invalid="that policy is invalid",
-    unknown="there is no image, or it cannot be read, or told which one boots",
+    unknown="there is no image, it cannot be read or told which one boots, or most of it lies in a file system within it",
 )
 def check_image(context: click.Context, images: tuple[str, ...], kernel: str | None, root: str, form: str) -> None:
     """Look into an initrd or a unified kernel image; several are read one behind the other, as a boot loader does.

@@ -18,8 +18,6 @@ _HEAD, _PATH_MAX = 110, 4096
 _ENTRIES = 1 << 20
 STOPS = "the kernel stops here, and unpacks nothing of the rest"
 _HEX = re.compile(rb"[0-9a-fA-F]{104}")
-#: The smallest piece in which a compression hands over what it unpacks; all others are multiples.
-_CHUNK = 4096
 
 
 class Head(NamedTuple):
@@ -46,7 +44,7 @@ class Entries:
         self.unpacked, self.keep, self.count, self.packed = Unpacked(), keep, 0, 0
 
 
-def _head(reader: Reader, made: Entries, place: str, *, packed: bool) -> Head:
+def _head(reader: Reader, made: Entries, place: str, *, packed: int) -> Head:
     """Read the head of an entry."""
     magic, rest = reader.take(6), reader.take(_HEAD - 6)
     if magic not in (b"070701", b"070702") and len(magic) + len(rest) == _HEAD:
@@ -65,13 +63,13 @@ def _head(reader: Reader, made: Entries, place: str, *, packed: bool) -> Head:
     )  # fmt: skip
 
 
-def entry(reader: Reader, made: Entries, *, packed: bool) -> None:
-    """Read one entry, and do what it says."""
+def entry(reader: Reader, made: Entries, *, packed: int) -> None:
+    """Read one entry, and do what it says; `packed` is the size of the pieces that a compressed part unpacks in, 0 is plain."""
     place, start = str(reader), reader.at
     head = _head(reader, made, place, packed=packed)
     padded = head.length + -(_HEAD + head.length) % 4
     if _skipped(head):
-        if packed and start // _CHUNK != (start + _HEAD - 1) // _CHUNK:
+        if packed and start // packed != (start + _HEAD - 1) // packed:
             # A head that comes in two pieces is read once more after it was skipped: next_state in do_header is stale.
             raise Unreadable(f"{place}: the kernel skips an archive entry here, and where it goes on cannot be told")
         _pass(reader, padded + head.size + -(padded + _HEAD + head.size) % 4, place, packed=packed)
@@ -105,7 +103,7 @@ def entry(reader: Reader, made: Entries, *, packed: bool) -> None:
     _pass(reader, head.size + -head.size % 4, place, packed=packed)
 
 
-def _cut(place: str, *, packed: bool) -> Unreadable:
+def _cut(place: str, *, packed: int) -> Unreadable:
     return (Stops if packed else CutOff)(f"{place}: the archive is cut off")
 
 
@@ -141,7 +139,7 @@ def _other(made: Entries, path: str, head: Head) -> None:
         rootfs.special(path, head.mode)
 
 
-def _copy(reader: Reader, made: Entries, path: str, head: Head, node: Node, place: str, *, packed: bool) -> None:
+def _copy(reader: Reader, made: Entries, path: str, head: Head, node: Node, place: str, *, packed: int) -> None:
     """Take the content of an entry into a file, which keeps what it had if there is none."""
     kept: list[bytes] = []
     total, there = 0, 0
@@ -170,7 +168,7 @@ def _copy(reader: Reader, made: Entries, path: str, head: Head, node: Node, plac
     _pass(reader, -head.size % 4, place, packed=packed)
 
 
-def _pass(reader: Reader, size: int, place: str, *, packed: bool) -> None:
+def _pass(reader: Reader, size: int, place: str, *, packed: int) -> None:
     """Pass over bytes; a plain archive may end in the padding of its last entry, a packed one is then taken for cut off."""
     missing = size - reader.skip(size)
     if missing and (packed or missing > 3):

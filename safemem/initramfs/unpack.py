@@ -122,7 +122,7 @@ def _parts(data: bytes, made: Entries) -> None:
             part = "a plain archive" if top.peek() == b"0" else "the part after a plain archive"
             raise Stops(f"{top}: {part} begins at no multiple of 4: {STOPS}")
         if top.peek() == b"0":
-            entry(top, made, packed=False)
+            entry(top, made, packed=0)
             plain = True
         else:
             top.skip(_compressed(data, top.at, made, first=first) - top.at)
@@ -138,13 +138,14 @@ def _compressed(data: bytes, at: int, made: Entries, *, first: bool) -> int:
         raise Unreadable(f"byte {at}: {why}")
     if not packed.compression(data[at : at + 8]):
         raise Stops(f"byte {at}: neither an archive nor a compression that the kernel knows")
+    pieces = variants.pieces(data, at)
     part = Reader(_counted(packed.pieces(data, at), made, at), f"byte {at}, unpacked ")
     if not first:
         part.skip_zeros()
     while first or part.peek():
         if part.at % 4 or part.peek() != b"0":
             raise Stops(f"{part}: no archive is here in the compressed part: {STOPS}")
-        entry(part, made, packed=True)
+        entry(part, made, packed=pieces)
         part.skip_zeros()
         first = False
     if data[at : at + 4] == packed.LZ4_LEGACY and data[part.end : part.end + 4].strip(b"\0"):

@@ -53,6 +53,23 @@ def _dictionary(data: bytes, at: int) -> bytes:
     return data[place : place + (0, 1, 2, 4)[flags & 3]]
 
 
+#: Bytes in which the kernel's programs hand over what they unpack; lz4 and lzo in the blocks that their packers fill.
+_PIECES = {
+    b"\x1f\x8b": 32 << 10,
+    b"\xfd7": 4096,
+    b"BZ": 4096,
+    b"\x28\xb5": 128 << 10,
+    b"\x02\x21": 8 << 20,
+    b"\x89L": 256 << 10,
+}
+
+
+def pieces(data: bytes, at: int) -> int:
+    """Return the size of the pieces that the compressed part at `at` is unpacked in; of lzma it is that of its dictionary."""
+    size = _PIECES.get(data[at : at + 2]) or int.from_bytes(data[at + 1 : at + 5], "little")
+    return max(size, 1)
+
+
 def untold(data: bytes, at: int) -> str:
     """Return why it cannot be told where the kernel goes on behind the compressed part at `at`; "" if it can."""
     # It stops when it has as many bytes as the head says, and liblzma behind a mark that may follow.

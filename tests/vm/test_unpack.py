@@ -14,8 +14,8 @@ from tests.vm.kit import ALL
 pytestmark = [pytest.mark.vm, pytest.mark.needs("lz4", "lzop", "zstd")]
 
 #: Images in one guest, and seeds of `make test`, each of them a guest.
-IMAGES = 6
-SEEDS = range(400 if ALL else 24)
+IMAGES = 8
+SEEDS = range(400 if ALL else 18)
 CHUNKS = 6
 
 
@@ -26,12 +26,14 @@ def agree(name: str, initrd: bytes) -> None:
     # What our own decompressor takes for damaged, the kernel's does.
     damaged = "damaged" in str(made.fault) or "the compressed part is cut off" in str(made.fault)
     stops = isinstance(made.fault, unpack.Stops) or damaged
-    assert made.fault is None or stops or isinstance(made.fault, unpack.CutOff), made.fault
+    # A head in two pieces that is skipped: whatever the kernel does then, the reader claims nothing.
+    untold = "cannot be told" in str(made.fault)
+    assert made.fault is None or stops or untold or isinstance(made.fault, unpack.CutOff), made.fault
     if "init" not in tree:
         assert seen.tree is None and "Kernel panic" in seen.serial, name
         return
     assert seen.tree is not None, f"{name}: {made.fault}: {seen.serial[-300:]}"
-    assert bool(seen.stopped) == stops, f"{name}: the kernel says `{seen.stopped}`, the reader `{made.fault}`"
+    assert untold or bool(seen.stopped) == stops, f"{name}: the kernel says `{seen.stopped}`, the reader `{made.fault}`"
     if made.fault is None or tree == seen.tree:
         assert seen.tree == tree, f"{name}: {sorted(set(seen.tree.items()) ^ set(tree.items()))[:6]}"
     else:
@@ -97,6 +99,10 @@ TABLE: dict[str, bytes] = {
     "a packed one cut off in the padding": GZIP(F + L[:-2]) + GZIP(L),
     "a name too long": F + LONG + L + END,
     "a name too long in a packed part": GZIP(F + LONG + L + END),
+    **{
+        f"a skipped head across 4096, {name}": padded(unpacked.PACKERS[name](unpacked.entry(b"big\0", data=bytes(4096 - 170)) + LONG + L)) + bytes(4)
+        for name in ("gzip", "zstd", "lzo", "lz4")
+    },
     "a folder with content": F + unpacked.entry(b"dir\0", 0o040755, b"2") + L,
     "a name that ends early": F + unpacked.entry(b"a\0bc\0", data=b"2") + L,
     "a file over a folder that is full": unpacked.entry(b"d\0", 0o040755) + unpacked.entry(b"d/x\0") + unpacked.entry(b"d\0", data=b"2") + L,
@@ -164,15 +170,15 @@ def test_by_name(chunk: int, record_property: Callable[[str, object], None]) -> 
         some = calm[at : at + 4]
         runs[" | ".join(name for name, _ in some)] = b"".join(padded(data) + bytes(4) for _, data in some)
     wrong = []
-    for number, (name, data) in enumerate(sorted(runs.items())):
-        if number % CHUNKS == chunk or ALL:
-            try:
-                agree(f"unpack-named-{number}", unpacked.init() + data)
-            except AssertionError as error:
-                wrong.append(f"{name}: {str(error)[:600]}")
-    count = len(runs) // CHUNKS
+    mine = [item for number, item in enumerate(sorted(runs.items())) if number % CHUNKS == chunk]
+    for number, (name, data) in enumerate(mine):
+        try:
+            agree(f"unpack-named-{chunk}-{number}", unpacked.init() + data)
+        except AssertionError as error:
+            wrong.append(f"{name}: {str(error)[:600]}")
+    images = sum(name.count(" | ") + 1 for name, _ in mine)
     record_property(
         "says",
-        f"unpacked: {len(TABLE) // CHUNKS} named images in {count} guests, {len(wrong)} read otherwise than by the kernel",
+        f"unpacked: {images} named images in {len(mine)} guests, {len(wrong)} read otherwise than by the kernel",
     )
     assert not wrong, "\n".join(wrong)
