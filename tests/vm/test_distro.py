@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -45,6 +46,10 @@ def some(*names: str) -> list[Any]:
 IMAGES = some("bookworm-initramfs-tools", "trixie-initramfs-tools", "testing-dracut")
 REJECTED = some("bookworm-initramfs-tools", "trixie-dracut", "testing-dracut")
 PANICS, MAINTAINED, UPGRADED = some("trixie-dracut"), some("bookworm-initramfs-tools"), some("bookworm-initramfs-tools")
+
+
+#: What doctor finds in these systems: a panic would reset the machine, as the guests' command line asks.
+FOUND = {"panic-resets"}
 
 
 class Make:
@@ -161,7 +166,7 @@ def checked(result: harness.Result, suite: str, maker: str) -> dict[str, str]:
 def test_rejected(make: Make, suite: str, maker: str) -> None:
     """The login target is reached without one block of what has to be held, and with all gigantic pages reserved."""
     asks = asked.Asked(Range(0x40000000, 0x50000000), 1 << 30, ((0, 2),))
-    line = f"crashkernel=256M@0x40000000 hugepagesz=1G hugepages=0:2 {asked.ARGUMENT}={asked.write(asks)}"
+    line = f"crashkernel=256M@0x40000000 hugepagesz=1G hugepages=0:2 {asked.ARGUMENT}={asked.write(asks)} look=doctor"
     result = boot(
         distro.guest(f"distro-{suite}-{maker}-rejected", make(suite, maker), handover_from="old-kho", cmdline=line,
                      boot_mib=6 * GIB)
@@ -177,6 +182,11 @@ def test_rejected(make: Make, suite: str, maker: str) -> None:
     # The mount and what is reserved on it have come over from the initramfs: in programs' reach, it would be exposed.
     pages = "2 GiB  node 0, 2 gigantic pages: never used in this boot, but for the first 4 KiB of each"
     assert f"guarded   0x100000000-0x17fffffff  {pages}" in lines, lines
+
+    # A system as it comes: what doctor finds is true, and there is nothing else.
+    assert "before everything else" in report["check"], report["check"]
+    findings = json.loads(report["doctor"])["findings"]
+    assert {item["code"] for item in findings} == FOUND, findings
 
 
 @pytest.mark.parametrize(("suite", "maker"), [item for item in MAKERS if item.id == "@bookworm-dracut"])
