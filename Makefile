@@ -68,9 +68,10 @@ vm-demo: $(VENV)/.test  ## a rejected handover, told with numbers; POLICY=NAME (
 kernels: $(VENV)/.test  ## build the guests' kernels from Debian's source (20 min)
 	$(BIN)/python tests/vm/build_kernels.py --older
 
-deb: $(VENV)/.test  ## packages for Debian 12 and 13, into build/ (1 min)
+deb: $(VENV)/.test  ## packages for Debian 12, 13 and testing, into build/ (1 min)
 	$(BIN)/python -m packages.deb bookworm
 	$(BIN)/python -m packages.deb trixie
+	$(BIN)/python -m packages.deb testing
 
 rpm: $(VENV)/.test  ## a package for distributions with dracut, into build/ (10 s)
 	$(BIN)/python -m packages.rpm

@@ -28,7 +28,8 @@ case "$(cat /proc/cmdline)" in
     *look=doctor*)
         safemem doctor --format json >/tmp/doctor
         report_file doctor /tmp/doctor
-        report check "$(safemem initramfs check --kernel "$(uname -r)" 2>&1)"
+        safemem initramfs check --kernel "$(uname -r)" >/tmp/check 2>&1
+        report_file check /tmp/check
         ;;
 esac
 case "$(cat /proc/cmdline)" in
