@@ -49,7 +49,8 @@ def arch(store: Store) -> str:
     return _ARCHES.get(int.from_bytes(header[1][:2], "little"), "") if header else ""
 
 
-def _sections(store: Store) -> tuple[Section, ...]:
+def sections(store: Store) -> tuple[Section, ...]:
+    """Return the sections that a PE file lists, wherever they lie; none if it is no PE file."""
     header = _header(store)
     if header is None:
         return ()
@@ -87,17 +88,17 @@ def sets(store: Store) -> tuple[Set, ...]:
     Raises:
         NoKernel: the sections are damaged.
     """
-    sections = _sections(store)
-    if len(sections) > _SECTIONS:
+    listed = sections(store)
+    if len(listed) > _SECTIONS:
         raise store.refused(f"it has more than {_SECTIONS} sections")
-    _apart(store, sections)
-    starts = [number for number, item in enumerate(sections) if item.name == ".profile"]
+    _apart(store, listed)
+    starts = [number for number, item in enumerate(listed) if item.name == ".profile"]
     if not starts:
-        return (Set("", "", (), sections),) if sections else ()
-    base = sections[: starts[0]]
-    ends = [*starts[1:], len(sections)]
+        return (Set("", "", (), listed),) if listed else ()
+    base = listed[: starts[0]]
+    ends = [*starts[1:], len(listed)]
     return tuple(
-        Set(*_names(store, sections[start], number), sections[start + 1 : end], base)
+        Set(*_names(store, listed[start], number), listed[start + 1 : end], base)
         for number, (start, end) in enumerate(zip(starts, ends, strict=True))
     )
 
@@ -108,8 +109,8 @@ def profiles(store: Store) -> tuple[Profile, ...]:
     Raises:
         NoKernel: it is one, and its sections are damaged.
     """
-    sections = _sections(store)
-    names = [item.name for item in sections]
+    listed = sections(store)
+    names = [item.name for item in listed]
     if ".linux" not in names:
         if ".cmdline" in names and ".text" not in names:
             raise store.refused("this is an addon of a unified kernel image: there is no kernel in it")
