@@ -48,8 +48,8 @@ REJECTED = some("bookworm-initramfs-tools", "trixie-dracut", "testing-dracut")
 PANICS, MAINTAINED, UPGRADED = some("trixie-dracut"), some("bookworm-initramfs-tools"), some("bookworm-initramfs-tools")
 
 
-#: What doctor finds in these systems: a panic would reset the machine, as the guests' command line asks.
-FOUND = {"panic-resets"}
+#: What doctor finds in these systems after a rejection: boot memory outside the guard was in use.
+FOUND = {"too-late"}
 
 
 class Make:
