@@ -57,7 +57,7 @@ def test_what_a_command_line_leaves(line: str, expected: tuple[Range, ...]) -> N
     assert left(line) == expected
 
 
-@pytest.mark.parametrize("line", ["memmap=1G&1G", "memmap=G$1G", "memmap=1G$", "memmap=1G$1Gx", "memmap=1G%1G-x", "memmap=1G%1G*1", "memmap=", "memmap=1G%1G-1+", "mem=1Gx", "memmap=99999999999999999999G"])  # fmt: skip
+@pytest.mark.parametrize("line", ["memmap=1G&1G", "memmap=G$1G", "memmap=1G$", "memmap=1G$1Gx", "memmap=1G%1G-x", "memmap=1G%1G*1", "memmap=", "memmap=1G%1G-1+", "mem=1Gx", "mem=08G", "memmap=99999999999999999999G"])  # fmt: skip
 def test_what_cannot_be_understood(tmp_path: Path, line: str) -> None:
     """The kernel makes something of it all the same, so which memory it booted with cannot be told: no guard, and a note."""
     with pytest.raises(ValueError, match="cannot be understood"):
@@ -224,3 +224,11 @@ def test_an_iomem_that_is_not_whole(tmp_path: Path, text: str) -> None:
     found = memory.room(str(root))
 
     assert (found.ram, found.kernel, found.taken) == ((), (), ())
+
+
+@pytest.mark.parametrize("line", ["add_efi_memmap", "efi=nosoftreserve", "efi=debug,nosoftreserve"])
+def test_where_efis_own_map_counts(tmp_path: Path, line: str) -> None:
+    """What it makes RAM is not in the zero page: which memory came later cannot be told."""
+    with pytest.raises(ValueError, match="EFI's own map counts"):
+        left(line)
+    assert memory.room(str(booted(tmp_path, line))).firmware == ()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safemem.boot.model import Blocks, Note, Override, Rule
 from safemem.boot.ranges import Range
 from safemem.boot.record import Done
 from safemem.cli import main
-from safemem.host import doctor, history, reader, required, standing
+from safemem.host import doctor, history, incidents, reader, required, standing
 from safemem.host.verdict import held_then, verdict
 from tests.fakes import BLOCK, make_root
 from tests.kit import install, policy, rule, snapshot
@@ -189,7 +190,48 @@ def test_what_is_required_says_why(tmp_path: Path) -> None:
     assert found.decision.facts["handover"].value == "rejected"
     handover = found.decision.facts["handover"]._replace(value="accepted")
     decision = found.decision._replace(facts={**found.decision.facts, "handover": handover})
-    assert required.lacks(found._replace(record=found.record._replace(decision=decision)), "accepted") == ""
+    assert required.lacks(found._replace(record=found.record._replace(decision=decision)), "accepted") is None
+
+
+def test_what_is_offline_by_itself_stops_nobody(tmp_path: Path) -> None:
+    """A block that has just arrived, or that the operator took offline, is none that the decision holds; an exception is."""
+    root = booted(tmp_path / "a", ALL, {})
+    (root / f"{STATES}/memory39/state").write_text("offline\n")
+    assert run(root, "require", "all").exit_code == 0
+    root = booted(tmp_path / "b", ALL, dict(HOLD))
+    assert "128 MiB of memory is held back" in run(root, "require", "all").stderr
+
+
+STATES = "sys/devices/system/memory"
+
+
+def _kernel_onlines(root: Path) -> None:
+    (root / f"{STATES}/auto_online_blocks").write_text("online_movable\n")
+
+
+def _nothing_shown(root: Path) -> None:
+    shutil.rmtree(root / STATES)
+
+
+def _not_counted(root: Path) -> None:
+    (root / incidents.COUNTS).write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (_kernel_onlines, "memory that arrives is onlined by the kernel: "), (_nothing_shown, "memory"),
+        (_not_counted, "cannot be told"),
+    ],
+)  # fmt: skip
+def test_a_decision_in_doubt_is_not_in_force(tmp_path: Path, change: Callable[[Path], None], why: str) -> None:
+    """What was carried out, but is no longer so or cannot be seen, lets nothing start."""
+    root = booted(tmp_path, SAFE, {})
+    assert run(root, "require", "decided").exit_code == 0
+    change(root)
+    for form in required.FORMS:
+        result = run(root, "require", form)
+        assert result.exit_code == 64 and why in result.stderr, (form, result.output)
 
 
 def test_a_release_is_what_was_required(tmp_path: Path) -> None:

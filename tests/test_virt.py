@@ -127,6 +127,7 @@ MACHINES = [
     Machine("by the signature: ACRN", "acrn", cpu=GUEST, more={paths.CPUID: b"ACRNACRNACRN"}),
     Machine("by the signature: KVM under a name of one's own", "kvm", cpu=GUEST, vendor="VPS", more={paths.CPUID: b"KVMKVMKVM\0\0\0"}),
     Machine("by the signature: QEMU without KVM", "qemu", cpu=GUEST, vendor="VPS", more={paths.CPUID: b"TCGTCGTCGTCG"}),
+    Machine("by DMI, where the signature is one of its own", "qemu", cpu=GUEST, vendor="QEMU", more={paths.CPUID: b"proxmox\0\0\0\0\0"}),
     Machine("by the signature: nobody's", "vm-other", cpu=GUEST, vendor="VPS", more={paths.CPUID: b"SomebodyElse"}),
     Machine("no flag, so what stands where the signature would is none", "none", vendor=DELL, more={paths.CPUID: b"KVMKVMKVM\0\0\0"}),
     Machine("a confidential guest", "kvm", cpu=GUEST.replace("fpu", "fpu tdx_guest"), vendor="QEMU", clocks=KVM),

@@ -45,12 +45,22 @@ def applied(entries: Iterable[Entry], arguments: list[tuple[str, str]]) -> list[
             for item in value.split(","):
                 found = _memmap(found, item)
         elif name == "mem" and value[:1].isdigit():
-            size, rest = _size(value)
-            if rest:
-                raise ValueError(f"`mem={value}` on the command line cannot be understood")
-            # Of a size of 0 the kernel makes nothing.
-            found = _changed(found, Range(size, _TOP), RAM, 0) if size else found
+            found = _mem(found, value)
+        elif name == "add_efi_memmap" or (name == "efi" and "nosoftreserve" in value.split(",")):
+            # What of EFI's own map becomes RAM then is not in this one.
+            raise ValueError(f"with `{name}{'=' if value else ''}{value}` on the command line EFI's own map counts")
     return found
+
+
+def _mem(entries: list[Entry], text: str) -> list[Entry]:
+    try:
+        size, rest = _size(text)
+    except ValueError:
+        rest = text
+    if rest:
+        raise ValueError(f"`mem={text}` on the command line cannot be understood") from None
+    # Of a size of 0 the kernel makes nothing.
+    return _changed(entries, Range(size, _TOP), RAM, 0) if size else entries
 
 
 def _memmap(entries: list[Entry], text: str) -> list[Entry]:

@@ -146,12 +146,14 @@ def _x86(root: str, processor: str | None) -> Fact:
         if hypervisor is None:
             return Fact(UNKNOWN, paths.CPUINFO, "guests of Google and its metal have the same name")
         return dmi if hypervisor else Fact("none", paths.CPUINFO)
-    if signature.value not in ("", "microsoft"):
+    if signature.value not in ("", "microsoft", _OTHER):
         return signature
     if dmi.value not in _NO_NAME:
         return dmi
     if files.word(root, paths.HYPERVISOR):
         return Fact(_OTHER, paths.HYPERVISOR)
+    if signature.value == _OTHER:
+        return signature
     if signature.value or _hyper_v(root):
         return Fact("microsoft", signature.source or paths.DMI_VENDOR)
     if hypervisor:

@@ -33,11 +33,7 @@ def require(context: click.Context, root: str, form: str) -> None:
     Services that run guests have it asked by safemem-decided.target, safemem-decided-all.target or
     safemem-decided-accepted.target, which they require and come after.
     """
-    found = standing.read(root)
-    why = required.lacks(found, form)
-    if not why:
-        return
-    click.echo(f"safemem: required `{form}`: {why}", err=True)
-    code = codes.of(found.verdict)
-    in_force = code in (codes.Code.DONE, codes.Code.HELD) and form == "accepted"
-    context.exit(codes.Code.FAILURE if in_force else code)
+    lack = required.lacks(standing.read(root), form)
+    if lack:
+        click.echo(f"safemem: required `{form}`: {lack.text}", err=True)
+        context.exit(codes.of(lack.kind))
