@@ -49,7 +49,7 @@ def booted(deb: Callable[[str], Path], folder: Path, kernel: str) -> Result:
     wants = "".join(f"Wants={unit}\n" for unit in _STARTED)
     files[f"{system}/multi-user.target.d/guests.conf"] = f"[Unit]\n{wants}".encode()
     files[f"{system}/sysinit.target.d/safemem.conf"] = b"[Unit]\nWants=safemem-hold.service\n"
-    early = shell("hand-over", NEXT="systemd.firstboot=off")
+    early = shell("hand-over", NEXT=f"systemd.firstboot=off {debian.NO_UDEV}")
     return boot(debian.guest(
         f"guests-{kernel}", "trixie", early, shell("guests"), policy=policy_text(), files=files, kernel=kernel,
         next_kernel="current", timeout=600,

@@ -40,7 +40,7 @@ def plain(_: Callable[[str], Path], folder: Path) -> Guest:
     early = 'mount -t debugfs d /sys/kernel/debug\n[ "$STAGE" = 1 ] || decide'
     return debian.guest(
         "luo-client", "testing", early, shell("luo-client", TOKEN="", LAST=""), policy=policy_text(),
-        files={**_FILES, **kexec()}, kernel="current", next_kernel="current",
+        files={**_FILES, **kexec()}, kernel="current", next_kernel="current", cmdline=debian.NO_UDEV,
     )  # fmt: skip
 
 

@@ -16,11 +16,13 @@ from safemem.outgoing.pairs import Pair
 from safemem.outgoing.prediction import of_image, predict
 from tests.vm import harness, variants
 from tests.vm.harness import Guest, boot, shell
+from tests.vm.kit import ALL
 
 pytestmark = pytest.mark.vm
 
 BUILT = ("current", "old-kho", "old-luo", "no-debugfs", "no-kho")
-NAMES = (*BUILT, *variants.VARIANTS)
+#: Nightly the variants with all the others, otherwise one of them.
+NAMES = (*BUILT, *(variants.VARIANTS if ALL else ["features"]))
 #: Where LUO's version is another, but not the tree's, the kernel panics: a walk ends there. By construction, not as foretold.
 LUO = {"old-luo": 4, "new-luo": 6}
 TREE = {"old-kho": 3, "no-kho": 0}
