@@ -808,7 +808,7 @@ def test_a_folder_of_rules_that_cannot_be_listed(tmp_path: Path) -> None:
     assert found.remedy.endswith(": ls -la /etc/udev/rules.d")
 
 
-def test_files_are_named_in_one_way(tmp_path: Path) -> None:
+def test_files_are_named_in_one_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the machine itself names them, whatever leads to it from here."""
     root = healthy(tmp_path)
     for change in (
@@ -817,8 +817,12 @@ def test_files_are_named_in_one_way(tmp_path: Path) -> None:
         lambda root: pack(root, None), lambda root: (root / "run/safemem/decision.json").unlink(),
     ):  # fmt: skip
         change(root)
-    text = CliRunner().invoke(main, ["doctor", "--root", str(root)]).stdout
-    assert str(root) not in text
+    monkeypatch.chdir(root.parent)
+    text, *others = (
+        CliRunner().invoke(main, ["doctor", "--root", name]).stdout
+        for name in (str(root), root.name, f"./{root.name}//")
+    )
+    assert f"{root.name}/" not in text and others == [text, text]
     for name in ("proc/77/comm", "etc/daxctl.conf.d/a.conf", "etc/daxctl.conf.d/b.conf", "etc/udev/rules.d/41-x.rules", "etc/rc.local", "var/spool/cron/root", "boot/initrd.img-7.3.4"):  # fmt: skip
         assert not re.search(rf"(?<![/\w.-]){name}", text) and f"/{name}" in text, name
 

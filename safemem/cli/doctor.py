@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import click
 
@@ -57,9 +58,12 @@ def doctor_command(context: click.Context, root: str, form: str) -> None:
 
 def _named(item: Finding, root: str) -> Finding:
     """Return a finding with each file as the machine itself names it, whatever leads to it from here."""
-    base = f"{root.rstrip('/')}/"
+    # As it was given, and as it is written by what joins paths.
+    bases = {f"{name.rstrip('/')}/" for name in (root, str(Path(root)))} - {"/"}
 
     def own(text: str) -> str:
-        return re.sub(rf"(?<![\w./-]){re.escape(base)}", "/", text) if base != "/" else text
+        for base in bases:
+            text = re.sub(rf"(?<![\w./-]){re.escape(base)}", "/", text)
+        return text
 
     return item._replace(message=own(item.message), evidence=rooted(own(item.evidence)), remedy=own(item.remedy))
