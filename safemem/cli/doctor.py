@@ -32,6 +32,7 @@ _SEVERITY_COLOUR = {"severe": "red", "warning": "yellow", "note": "cyan"}
 @codes.ends(done="nothing severe", failure="something severe")
 def doctor_command(context: click.Context, root: str, form: str) -> None:
     """Find everything on this machine that would defeat or weaken the policy. Changes nothing."""
+    root = str(Path(root))  # as whatever joins paths writes it
     found, proven = doctor.report(root)
     severe = sum(item.severity == "severe" for item in found)
     if form == "json":
@@ -58,12 +59,9 @@ def doctor_command(context: click.Context, root: str, form: str) -> None:
 
 def _named(item: Finding, root: str) -> Finding:
     """Return a finding with each file as the machine itself names it, whatever leads to it from here."""
-    # As it was given, and as it is written by what joins paths.
-    bases = {f"{name.rstrip('/')}/" for name in (root, str(Path(root)))} - {"/"}
+    base = f"{root.rstrip('/')}/"
 
     def own(text: str) -> str:
-        for base in bases:
-            text = re.sub(rf"(?<![\w./-]){re.escape(base)}", "/", text)
-        return text
+        return re.sub(rf"(?<![\w./-]){re.escape(base)}", "/", text) if base != "/" else text
 
     return item._replace(message=own(item.message), evidence=rooted(own(item.evidence)), remedy=own(item.remedy))
