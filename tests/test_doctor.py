@@ -615,6 +615,11 @@ def test_kdump_where_the_kernel_cannot_forbid_it(tmp_path: Path) -> None:
     assert [item.message for item in found] == [
         "kdump-tools.service loads a crash kernel, which would be written into the guard"
     ]
+    assert [item.remedy for item in found] == ["systemctl mask kdump-tools.service"]
+    put("etc/systemd/system/kdump-tools.service", "")(root)
+    (remedy,) = [item.remedy for item in doctor.examine(str(root)) if item.code == "crash-kernel-allowed"]
+    assert remedy.startswith("systemctl disable --now kdump-tools.service; if something else starts it, mv /etc/")
+    (root / "etc/systemd/system/kdump-tools.service").unlink()
     assert boot.main(["--root", str(root)]) == 0
     assert not [item for item in doctor.examine(str(root)) if item.code == "crash-kernel-allowed"]
 

@@ -186,7 +186,7 @@ def test_an_init_of_ones_own(tmp_path: Path) -> None:
     assert line.startswith("/usr/lib/safemem/boot") and f"`{line}`" in (ROOT / "README.md").read_text()
     image = tmp_path / "image"
     for init, code, says in (
-        (f"#!/bin/sh\n{line}\nexec switch_root\n", 0, "by /init, which is nobody's that safemem knows: what it does before that is not looked at"),
+        (f"#!/bin/sh\n{line}\nexec switch_root\n", 0, "by an /init that safemem does not know: what it does before that is not looked at"),
         (f"#!/bin/sh\n# {line}\nexec switch_root\n", 1, "nothing in it starts the boot program"),
     ):  # fmt: skip
         image.write_bytes(archive({**base(), **GATES, "init": init.encode()}))

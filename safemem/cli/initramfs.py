@@ -309,7 +309,7 @@ def _text(path: str, judged: check.Judged, beside: tuple[uki.Addon, ...], wanted
 
 
 #: What a start leaves open, where it does.
-_STARTED = {"init": "by /init, which is nobody's that safemem knows: what it does before that is not looked at"}
+_STARTED = {"init": "by an /init that safemem does not know: what it does before that is not looked at"}
 
 
 def _profiles(judged: check.Judged, wanted: check.Wanted) -> list[str]:
