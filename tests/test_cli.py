@@ -464,3 +464,17 @@ def test_an_unknown_command() -> None:
     """It is a mistake in usage."""
     result = run("stauts")
     assert (result.exit_code, "No such command 'stauts'" in result.stderr) == (2, True)
+
+
+def test_what_may_be_chosen_is_told_in_one_line() -> None:
+    """click lists it in lines of its own, which are ours to tell."""
+    result = run("require")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("safemem: Missing argument 'FORM'. Choose from: decided, all, accepted\n")
+    assert "require [OPTIONS] FORM\n" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["compile", "capture", "schema"])
+def test_what_writes_says_how_it_ends(name: str) -> None:
+    """In its help."""
+    assert "Exit code: 0 written; 1 nothing was written" in run(name, "--help").output

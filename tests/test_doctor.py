@@ -8,7 +8,9 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,12 +34,34 @@ from tests.kit import guarded, install, policy, proof, rule, when
 POLICIES = Path(__file__).parent.parent / "policies"
 
 
+#: The policy of `healthy` as its machine has it for the shipped default, with which the image is compared.
+DEFAULT = """\
+format = 1
+name = "test"
+
+[safe_region]
+sources = ["kho-scratch", "cmdline"]
+
+[[rule]]
+name = "never"
+when = { arch = "vax" }
+action = "halt"
+
+[otherwise]
+action = "online-safe"
+
+[on_failure]
+action = "panic"
+"""
+
+
 def healthy(base: Path, **options: object) -> Path:
     """Return a machine on which a lost handover is held, with our udev rule, and nothing is wrong."""
     cmdline = str(options.pop("cmdline", "kho=on liveupdate=on memhp_default_state=offline"))
     root = make_root(base, offered=True, online="", cmdline=cmdline, **options)  # type: ignore[arg-type]
     (root / "usr/lib/udev/rules.d").mkdir(parents=True)
     (root / "usr/lib/udev/rules.d/60-safemem.rules").touch()
+    put("usr/share/safemem/policies/live-update-host.toml", DEFAULT)(root)
     (root / "proc/meminfo").write_text("MemTotal: 1000000 kB\nMemAvailable: 900000 kB\n")
     # The fake root's own areas would not hold the memory map of what is held.
     for name, text in (("scratch_phys", "0x10000000\n"), ("scratch_len", "0x8000000\n")):
@@ -316,7 +340,7 @@ def test_what_cannot_be_looked_at_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "listdir", listdir)
     (found,) = doctor.examine(str(root))
     assert (found.code, found.evidence) == ("not-looked-at", "etc/cron.d: input/output error")
-    assert found.message == "whether etc/cron.d onlines memory is not known: it cannot be read"
+    assert found.message == "whether /etc/cron.d onlines memory is not known: it cannot be read"
 
 
 def test_what_a_mask_takes_along(tmp_path: Path) -> None:
@@ -326,7 +350,7 @@ def test_what_a_mask_takes_along(tmp_path: Path) -> None:
     (found,) = doctor.examine(str(root))
     assert (found.code, found.severity) == ("masked-besides", "note")
     assert found.message == (
-        "usr/lib/udev/rules.d/80-x.rules is masked because of memory, and with it rules for other devices:"
+        "/usr/lib/udev/rules.d/80-x.rules is masked because of memory, and with it rules for other devices:"
         ' SUBSYSTEM=="cpu" at line 3'
     )
 
@@ -388,6 +412,10 @@ def test_a_token_is_a_way_to_tell(tmp_path: Path) -> None:
     assert set(words) & set(os.listdir(POLICIES.parent / "systemd")) == {"safemem-token.service"}
 
 
+#: Faults of a policy: the image has another one than the machine.
+OTHERS = ("only-observes", "accepts-errors", "fact-unknown")
+
+
 @pytest.mark.parametrize(
     ("code", "severity", "change"), FAULTS, ids=[f"{code}-{number}" for number, (code, _, _) in enumerate(FAULTS)]
 )
@@ -409,7 +437,8 @@ def test_each_fault_is_found_by_itself(
     assert result.exit_code == (1 if any(item.severity == "severe" for item in found) else 0)
     assert json.loads(result.stdout)["findings"][0]["severity"] == found[0].severity
     # Nothing else is blamed for it.
-    assert {item.code for item in found} <= {code, *(["luo-without-kho"] if code == "luo-missing" else [])}
+    beside = {"luo-missing": "luo-without-kho"} | dict.fromkeys(OTHERS, "initrd-other-policy")
+    assert {item.code for item in found} <= {code, beside.get(code, code)}
 
 
 def test_a_panic_that_resets_counts_only_where_the_policy_can_panic(tmp_path: Path) -> None:
@@ -586,6 +615,11 @@ def test_kdump_where_the_kernel_cannot_forbid_it(tmp_path: Path) -> None:
     assert [item.message for item in found] == [
         "kdump-tools.service loads a crash kernel, which would be written into the guard"
     ]
+    assert [item.remedy for item in found] == ["systemctl mask kdump-tools.service"]
+    put("etc/systemd/system/kdump-tools.service", "")(root)
+    (remedy,) = [item.remedy for item in doctor.examine(str(root)) if item.code == "crash-kernel-allowed"]
+    assert remedy.startswith("systemctl disable --now kdump-tools.service; if something else starts it, mv /etc/")
+    (root / "etc/systemd/system/kdump-tools.service").unlink()
     assert boot.main(["--root", str(root)]) == 0
     assert not [item for item in doctor.examine(str(root)) if item.code == "crash-kernel-allowed"]
 
@@ -729,3 +763,160 @@ def test_a_pool_that_is_set_at_each_boot(tmp_path: Path) -> None:
     put("proc/cmdline", "kho=on memhp_default_state=offline default_hugepagesz=1G\n")(root)
     (found,) = doctor.examine(str(root))
     assert (found.code, found.evidence) == ("sysctl-pool", "etc/sysctl.d/50-x.conf:2")
+
+
+RULE = 'SUBSYSTEM=="memory", ATTR{state}="online"\n'
+LINE = f"w {MEMORY}/auto_online_blocks - - - - online\n"
+#: What is found, the change, and the command that takes it out of the way.
+COMMANDS: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "a rule of a package's": ("udev-rule", put("usr/lib/udev/rules.d/41-x.rules", RULE), "mkdir -p /etc/udev/rules.d && ln -s /dev/null /etc/udev/rules.d/41-x.rules"),
+    "a rule in /run": ("udev-rule", also(put("run/udev/rules.d/41-x.rules", RULE), put("etc/udev/rules.d/README", "")), "ln -s /dev/null /etc/udev/rules.d/41-x.rules"),
+    "a rule in /etc": ("udev-rule", put("etc/udev/rules.d/41-x.rules", RULE), "mv /etc/udev/rules.d/41-x.rules /etc/udev/rules.d/41-x.rules.off"),
+    "a rule behind a link to nowhere": ("udev-rule", also(put("usr/lib/udev/rules.d/41-x.rules", RULE), link("etc/udev/rules.d/41-x.rules", "/opt/gone")), "ln -sf /dev/null /etc/udev/rules.d/41-x.rules"),
+    "a name with a blank": ("udev-rule", put("etc/udev/rules.d/4 x.rules", RULE), "mv '/etc/udev/rules.d/4 x.rules' '/etc/udev/rules.d/4 x.rules.off'"),
+    "a program": ("udev-program", put("etc/udev/rules.d/41-x.rules", 'SUBSYSTEM=="memory", RUN+="/x"\n'), "mv /etc/udev/rules.d/41-x.rules /etc/udev/rules.d/41-x.rules.off"),
+    "tmpfiles of a package's": ("tmpfiles-online", put("usr/lib/tmpfiles.d/x.conf", LINE), "mkdir -p /etc/tmpfiles.d && ln -s /dev/null /etc/tmpfiles.d/x.conf"),
+    "tmpfiles in /etc": ("tmpfiles-online", put("etc/tmpfiles.d/x.conf", LINE), "mv /etc/tmpfiles.d/x.conf /etc/tmpfiles.d/x.conf.off"),
+    "modprobe of a package's": ("settings-online", put("usr/lib/modprobe.d/x.conf", "install x /usr/bin/chmem -e all\n"), "mkdir -p /etc/modprobe.d && ln -s /dev/null /etc/modprobe.d/x.conf"),
+    "modprobe in /etc": ("settings-online", put("etc/modprobe.d/x.conf", "install x /usr/bin/chmem -e all\n"), "the line in /etc/modprobe.d/x.conf"),
+    "the kernel's helper": ("settings-online", put("sys/kernel/uevent_helper", "/sbin/hotplug\n"), "echo >/sys/kernel/uevent_helper, and take away what has written it there"),
+    "a unit of a package's": ("unit-onlines", put("usr/lib/systemd/system/x.service", UNIT), "systemctl mask x.service"),
+    "a unit in /etc": ("unit-onlines", put("etc/systemd/system/x.service", UNIT), "systemctl disable --now x.service; if something else starts it, mv /etc/systemd/system/x.service /etc/systemd/system/x.service.off"),
+    "a template in /etc": ("unit-onlines", put("etc/systemd/system/x@.service", UNIT), "systemctl disable x@.service; if something else starts it, mv /etc/systemd/system/x@.service /etc/systemd/system/x@.service.off"),
+    "a unit by an alias": ("unit-onlines", also(put("usr/lib/systemd/system/x.service", UNIT), link("etc/systemd/system/y.service", "/usr/lib/systemd/system/x.service"), link("etc/systemd/system/a.target.wants/y.service", "/etc/systemd/system/y.service")), "systemctl mask x.service"),
+    "a unit that comes before /etc": ("unit-onlines", put("run/systemd/transient/x.service", UNIT), "find what makes /run/systemd/transient/x.service, and have it make none"),
+    "a drop-in in /etc": ("unit-onlines", also(put("usr/lib/systemd/system/x.service", "[Service]\nExecStart=/bin/true\n"), put("etc/systemd/system/x.service.d/y.conf", "[Service]\nExecStartPre=/usr/bin/chmem -e all\n")), "mv /etc/systemd/system/x.service.d/y.conf /etc/systemd/system/x.service.d/y.conf.off"),
+    "a drop-in of a package's": ("unit-onlines", also(put("usr/lib/systemd/system/x.service", "[Service]\nExecStart=/bin/true\n"), put("usr/lib/systemd/system/x.service.d/y.conf", "[Service]\nExecStartPre=/usr/bin/chmem -e all\n")), "mkdir -p /etc/systemd/system/x.service.d && ln -s /dev/null /etc/systemd/system/x.service.d/y.conf"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "change", "command"), COMMANDS.values(), ids=COMMANDS)
+def test_a_remedy_can_be_pasted(tmp_path: Path, code: str, change: Callable[[Path], None], command: str) -> None:
+    """What lies in /etc gets another name, for no mask is made over a file; what lies elsewhere gets a mask in /etc."""
+    root = healthy(tmp_path)
+    change(root)
+    (found,) = [item for item in doctor.examine(str(root)) if item.code == code]
+    assert found.remedy.endswith(f": {command}"), found.remedy
+    if command.startswith(("mv ", "ln ", "mkdir ")):
+        inside = re.sub(r"(?<= '|..)(?=/(?:etc|run|usr)/)", str(root), command)
+        assert subprocess.run(["sh", "-c", inside], capture_output=True, text=True).stderr == ""
+        assert code not in codes(root)
+
+
+def test_a_folder_of_rules_that_cannot_be_listed(tmp_path: Path) -> None:
+    """No mask helps there: whoever looks has to make it readable."""
+    root = healthy(tmp_path)
+    link("etc/udev/rules.d", "rules.d")(root)
+    found, *rest = doctor.examine(str(root))
+    assert {item.code for item in rest} <= {"not-looked-at"}
+    assert (found.code, found.severity, found.evidence) == ("not-looked-at", "severe", "etc/udev/rules.d")
+    assert found.remedy.endswith(": ls -la /etc/udev/rules.d")
+
+
+def test_files_are_named_in_one_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the machine itself names them, whatever leads to it from here."""
+    root = healthy(tmp_path)
+    for change in (
+        put("etc/daxctl.conf.d/a.conf", "[reconfigure-device x]\nmode = system-ram\n"), put("etc/daxctl.conf.d/b.conf", "junk"),
+        put("etc/udev/rules.d/41-x.rules", RULE), runs("etc/rc.local", LOOP), put("proc/77/comm", "qemu-ga\n"), put("var/spool/cron/root", "@reboot /usr/bin/chmem -e all\n"),
+        lambda root: pack(root, None), lambda root: (root / "run/safemem/decision.json").unlink(),
+    ):  # fmt: skip
+        change(root)
+    monkeypatch.chdir(root.parent)
+    text, *others = (
+        CliRunner().invoke(main, ["doctor", "--root", name]).stdout
+        for name in (str(root), root.name, f"./{root.name}//")
+    )
+    assert f"{root.name}/" not in text and others == [text, text]
+    for name in ("proc/77/comm", "etc/daxctl.conf.d/a.conf", "etc/daxctl.conf.d/b.conf", "etc/udev/rules.d/41-x.rules", "etc/rc.local", "var/spool/cron/root", "boot/initrd.img-7.3.4"):  # fmt: skip
+        assert not re.search(rf"(?<![/\w.-]){name}", text) and f"/{name}" in text, name
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file"])
+def test_a_root_that_is_none(tmp_path: Path, what: str) -> None:
+    """A mistake in usage, as for `initramfs`."""
+    root = tmp_path / "root"
+    if what == "a file":
+        root.touch()
+    result = CliRunner().invoke(main, ["doctor", "--root", str(root)])
+    assert (result.exit_code, result.stdout) == (2, "") and "--root" in result.stderr
+
+
+def test_a_tree_that_does_not_run(tmp_path: Path) -> None:
+    """Nothing is said of a boot that never was; the only kernel that is installed is the one that boots next."""
+    put("lib/modules/9.9.9/x", "")(tmp_path)
+    found = {item.code: item for item in doctor.examine(str(tmp_path))}
+    assert "no-decision" not in found
+    assert (found["not-booted"].severity, found["not-booted"].evidence) == (
+        "warning", "there is no proc/cmdline and no proc/sys/kernel/osrelease"
+    )  # fmt: skip
+    assert found["no-initrd"].message == "no initrd was found for kernel 9.9.9: whether safemem is in it is not known"
+    put("lib/modules/8.8.8/x", "")(tmp_path)
+    told = {item.code: item.evidence for item in doctor.examine(str(tmp_path))}
+    assert told["initrd-not-told"] == "no kernel runs here, and lib/modules has kernels 8.8.8, 9.9.9"
+    put("proc/cmdline", "quiet\n")(tmp_path)
+    assert "no-decision" in codes(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's policies are compared")
+def test_what_to_do_about_an_image(tmp_path: Path) -> None:
+    """Made by `install`, unless that would refuse; where it is good, a boot is what is missing."""
+
+    def remedies(root: Path) -> dict[str, str]:
+        return {item.code: item.remedy for item in doctor.examine(str(root))}
+
+    root = healthy(tmp_path)
+    (root / "run/safemem/decision.json").unlink()
+    image = root / "boot/initrd.img-7.3.4"
+    assert remedies(root) == {"no-decision": f"have the next boot decide: reboot, for safemem is in {image}"}
+    pack(root, (root / boot.POLICY).read_bytes(), b"#!/bin/sh\n")
+    start = (
+        "have the initrd's /init start it (docs/initramfs.md, `An init of your own`), or, where the initrd has systemd"
+    )
+    assert remedies(root)["no-decision"].startswith(f"have the next boot decide: {start}")
+    assert f": `safemem initramfs install`; or {start}" in remedies(root)["initrd-not-first"]
+    pack(root, None)
+    assert remedies(root) == {
+        "no-decision": "have the next boot decide: `safemem initramfs install`",
+        "initrd-without-safemem": "have the image made anew: `safemem initramfs install`",
+    }
+    unified = root / "efi/EFI/Linux/x.efi"
+    unified.parent.mkdir(parents=True)
+    unified.write_bytes(images.pe([(".uname", b"7.3.4"), (".linux", b"k"), (".initrd", image.read_bytes())]))
+    assert remedies(root)["initrd-without-safemem"] == (
+        f"have the image made anew: {unified} is a unified kernel image: have what makes it (kernel-install, ukify, mkinitcpio)"
+        " make it anew, with `safemem initramfs cpio --systemd` as its last initrd where its maker has no hook of safemem's"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's policies are compared")
+def test_the_image_is_compared_as_check_does(tmp_path: Path) -> None:
+    """Without a policy in /etc/safemem with the shipped default, by both."""
+    root = healthy(tmp_path)
+    other = load.read(POLICIES / "minimal.toml")
+    pack(root, compiler.dump(other))
+    (found,) = doctor.examine(str(root))
+    default, image = root / "usr/share/safemem/policies/live-update-host.toml", root / "boot/initrd.img-7.3.4"
+    own = load.read(default).digest
+    assert (found.code, found.message) == (
+        "initrd-other-policy", "the initrd has another policy than /usr/share/safemem/policies/live-update-host.toml"
+    )  # fmt: skip
+    text = f"its policy is `minimal` (digest {other.digest[:12]}), not `test` of {{}} (digest {own[:12]})"
+    assert found.evidence == f"{image}: " + text.format("/usr/share/safemem/policies/live-update-host.toml")
+    result = CliRunner().invoke(main, ["initramfs", "check", "--root", str(root), str(image)])
+    assert result.exit_code == 1 and f"\npolicy    {text.format(default)}\n" in result.stdout
+
+
+def test_evidence_names_what_was_read(tmp_path: Path) -> None:
+    """The file and its value, not the fact."""
+    root = healthy(tmp_path)
+    for change in (
+        put("proc/sys/kernel/arch", "ppc64le\n"), put("proc/iomem", "100000000-13fffffff : System RAM (virtio_mem)\n"), put("proc/meminfo", "MemTotal: 100000 kB\n"),
+        put("proc/cmdline", "kho=off liveupdate=on memhp_default_state=offline\n"),
+    ):  # fmt: skip
+        change(root)
+    seen = {item.code: item.evidence for item in doctor.examine(str(root))}
+    assert seen["dlpar"] == "proc/sys/kernel/arch reads `ppc64le`"
+    assert seen["virtio-mem-stalls"] == "sys/devices/system/memory/memory32/state reads `offline`"
+    assert seen["memmap-cost"].startswith("there is no sys/module/memory_hotplug")
+    assert seen["luo-without-kho"] == "proc/cmdline has kho=off and liveupdate=on"

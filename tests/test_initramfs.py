@@ -10,6 +10,7 @@ import struct
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -69,6 +70,7 @@ def profiles(*initrds: tuple[str, bytes | None]) -> bytes:
 SAFE = archive({**base(), **units()})
 BARE = archive({"init": b"#!/bin/sh\n"})
 LATE = archive(base())
+INIT = archive({**base(), "init": b"#!/bin/sh\n/usr/lib/safemem/boot; [ $? = 42 ] || exit\n"})
 SQUASH = archive({"init": b"#!/bin/sh\n", "squashfs-root.img": b"hsqs" + bytes(4000)})
 
 
@@ -134,6 +136,83 @@ def test_what_is_not_looked_into(name: str, head: bytes, kind: str) -> None:
     assert check.inside(archive({name: image}) + archive({name: b"gone"})) is None
 
 
+#: What to do about a unified image.
+UNIFIED = (
+    "{}/linux.efi is a unified kernel image: have what makes it (kernel-install, ukify, mkinitcpio) make it anew, with"
+    " `safemem initramfs cpio --systemd` as its last initrd where its maker has no hook of safemem's"
+)
+AGAIN = "    help: if it is an initrd that should boot, make it again, or copy it again, and look once more"
+
+
+@pytest.mark.parametrize(
+    ("data", "says", "what"),
+    [
+        (b"", "the file is empty", AGAIN),
+        (gzip.compress(b"070701" * 99, mtime=0)[:-9], "the compressed part that begins at byte 0 is cut off", AGAIN),
+        (unified(b".text", b"x"), "this is a kernel image without an .initrd section", "    help: name the initrd that it is booted with instead, or have ukify make one image of both"),
+        (archive({"root.img": b"hsqs" + bytes(9000)}), "most of this image is in root.img (squashfs), which is not looked into: whether safemem is in it cannot be told", "    help: have the image made without dracut's module `squash`, or append the archive of `safemem initramfs cpio`"),
+    ],
+)  # fmt: skip
+def test_an_image_that_cannot_be_judged(tmp_path: Path, data: bytes, says: str, what: str) -> None:
+    """Why, and what to do about it; a file is never called an image without safemem before it was read."""
+    image = tmp_path / "image"
+    image.write_bytes(data)
+    result = CliRunner().invoke(main, ["initramfs", "check", str(image)])
+    assert (result.exit_code, result.stderr) == (6, f"safemem: {image}: {says}\nsafemem: {what}\n")
+
+
+def test_a_program_of_firmware_among_images(tmp_path: Path) -> None:
+    """What boots it reads nothing behind it: nobody's verdict on the first is one on all."""
+    files = {"u.efi": images.pe([(".linux", b"k"), (".initrd", SAFE)]), "linux": images.bzimage(b"k" * 99), "other.efi": unified(b".text", b"x"), "a": SAFE, "b": b"junk"}  # fmt: skip
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    for names, says in (
+        (("u.efi", "b"), "u.efi is a unified kernel image: give it alone"),
+        (("a", "u.efi"), "u.efi is a unified kernel image: give it alone"),
+        (("linux", "a"), "linux is a kernel, or another program that firmware starts: leave it out"),
+        (("other.efi", "a"), "other.efi is a kernel, or another program that firmware starts: leave it out"),
+    ):
+        result = CliRunner().invoke(main, ["initramfs", "check", *(str(tmp_path / name) for name in names)])
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.endswith(f"\nsafemem: {tmp_path}/{says}\n")
+    result = CliRunner().invoke(main, ["initramfs", "check", str(tmp_path / "u.efi"), "--root", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+
+
+def test_an_init_of_ones_own(tmp_path: Path) -> None:
+    """The documented line is enough, with the archive's own gate beside it; what comes before it nobody has looked at."""
+    page = (ROOT / "docs/initramfs.md").read_text().partition("## An init of your own\n")[2]
+    line = page.strip().splitlines()[0].strip()
+    assert line.startswith("/usr/lib/safemem/boot") and f"`{line}`" in (ROOT / "README.md").read_text()
+    image = tmp_path / "image"
+    for init, code, says in (
+        (f"#!/bin/sh\n{line}\nexec switch_root\n", 0, "by an /init that safemem does not know: what it does before that is not looked at"),
+        (f"#!/bin/sh\n# {line}\nexec switch_root\n", 1, "nothing in it starts the boot program"),
+    ):  # fmt: skip
+        image.write_bytes(archive({**base(), **GATES, "init": init.encode()}))
+        result = CliRunner().invoke(main, ["initramfs", "check", str(image), "--root", str(tmp_path)])
+        assert (result.exit_code, f"\nstarted   {says}\n" in result.stdout) == (code, True), result.stdout
+        start = "\nhelp      have the initrd's /init start it (docs/initramfs.md, `An init of your own`), or, where the initrd"
+        assert (start in result.stdout) == bool(code)
+
+
+def test_short_helps_are_whole() -> None:
+    """The list of commands, and the options of each, say all that they say; each command says what it ends with."""
+    group = main.get_command(None, "initramfs")  # type: ignore[arg-type]
+    assert isinstance(group, click.Group)
+    for name, command in group.commands.items():
+        assert not command.get_short_help_str(60).endswith("..."), name
+        assert all(each.help or each.name == "form" for each in command.params if isinstance(each, click.Option)), name
+        assert "\n\nExit code: 0 " in (command.help or ""), name
+
+
+def test_units_go_into_a_folder_that_is_there(tmp_path: Path) -> None:
+    """As files do: a folder that is misspelt is no image."""
+    for verb in ("tree", "units"):
+        result = CliRunner().invoke(main, ["initramfs", verb, str(tmp_path / "no")])
+        assert result.exit_code == 2 and "does not exist" in result.stderr and not (tmp_path / "no").exists()
+
+
 def test_exit_of_check(tmp_path: Path) -> None:
     """The command tells 'no' from 'cannot tell', and names what it did not look at beside a unified image."""
 
@@ -150,11 +229,21 @@ def test_exit_of_check(tmp_path: Path) -> None:
     code, text = run(profiles(("main", None), ("old", BARE)))
     assert (
         code == 1
-        and text == f"{tmp_path}/linux.efi: profile old (The old): safemem is not in it: `safemem initramfs install`\n"
+        and text
+        == f"{tmp_path}/linux.efi: profile old (The old): safemem is not in it\nhelp      {UNIFIED.format(tmp_path)}\n"
     )
     code, text = run(profiles(("main", None), ("old", LATE)))
-    assert code == 1 and "profile   old (The old): of all the profiles" in text
-    assert run(profiles(("main", None)))[0] == 0
+    assert code == 1 and "\nprofile   old (The old), the worst of 2\n" in text
+    assert text.endswith(f"\nhelp      {UNIFIED.format(tmp_path)}\n")
+    code, text = run(profiles(("main", None), ("old", SAFE)))
+    assert code == 0 and "\nprofiles  2, all alike\n" in text and "profile " not in text
+    code, text = run(profiles(("main", None), ("old", INIT)))
+    assert code == 0 and [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith("profile   ")] == [
+        "systemd",
+        "init",
+    ]
+    code, text = run(profiles(("main", LATE)))
+    assert code == 1 and "\nprofile   main (The main)\n" in text
     extra = tmp_path / "linux.efi.extra.d"
     extra.mkdir()
     (extra / "a.addon.efi").write_bytes(images.pe([(".cmdline", b"quiet")]))
@@ -435,7 +524,7 @@ def test_tree_and_units(tmp_path: Path) -> None:
         pytest.skip("only root's policies are taken: run this as root")
     if operator_refuses(mine):
         pytest.skip(f"{tmp_path} can be written by others")
-    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/usr/lib/systemd/system").mkdir(parents=True)
     runner = CliRunner()
     made = runner.invoke(main, ["initramfs", "tree", str(tmp_path / "tree"), "--policy", str(mine)])
     also = runner.invoke(main, ["initramfs", "units", str(tmp_path / "tree/usr/lib/systemd/system"), "--policy", str(mine)])  # fmt: skip

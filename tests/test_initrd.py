@@ -100,9 +100,9 @@ def test_what_cpio_writes(tmp_path: Path) -> None:
         (archive(a=b"1")[:116] + b"x" * 200, "byte 116: neither an archive nor a compression that the kernel knows"),
         (archive(a=b"1")[:116] + b"0" * 200, "byte 116: this is no entry of a newc archive"),
         (b"\x89LZO\0\r\n", f"byte 0: packed by lzop with other checksums than the kernel expects{STOPS}"),
-        (gzip.compress(archive(a=b"1"), mtime=0)[:-9], "byte 0: the compressed part is cut off"),
+        (gzip.compress(archive(a=b"1"), mtime=0)[:-9], "the compressed part that begins at byte 0 is cut off"),
         (b"\x1f\x8bgarbage", "byte 0: the compressed part is damaged"),
-        (b"\x28\xb5\x2f\xfd", "byte 4: the compressed part is cut off"),
+        (b"\x28\xb5\x2f\xfd", "the compressed part is cut off before byte 5"),
         pytest.param(
             b"\x28\xb5\x2f\xfd\x20\x06\x29\0\0hello",
             "byte 0: the part packed with zstd is damaged",

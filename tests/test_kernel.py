@@ -746,7 +746,7 @@ def test_lzo_ends(words: tuple[str, ...]) -> None:
     """A stream of lzo ends behind a block of no size, whatever follows; cut off before that, it is said to be."""
     data = subprocess.run(["lzop", "-c", *words], input=b"kernel" * 99_999, capture_output=True, check=True).stdout
     assert packed.whole(data + b"more", 0, 1 << 20) == (b"kernel" * 99_999, len(data))
-    with pytest.raises(packed.Unreadable, match=r"the compressed part is cut off$"):
+    with pytest.raises(packed.Unreadable, match=r"the compressed part (that begins at byte \d+ )?is cut off"):
         packed.whole(data[:-1], 0, 1 << 20)
 
 

@@ -128,12 +128,23 @@ def test_the_only_kernel_is_the_one_that_is_meant(root: Path) -> None:
         (root / "lib/modules" / name).mkdir()
     shutil.copy(image(root), root / "boot/initrd.img-8.8.8")
     result = safemem(root, "check")
-    running = os.uname().release
+    there = f"{root}/lib/modules has kernels 7.7.7, 8.8.8, {KERNEL}"
     assert result.exit_code == 6
     assert result.stderr == (
-        f"safemem: {root}: there is no image for kernel {running}, which runs: name one of 8.8.8, {KERNEL} by --kernel, or an IMAGE\n"
+        f"safemem: {root}: which kernel is meant is not known: {there}: name one of 8.8.8, {KERNEL} by --kernel, or an IMAGE\n"
     )
-    assert "there is no image for kernel 7.7.7\n" in safemem(root, "check", "--kernel", "7.7.7").stderr
+    for name in ("7.7.7", "5"):
+        result = safemem(root, "check", "--kernel", name)
+        assert (result.exit_code, result.stderr) == (6, (
+            f"safemem: {root}: there is no image for kernel {name}: no boot loader entry names one, and none is at"
+            f" boot/initrd.img-{name}, boot/initramfs-{name}.img, boot/initrd-{name}; {there}\n"
+        ))  # fmt: skip
+    for name in ("7.7.7", "8.8.8"):
+        (root / "lib/modules" / name).rmdir()
+    image(root).unlink()
+    assert f"there is no image for kernel {KERNEL}: no boot loader" in safemem(root, "check").stderr
+    entry(root, f"/m/{KERNEL}/initrd")
+    assert safemem(root, "check", "--kernel", "5").stderr.endswith(f"; {root}/lib/modules has kernel {KERNEL}\n")
 
 
 def test_the_policy_that_an_image_is_compared_with_is_named(root: Path) -> None:
@@ -232,10 +243,15 @@ def test_another_policy(root: Path) -> None:
     (root / "etc/safemem/policy.toml").write_text(text)
     result = safemem(root, "install")
 
-    assert result.exit_code == 1 and "its policy has digest" in result.output and "stays as it was" in result.output
+    assert (
+        result.exit_code == 1
+        and "its policy is `live-update-host` (digest" in result.output
+        and "stays as it was" in result.output
+    )
     assert untouched(root)
     found = safemem(root, "check", str(root / "with"))
-    assert found.exit_code == 1 and "digest" in found.output and "makes the image anew" in found.output
+    assert found.exit_code == 1 and "\nhelp      have it made anew: `safemem initramfs install`\n" in found.output
+    assert f", not `other` of {root}/etc/safemem/policy.toml (digest " in found.output
 
 
 def test_a_policy_that_check_condemns(root: Path) -> None:
@@ -428,7 +444,7 @@ def test_all_that_the_kernel_reads_is_looked_at(root: Path) -> None:
     (root / "efi/late-ucode.img").write_bytes(archive({"usr/lib/safemem/policy.json": OWN[1]}))
     result = safemem(root, "install")
 
-    assert result.exit_code == 1 and "is not used: its policy has digest" in result.output, result.output
+    assert result.exit_code == 1 and "is not used: its policy is `minimal` (digest" in result.output, result.output
     assert (root / f"efi/m/{KERNEL}/initrd").read_bytes() == OLD and untouched(root)
 
 
@@ -458,4 +474,7 @@ def test_no_image_that_nothing_boots(root: Path, verb: str, kind: str) -> None:
     result = safemem(root, verb)
 
     assert result.exit_code == 1 and "`" in result.stderr, result.output
+    if kind == "unified":
+        assert ("make it anew, without safemem: " in result.stderr) == (verb == "remove")
+        assert ("with `safemem initramfs cpio --systemd`" in result.stderr) == (verb == "install")
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before

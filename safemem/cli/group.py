@@ -67,7 +67,9 @@ def _telling(ctx: click.Context | None) -> Iterator[None]:
         asked = context is not None and context.command.get_help_option(context) is not None
         hint = f"Try '{context.command_path} {context.help_option_names[0]}' for help.\n" if context and asked else ""
         usage = f"{context.get_usage()}\n{hint}" if context else ""
-        raise Told(context or here, (error.format_message(),), codes.Code.USAGE, usage) from None
+        # click lists what may be chosen line by line.
+        said = error.format_message().replace("\n\t", " ")
+        raise Told(context or here, (said,), codes.Code.USAGE, usage) from None
     except Refused as error:
         raise Told(here, error.lines or tuple(str(error).split("\n")), codes.of(error.kind)) from None
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from safemem.cli import codes
 from safemem.cli.codes import Code
 from safemem.cli.common import FORMAT, write_whole
 from safemem.cli.policies import Named, find_policy, named_policies, operators, operators_policy, proof
-from safemem.initramfs import bootplaces, build, check, install, items, on_failure, proven, uki
+from safemem.initramfs import bootplaces, build, check, install, items, kernelname, on_failure, proven, target, uki
 from safemem.initramfs.bootplaces import Boots
 from safemem.initramfs.makers import MAKERS
 from safemem.initramfs.packed import Unreadable
@@ -35,6 +35,7 @@ _ROOT = click.option("--root", metavar="DIR", default="/", type=click.Path(exist
 @click.command("compile", short_help="Write the form that the boot path reads.")
 @click.argument("policy_file", metavar="POLICY")
 @click.option("--output", "-o", metavar="FILE", required=True, help="File to write.")
+@codes.ends(done="written", failure="nothing was written", invalid="the policy is invalid")
 def compile_policy(policy_file: str, output: str) -> None:
     """Prove POLICY, as `check` does, and write the form that the boot path reads; one with errors is refused."""
     chosen = find_policy(policy_file)
@@ -51,7 +52,7 @@ def initramfs() -> None:
     """Put safemem into an initramfs."""
 
 
-@initramfs.command()
+@initramfs.command(short_help="Write an archive that can be appended to any initrd.")
 @click.option("--policy", "policy_file", metavar="POLICY", required=True, help="Policy to build in.")
 @click.option("--output", "-o", metavar="FILE", required=True, help="Archive to write.")
 @click.option(
@@ -61,6 +62,7 @@ def initramfs() -> None:
     help="One that safemem.policy=NAME on the kernel command line may name; may be repeated.",
 )
 @click.option("--systemd", is_flag=True, help="With the units that start it in an initrd with systemd.")
+@codes.ends(done="written", failure="nothing was written", invalid="a policy is invalid")
 def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) -> None:
     """Write a self-contained archive, packed with gzip, that can be appended to any initrd.
 
@@ -80,9 +82,10 @@ def cpio(policy_file: str, output: str, also: tuple[str, ...], systemd: bool) ->
     click.echo(cost_text(output, cost), err=output == "-")
 
 
-@initramfs.command()
+@initramfs.command(short_help="Put the files into a folder that becomes an initramfs.")
 @click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False))
 @_POLICY
+@codes.ends(done="they are there", failure="they are not, or not all of them", invalid="a policy is invalid")
 def tree(folder: str, policy_file: str | None) -> None:
     """Put the files into DIR, which becomes an initramfs; called by the hooks of initramfs-tools and dracut."""
     chosen = operators(policy_file)
@@ -114,9 +117,10 @@ def machine_class(policies: list[Policy], root: str = "/") -> dict[str, bytes]:
     return {}
 
 
-@initramfs.command()
-@click.argument("folder", metavar="DIR")
+@initramfs.command(short_help="Put the units for an initramfs with systemd into a folder.")
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False))
 @_POLICY
+@codes.ends(done="they are there", failure="they are not, or not all of them", invalid="a policy is invalid")
 def units(folder: str, policy_file: str | None) -> None:
     """Put the units for an initramfs with systemd into DIR; called by the module of dracut."""
     named = {} if policy_file else named_policies()
@@ -132,7 +136,10 @@ def cost_text(output: str, cost: build.Cost) -> str:
 
 
 def _maker(command: Callable[..., None]) -> Callable[..., None]:
-    for name, text in (("auto", "Whichever is installed; the default."), *((maker.name, "") for maker in MAKERS)):
+    for name, text in (
+        ("auto", "Whichever is installed; the default."),
+        *((maker.name, f"{maker.name}, by `{maker.command[0]}`.") for maker in MAKERS),
+    ):
         command = click.option(f"--{name}", "maker", flag_value=name, help=text)(command)
     return command
 
@@ -188,7 +195,9 @@ def check_image(context: click.Context, images: tuple[str, ...], kernel: str | N
     Default: what the boot loader's entry for the kernel that runs names, or for the only one that is
     installed below --root; without entries, the image where the distribution puts it.
     """
-    boots = Boots(tuple(map(Path, images))) if images else _installed_image(root, kernel)
+    if images:
+        _need_plain(images)
+    release, boots = ("", Boots(tuple(map(Path, images)))) if images else _installed_image(root, kernel)
     path = str(boots)
     try:
         data = boots.read()
@@ -199,7 +208,8 @@ def check_image(context: click.Context, images: tuple[str, ...], kernel: str | N
     try:
         judged = check.judged(data, wanted)
     except ValueError as error:
-        raise Unreadable(printable(f"{path}: {error}")) from None
+        what = error.help if isinstance(error, Unreadable) else Unreadable.help
+        raise Unreadable(printable(f"{path}: {error}") + f"\n    help: {what}") from None
     found = judged.inside
     beside = tuple(item for file in boots.files for item in uki.addons(file)) if data.startswith(b"MZ") else ()
     good = found is not None and not check.wrong(found, wanted)
@@ -211,35 +221,67 @@ def check_image(context: click.Context, images: tuple[str, ...], kernel: str | N
                 {
                     "schema": 1, "kind": "initramfs", "exit_code": Code.DONE if good else Code.FAILURE, "image": path,
                     "files": [str(file) for file in boots.files], "entry": str(boots.entry or ""), "good": good,
-                    "profile": judged.profile, "inside": _inside(found), "addons": [str(item.path) for item in beside], "operator": {"file": policy.file, **wanted._asdict()},
+                    "profile": judged.profile, "inside": _inside(found), "addons": [str(item.path) for item in beside], "operator": wanted._asdict(),
                 },
                 indent=1,
             )
         )  # fmt: skip
     else:
-        click.echo("\n".join(clean(_text(path, judged, beside, wanted, policy.file))))
+        lines = _text(path, judged, beside, wanted, policy.file)
+        if not good:
+            lines.append(f"help      {_anew(root, boots, judged, release)}")
+        click.echo("\n".join(clean(lines)))
     context.exit(Code.DONE if good else Code.FAILURE)
 
 
-def _installed_image(root: str, kernel: str | None) -> Boots:
-    """Return what boots the kernel that was named, that runs, or that is the only one installed. Raises Unreadable."""
+def _installed_image(root: str, kernel: str | None) -> tuple[str, Boots]:
+    """Return the kernel that was named, that runs, or that is the only one installed, and what boots it. Raises Unreadable."""
     there = install.installed(root)
+    here = os.path.realpath(root) == "/"
     running = os.uname().release
     doubt = ""
     for release in [kernel] if kernel else [running, *(there if len(there) == 1 else ())]:
         boots = bootplaces.find(root, release)
         if boots.files:
-            return boots
+            return release, boots
         # Of a kernel that only runs, and is not below another root, nothing is expected there.
-        if boots.doubt and (release in (kernel, *there) or os.path.realpath(root) == "/"):
+        if boots.doubt and (release in (kernel, *there) or here):
             doubt = f"it cannot be told which image boots kernel {release}: {boots.doubt}"
+    number = "s" if len(there) > 1 else ""
+    modules = f"{Path(root) / 'lib/modules'} has {f'kernel{number} ' + ', '.join(there) if there else 'no kernel'}"
     if doubt:
-        raise Unreadable(printable(doubt))
-    why = f"{root}: there is no image for kernel {kernel or running}"
+        raise Unreadable(printable(doubt + (f"; {modules}" if kernel and kernel not in there else "")))
     known = [release for release in there if bootplaces.find(root, release).files]
+    name = f"name one of {', '.join(known)} by --kernel, or an IMAGE" if known else "name an IMAGE"
+    if kernel is None and not here and len(there) != 1:
+        raise Unreadable(printable(f"{root}: which kernel is meant is not known: {modules}: {name}"))
+    meant = kernel or (running if here else there[0])
     if known and not kernel:
-        why += f", which runs: name one of {', '.join(known)} by --kernel, or an IMAGE"
-    raise Unreadable(printable(why))
+        raise Unreadable(printable(f"{root}: there is no image for kernel {meant}, which runs: {name}"))
+    looked = f"no boot loader entry names one, and none is at {bootplaces.places(meant).replace(' ', ', ')}"
+    raise Unreadable(printable(f"{root}: there is no image for kernel {meant}: {looked}; {modules}"))
+
+
+def _need_plain(images: tuple[str, ...]) -> None:
+    """Refuse a program of firmware among several images: what boots it reads nothing behind it. Raises UsageError."""
+    for name in images if len(images) > 1 else ():
+        try:
+            said = kernelname.read(Path(name))
+        except OSError:
+            continue  # told when it is read
+        if said.unified:
+            raise click.UsageError(f"{name} is a unified kernel image: give it alone")
+        if said.program or said.release:
+            raise click.UsageError(f"{name} is a kernel, or another program that firmware starts: leave it out")
+
+
+def _anew(root: str, boots: Boots, judged: check.Judged, release: str) -> str:
+    """Return what to do about an image that is not good; `release` is that of the kernel which it boots, "" if not known."""
+    if boots.unified or any(kernelname.read(file).unified for file in boots.files):
+        return target.unified_anew(boots.files[0])
+    how = f"have it made anew: {target.anew(root, release) if release else '`safemem initramfs install`'}"
+    unstarted = judged.inside is not None and judged.inside.fault == check.UNSTARTED
+    return f"{check.START_IT}; or {how}" if unstarted else how
 
 
 def _inside(found: check.Inside | None) -> dict[str, object] | None:
@@ -253,27 +295,43 @@ def _inside(found: check.Inside | None) -> dict[str, object] | None:
 def _text(path: str, judged: check.Judged, beside: tuple[uki.Addon, ...], wanted: check.Wanted, file: str) -> list[str]:
     found = judged.inside
     if found is None:
-        return [f"{path}: {judged.where}safemem is not in it: {judged.why or '`safemem initramfs install`'}"]
+        return [f"{path}: {judged.where}safemem is not in it{f': {judged.why}' if judged.why else ''}"]
     lines = [f"{path}: policy `{found.policy}`, digest {found.digest[:12]}"]
-    lines += (
-        [f"profile   {judged.profile}: of all the profiles that one is told in which most is wrong"]
-        if judged.profile
-        else []
-    )
+    lines += _profiles(judged, wanted)
     lines += [f"addon     {item.path}: {', '.join(item.sections)}, which is not looked at" for item in beside]
-    lines.append(f"started   {found.fault or f'by {found.start}, before everything else'}")
+    lines.append(f"started   {found.fault or _STARTED.get(found.start, f'by {found.start}, before everything else')}")
     lines += [f"named     {name}, digest {digest[:12]}" for name, digest in found.named.items()]
     lines.append(f"policy    {check.differs(found, wanted) or f'as in {file}'}")
     lines.append(f"proven    {check.unproven(found) or check.proof_text(found)}")
     if found.built_in.observe:
         lines.append("observe   it only observes: what it decides is recorded, and nothing of it is done")
-    return lines + (
-        ["help      `safemem initramfs install` makes the image anew"] if check.wrong(found, wanted) else []
-    )
+    return lines
+
+
+#: What a start leaves open, where it does.
+_STARTED = {"init": "by an /init that safemem does not know: what it does before that is not looked at"}
+
+
+def _profiles(judged: check.Judged, wanted: check.Wanted) -> list[str]:
+    """Return what a unified image's profiles have, if there are any: the worst one's name, or that nothing is wrong in any."""
+    if not judged.every:
+        return []
+    if judged.inside is None or check.wrong(judged.inside, wanted):
+        number = len(judged.every)
+        return [f"profile   {judged.profile}{f', the worst of {number}' if number > 1 else ''}"]
+    if all(inside == judged.inside for _, inside in judged.every):
+        return [f"profiles  {len(judged.every)}, all alike"]
+    return [
+        f"profile   {name}: policy `{inside.policy}`, digest {inside.digest[:12]}, started by {inside.start}"
+        f"{', it only observes' if inside.built_in.observe else ''}"
+        for name, inside in judged.every
+        if inside is not None
+    ]
 
 
 def _wanted(policy: Named, named: Mapping[str, Named]) -> check.Wanted:
-    return check.Wanted(policy.policy.digest, {name: each.policy.digest for name, each in named.items()})
+    digests = {name: each.policy.digest for name, each in named.items()}
+    return check.Wanted(policy.policy.digest, digests, policy.policy.name, policy.file)
 
 
 def _need_root() -> None:

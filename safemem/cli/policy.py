@@ -167,6 +167,7 @@ def test_cases(
     help="Which files.",
 )
 @click.option("--reference", "page", is_flag=True, help="Write the reference page (Markdown) instead.")
+@codes.ends(done="written", failure="nothing was written")
 def schema(output: str | None, what: str, page: bool) -> None:
     """Write the JSON Schema of policy files, files of cases or profiles, for editors that check TOML by one.
 

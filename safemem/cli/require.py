@@ -12,7 +12,7 @@ from safemem.host import required, standing
 
 @click.command(short_help="Ask whether a service that needs memory may start.")
 @ROOT
-@click.argument("form", type=click.Choice([*required.FORMS]))
+@click.argument("form", metavar="FORM", type=click.Choice([*required.FORMS]))
 @click.pass_context
 @codes.ends(
     done="this boot is so",

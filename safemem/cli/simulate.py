@@ -113,6 +113,7 @@ def simulate(
 @click.command(short_help="Write the state of this machine to a file.")
 @click.option("--output", "-o", metavar="FILE", required=True, help="File to write; - for standard output.")
 @click.option("--root", metavar="DIR", default="/", help="Read the /sys, /proc and /dev below DIR.")
+@codes.ends(done="written", failure="nothing was written", invalid="there is no machine below DIR")
 def capture(output: str, root: str) -> None:
     """Write the state of this machine to FILE, for `simulate --state` elsewhere."""
     write_whole(output, reader.capture_text(_probe(root)).encode())

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from safemem.initramfs import check
+
 SEVERITIES = ("severe", "warning", "note")
 
 
@@ -35,7 +37,7 @@ def finding(code: str, evidence: str, *, severity: str = "", **seen: object) -> 
 
 
 _MEMHP = "boot with memhp_default_state=offline"
-_REBUILD = "rebuild the initrd: `safemem initramfs install`"
+_REBUILD = "have the image made anew: {rebuild}"
 
 #: In the order in which a person would look.
 CODES: dict[str, Entry] = {
@@ -43,7 +45,12 @@ CODES: dict[str, Entry] = {
     "no-decision": Entry(
         "severe",
         "safemem decided nothing in this boot",
-        "put it into the initramfs: `safemem initramfs install`",
+        "have the next boot decide: {how}",
+    ),
+    "not-booted": Entry(
+        "warning",
+        "whether safemem has decided cannot be told: this is no running system, for it has no /proc",
+        "what would happen at its next boot is below; ask for the rest where it runs",
     ),
     "onlined-by-others": Entry(
         "severe",
@@ -73,12 +80,12 @@ CODES: dict[str, Entry] = {
     "udev-rule": Entry(
         "severe",
         "a udev rule onlines memory: {rule}",
-        "mask it: ln -s /dev/null /etc/udev/rules.d/{name}",
+        "keep udev from reading it: {command}",
     ),
     "udev-program": Entry(
         "warning",
         "a udev rule runs what may online memory: {rule}",
-        "read what it does; if it onlines memory, mask it: ln -s /dev/null /etc/udev/rules.d/{name}",
+        "read what it does; if it onlines memory, keep udev from reading it: {command}",
     ),
     "masked-besides": Entry(
         "note",
@@ -88,12 +95,12 @@ CODES: dict[str, Entry] = {
     "unit-onlines": Entry(
         "severe",
         "unit {owner} {verb} memory{when}: {what}",
-        "mask it: systemctl mask {owner}",
+        "keep systemd from starting it: {command}",
     ),
     "tmpfiles-online": Entry(
         "severe",
         "systemd-tmpfiles {verb} memory at boot: {what}",
-        "take the line out, or mask the file: ln -s /dev/null /etc/tmpfiles.d/{owner}",
+        "take the line out, or keep systemd-tmpfiles from reading the file: {command}",
     ),
     "script-onlines": Entry(
         "severe",
@@ -103,12 +110,12 @@ CODES: dict[str, Entry] = {
     "settings-online": Entry(
         "severe",
         "a setting {verb} memory: {what}",
-        "take it out of {owner}",
+        "take it out: {how}",
     ),
     "not-looked-at": Entry(
         "warning",
         "whether {path} onlines memory is not known: it cannot be read",
-        "look into it by hand, as root",
+        "see why root cannot read it, and mend that, or look into it by hand: {command}",
     ),
     "real-root-not-masked": Entry(
         "warning",
@@ -247,7 +254,7 @@ CODES: dict[str, Entry] = {
     "initrd-not-looked-into": Entry(
         "severe",
         "whether safemem decides at the next boot cannot be told: its initrd holds a file system that is not looked into",
-        "have the image made without dracut's module `squash`, or append the archive of `safemem initramfs cpio`",
+        check.NotLookedInto.help,
     ),
     "initrd-without-safemem": Entry("severe", "the next boot is not safemem's: it is not in the initrd", _REBUILD),
     "initrd-not-first": Entry(
@@ -266,20 +273,20 @@ CODES: dict[str, Entry] = {
     ),
     "policy-condemned": Entry(
         "severe",
-        "/{policy} has errors with which no image is built",
+        "{policy} has errors with which no image is built",
         "`safemem check` shows all of them, with a state and what to do",
     ),
     "policy-refused": Entry(
         "severe",
         "the policy of this machine cannot be built into the next initrd",
-        f"mend /{{policy}}, then {_REBUILD}",
+        f"mend {{policy}}, then {_REBUILD}",
     ),
     "policy-not-read": Entry(
         "warning",
-        "whether the initrd has the policy of /{policy} cannot be told",
+        "whether the initrd has the policy of {policy} cannot be told",
         "install safemem anew, with everything that it needs",
     ),
-    "initrd-other-policy": Entry("severe", "the initrd has another policy than /{policy}", _REBUILD),
+    "initrd-other-policy": Entry("severe", "the initrd has another policy than {policy}", _REBUILD),
     "panic-resets": Entry(
         "warning",
         "a panic resets this machine, and what the policy keeps in memory by a panic is lost",

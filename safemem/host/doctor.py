@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import paths, probe, zeropage
@@ -18,10 +19,13 @@ from safemem.boot.ranges import Range, size_text, total
 from safemem.boot.record import RECORD
 from safemem.host import guardchecks, nextboot, onlinechecks, standing
 from safemem.host.catalogue import SEVERITIES, Finding, finding
-from safemem.host.machine import Machine, read_image
+from safemem.host.machine import Machine, next_image
 from safemem.host.verdict import faults
 from safemem.initramfs import check as initramfs
+from safemem.initramfs import target
 
+#: What every running system has.
+_RUNS = (paths.CMDLINE, "proc/sys/kernel/osrelease")
 _MEMMAP = "sys/module/memory_hotplug/parameters/memmap_on_memory"
 
 
@@ -40,7 +44,7 @@ def examine(root: str) -> list[Finding]:
 def report(root: str) -> Report:
     """Return everything that is wrong below `root`, and what was proved of its policy."""
     snapshot = probe.read_snapshot(root)
-    image = read_image(root, str(snapshot.facts["kernel"].value))
+    image = next_image(root, str(snapshot.facts["kernel"].value))
     try:
         machine = Machine(root, snapshot, standing.read(root), "", image)
     except standing.NoDecision as error:
@@ -55,7 +59,10 @@ def report(root: str) -> Report:
 def _decision(machine: Machine) -> Iterator[Finding]:
     found = machine.standing
     if found is None:
-        yield finding("no-decision", machine.absent)
+        if not any((Path(machine.root) / path).exists() for path in (*_RUNS, RECORD)):
+            yield finding("not-booted", f"there is no {' and no '.join(_RUNS)}")
+        else:
+            yield finding("no-decision", machine.absent, how=_how(machine))
         return
     for area in found.onlined_by_others:
         yield finding("onlined-by-others", f"memory blocks against {RECORD}", area=area)
@@ -70,6 +77,16 @@ def _decision(machine: Machine) -> Iterator[Finding]:
         if note.code in ("onlined-early", "onlined-early-unknown"):
             severity = "severe" if found.decision.holds else "warning"
             yield finding("onlined-before-us", RECORD, severity=severity, note=note)
+
+
+def _how(machine: Machine) -> str:
+    """Return what has safemem decide in the next boot; where its image is good, that is the boot."""
+    inside = machine.image.inside
+    if inside is not None and not (inside.fault or machine.image.fault):
+        return f"reboot, for safemem is in {machine.image.called}"
+    if inside is not None and inside.fault == initramfs.UNSTARTED:
+        return initramfs.START_IT
+    return target.anew(machine.root, machine.image.release)
 
 
 def _default_onlining(machine: Machine) -> Iterator[Finding]:
@@ -95,7 +112,7 @@ def _handover(machine: Machine) -> Iterator[Finding]:
         yield finding("luo-missing", f"{luo.source}: {luo.reason}")
     asked = {name: argument(machine.snapshot.cmdline, name) for name in ("kho", "liveupdate")}
     if asked["kho"] in ("0", "off", "n") and asked["liveupdate"] in ("1", "on", "y"):
-        yield finding("luo-without-kho", "command line")
+        yield finding("luo-without-kho", f"{paths.CMDLINE} has kho={asked['kho']} and liveupdate={asked['liveupdate']}")
 
 
 def _zones(machine: Machine) -> Iterator[Finding]:
@@ -124,10 +141,12 @@ def _cost(machine: Machine) -> Iterator[Finding]:
         for source, size, part in (("of memory in use", in_use, 8), ("of safe region", scratch, 2)):
             if size and held // 64 > size // part:
                 texts = {"held": size_text(held), "cost": size_text(held // 64), "amount": size_text(size)}
-                yield finding("memmap-cost", _MEMMAP, source=source, **texts)
+                reads = machine.text(_MEMMAP)
+                seen = f"{_MEMMAP} reads `{reads}`" if reads else f"there is no {_MEMMAP}"
+                yield finding("memmap-cost", seen, source=source, **texts)
                 break
     if str(machine.value("arch")).startswith("ppc64"):
-        yield finding("dlpar", "arch")
+        yield finding("dlpar", f"{paths.ARCH} reads `{machine.value('arch')}`")
 
 
 def _user(machine: Machine) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from safemem.boot.cmdline import argument, boolean, memparse
 from safemem.boot.hold import UNITS_RUN
 from safemem.boot.model import Fact, Pages
 from safemem.boot.ranges import size_text
-from safemem.host import suspects
+from safemem.host import remedies, suspects
 from safemem.host.catalogue import Finding, finding
 from safemem.host.machine import Machine
 
@@ -87,13 +87,13 @@ def _crash(machine: Machine) -> Iterator[Finding]:
             command="sysctl -w kernel.kexec_load_limit_panic=0",
         )
     for unit in () if limit else crashkernel.KDUMP:
-        there = any((Path(machine.root) / folder / unit).exists() for folder in _UNITS)
+        there = next((folder for folder in _UNITS if (Path(machine.root) / folder / unit).exists()), None)
         if there and not _masked(machine, unit):
             yield finding(
                 "crash-kernel-allowed",
                 f"there is no {paths.LOAD_LIMIT} (Linux 6.3), and the unit is not masked",
                 how=f"{unit} loads a crash kernel, which",
-                command=f"systemctl mask {unit}",
+                command=remedies.unit(machine.root, f"{there}/{unit}"),
             )
 
 

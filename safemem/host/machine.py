@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import files
-from safemem.boot.model import Policy, Snapshot
+from safemem.boot.model import UNKNOWN, Policy, Snapshot
 from safemem.host import standing
-from safemem.initramfs import bootplaces, check, uki
+from safemem.initramfs import bootplaces, check, install, uki
 
 
 class Image(NamedTuple):
@@ -23,6 +23,7 @@ class Image(NamedTuple):
     profile: str = ""  #: of a unified image with profiles: the worst, which is judged
     hidden: str = ""  #: safemem may be in what is not looked into
     why: str = ""  #: safemem is not in it although its files are in the archive
+    release: str = UNKNOWN  #: of the kernel that it boots
 
     @property
     def called(self) -> str:
@@ -63,6 +64,17 @@ class Machine(NamedTuple):
     def policy(self) -> Policy | None:
         """The policy that decides at the next boot; None if that is not known."""
         return self.image.inside.built_in if self.image.inside else None
+
+
+def next_image(root: str, running: str) -> Image:
+    """Return the image of the next boot: of the kernel that runs or, where none does, of the only one that is installed."""
+    if running != UNKNOWN:
+        return read_image(root, running)._replace(release=running)
+    there = install.installed(root)
+    if len(there) == 1:
+        return read_image(root, there[0])._replace(release=there[0])
+    known = f"kernels {', '.join(there)}" if there else "no kernel"
+    return Image("", doubt=f"no kernel runs here, and lib/modules has {known}")
 
 
 def read_image(root: str, release: str) -> Image:

@@ -14,7 +14,7 @@ from safemem.boot.conditions import matches
 from safemem.boot.model import UNKNOWN, Policy, Refused
 from safemem.host.catalogue import Finding, finding
 from safemem.host.machine import Machine
-from safemem.initramfs import bootplaces, check
+from safemem.initramfs import bootplaces, check, target
 from safemem.policy import installed
 from safemem.policy.space import FROM_THE_TREE
 
@@ -25,71 +25,99 @@ _PANIC = "proc/sys/kernel/panic"
 
 
 def _initrd(machine: Machine) -> Iterator[Finding]:
-    image, release = machine.image, str(machine.value("kernel"))
+    image, release, rebuild = machine.image, machine.image.release, _rebuild(machine)
     if image.doubt:
         yield finding("initrd-not-told", image.doubt, release=release)
     elif not image.path:
         yield finding("no-initrd", bootplaces.places(release), release=release)
     elif image.fault:
-        yield finding("initrd-unreadable", f"{image.path}: {image.fault}")
+        yield finding("initrd-unreadable", f"{image.path}: {image.fault}", rebuild=rebuild)
     elif image.hidden:
         yield finding("initrd-not-looked-into", f"{image.path}: {image.hidden}")
     elif image.inside is None:
-        yield finding("initrd-without-safemem", image.called + (f": {image.why}" if image.why else ""))
+        seen = image.called + (f": {image.why}" if image.why else "")
+        yield finding("initrd-without-safemem", seen, rebuild=rebuild)
     else:
         if image.inside.fault:
-            yield finding("initrd-not-first", f"{image.called}: {image.inside.fault}")
+            if image.inside.fault == check.UNSTARTED:
+                rebuild = f"{rebuild}; or {check.START_IT}"
+            yield finding("initrd-not-first", f"{image.called}: {image.inside.fault}", rebuild=rebuild)
         unproven = check.unproven(image.inside)
         if unproven:
-            yield finding("initrd-unproven", f"{image.called}: {unproven}")
+            yield finding("initrd-unproven", f"{image.called}: {unproven}", rebuild=_rebuild(machine))
         if image.inside.built_in.observe:
             yield finding("only-observes", image.called)
         if image.inside.built_in.accept_errors:
             yield finding("accepts-errors", f"{image.called}: {', '.join(image.inside.built_in.accept_errors)}")
 
 
+def _rebuild(machine: Machine) -> str:
+    """Return how the image of the next boot is made anew; where none is known, as `install` has it for the first one."""
+    return target.anew(machine.root, machine.image.release)
+
+
 def _operators(machine: Machine) -> Iterator[Finding]:
     """Compare the operator's policies with those in the initrd, and prove each where that does not say it was proved."""
+    rebuild = _rebuild(machine)
     try:
-        given = [installed.find(machine.root)] if os.path.lexists(Path(machine.root) / installed.POLICY) else []
-        given += installed.others(machine.root)
+        given = _counts(machine) + [(file, file.path.stem) for file in installed.others(machine.root)]
     except (Refused, OSError) as error:
-        yield finding("policy-refused", str(error).splitlines()[0], policy=installed.POLICY)
+        seen = str(error).splitlines()[0]
+        yield finding("policy-refused", seen, policy=f"/{installed.POLICY}", rebuild=rebuild)
         return
     if not given:
         return
     try:
         from safemem.policy import load  # pydantic: for this check only
     except (ImportError, SystemError) as error:  # the latter is a pydantic that does not fit its own core
-        yield finding("policy-not-read", str(error), policy=installed.POLICY)
+        yield finding("policy-not-read", str(error), policy=f"/{installed.POLICY}")
         return
-    for file in given:
-        name = os.path.relpath(file.path, machine.root)
+    for file, called in given:
         try:
             own = load.parse(file.data, str(file.path))
         except Refused as error:
-            yield finding("policy-refused", str(error).splitlines()[0], policy=name)
+            seen = str(error).splitlines()[0]
+            yield finding("policy-refused", seen, policy=_name(machine, file.path), rebuild=rebuild)
         else:
-            yield from _compared(machine, name, own)
+            yield from _compared(machine, _name(machine, file.path), called, own)
 
 
-def _compared(machine: Machine, name: str, own: Authored) -> Iterator[Finding]:
-    """Compare one policy, the file `name` below the root, with the one that the initrd has in its place."""
+def _counts(machine: Machine) -> list[tuple[installed.Trusted, str]]:
+    """Return the policy that counts here, without a name that the command line may say: as `initramfs check` has it.
+
+    The shipped default is compared with an image that has another policy, and by root alone: nobody else's word for it counts.
+    """
+    own = os.path.lexists(Path(machine.root) / installed.POLICY)
+    if own or (machine.image.inside is not None and os.geteuid() == 0):
+        return [(installed.find(machine.root), "")]
+    return []
+
+
+def _name(machine: Machine, path: Path) -> str:
+    """Return a file as the machine itself names it; what is not below its root, as we do."""
+    name = os.path.relpath(path, machine.root)
+    return str(path) if name.startswith("../") else f"/{name}"
+
+
+def _compared(machine: Machine, name: str, called: str, own: Authored) -> Iterator[Finding]:
+    """Compare one policy, the file `name`, with the one that the initrd has in its place: its own, or that `called` so."""
     from safemem.policy import prove
 
     inside, digest = machine.image.inside, own.policy.digest
     if inside:
-        there = inside.digest if name == installed.POLICY else inside.named.get(Path(name).stem, "")
+        there = inside.named.get(called, "") if called else inside.digest
+        has = inside.others[called].name if called and called in inside.others else inside.policy
         if there != digest:
-            seen = f"has digest {there[:12]}" if there else "has none"
-            yield finding("initrd-other-policy", f"{machine.image.path} {seen}, the file {digest[:12]}", policy=name)
-        if inside.proven and inside.proven.of(digest):
+            seen = f"its policy is `{has}` (digest {there[:12]})" if there else f"it has none called `{called}`"
+            seen = f"{machine.image.called}: {seen}, not `{own.policy.name}` of {name} (digest {digest[:12]})"
+            yield finding("initrd-other-policy", seen, policy=name, rebuild=_rebuild(machine))
+        if (inside.proven and inside.proven.of(digest)) or not (called or name == f"/{installed.POLICY}"):
             return
     bad = [item for item in prove.prove(own.policy).found if item.level == "error"]
     if bad:
         line, column = own.place(bad[0].rule, bad[0].key)
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-        seen = f"/{name}:{line}:{column}: {bad[0].message} [{bad[0].code}]{more}"
+        seen = f"{name}:{line}:{column}: {bad[0].message} [{bad[0].code}]{more}"
         yield finding("policy-condemned", seen, policy=name)
 
 

@@ -43,6 +43,8 @@ class Inside(NamedTuple):
 class NotLookedInto(Unreadable):
     """Safemem is not in what is read of an image, and the image has a file system in it that is not looked into."""
 
+    help = "have the image made without dracut's module `squash`, or append the archive of `safemem initramfs cpio`"
+
 
 class Judged(NamedTuple):
     """An image, of a unified one with profiles the worst of them."""
@@ -50,6 +52,7 @@ class Judged(NamedTuple):
     inside: Inside | None  #: None if safemem is not in it
     profile: str = ""  #: the one, as a message calls it; "" if there are none
     why: str = ""  #: safemem is not in it although the archive has its policy
+    every: tuple[tuple[str, Inside | None], ...] = ()  #: what each profile has, as a message calls it
 
     @property
     def where(self) -> str:
@@ -62,6 +65,8 @@ class Wanted(NamedTuple):
 
     digest: str
     named: dict[str, str]  #: name -> digest of those that the kernel command line may choose
+    policy: str = ""  #: the name of the first
+    file: str = ""  #: where that is
 
 
 def _by_systemd(found: Mapping[str, bytes]) -> str | None:
@@ -91,7 +96,7 @@ def _by_systemd(found: Mapping[str, bytes]) -> str | None:
 
 def _by_init(found: Mapping[str, bytes]) -> str | None:
     """An init of somebody's own calls it: what that does first is theirs to know."""
-    init = found.get("init", b"")
+    init = b"\n".join(line for line in found.get("init", b"").split(b"\n") if not line.lstrip().startswith(b"#"))
     if f"/{PREFIX}/boot".encode() not in init:
         return None
     asked = re.search(rb"\b%d\b" % GOES_ON, init)
@@ -136,14 +141,21 @@ def judged(data: bytes, wanted: Wanted | None = None) -> Judged:
             every.append(known._replace(profile=item.called))
         else:
             untold.append(known)
+    names = tuple((item.profile, item.inside) for item in every if item.profile)
     worst = max(every, key=lambda item: _badness(item.inside, wanted, every[0].inside), default=None)
     # That one cannot be told is worse than anything but what is known to be wrong.
     if worst is None or (untold and _badness(worst.inside, wanted, None) < _FAULTY):
         raise untold[0]
-    return worst
+    return worst._replace(every=names)
 
 
 _FAULTY = 4
+#: The fault of an image in which safemem is, and nothing that starts it; and what to do about that.
+UNSTARTED = "nothing in it starts the boot program"
+START_IT = (
+    "have the initrd's /init start it (docs/initramfs.md, `An init of your own`), or, where the initrd has systemd, append"
+    " what `safemem initramfs cpio --systemd` writes"
+)
 
 
 def _badness(found: Inside | None, wanted: Wanted | None, first: Inside | None) -> int:
@@ -193,13 +205,14 @@ def _started(found: Mapping[str, bytes]) -> tuple[str, str]:
         fault = start.fault(found)
         if fault is not None:
             return start.name, missing or fault
-    return "", missing or "nothing in it starts the boot program"
+    return "", missing or UNSTARTED
 
 
 def differs(found: Inside, wanted: Wanted) -> str:
     """Return in which policy an image differs from the operator's, or ""."""
     if found.digest != wanted.digest:
-        return f"its policy has digest {found.digest[:12]}, not {wanted.digest[:12]}"
+        meant = f"`{wanted.policy}` of {wanted.file}" if wanted.file else "the one that is meant"
+        return f"its policy is `{found.policy}` (digest {found.digest[:12]}), not {meant} (digest {wanted.digest[:12]})"
     for name in sorted({*found.named, *wanted.named}):
         if found.named.get(name) != wanted.named.get(name):
             return f"its policy for safemem.policy={name} is not the operator's"

@@ -112,7 +112,7 @@ def remove(root: str, maker: Maker, kernel: str) -> Path:
     hook = Path(root) / maker.hook
     if packaged(root, maker):
         raise Failed(f"/{maker.packaged} is the package's: remove the package, and the image is made without it")
-    target(root, kernel)  # before anything is touched
+    target(root, kernel, without=True)  # before anything is touched
     before = hook.read_bytes() if hook.exists() else None
     try:
         _take(hook, maker.mark)

@@ -13,6 +13,8 @@ INIT_TOP = "run_scripts /scripts/init-top"
 GATE, PROOF = f"{PREFIX}/gate.sh", f"{PREFIX}/proof.sh"
 #: How the gate begins to run.
 _BOOT = f"/{PREFIX}/boot </dev/null"
+#: What the gate keeps its status in: an init with that has at least a part of the gate.
+_VARIABLE = b"SAFEMEM_STATUS"
 HOOKS = ("var/lib/dracut/hooks/cmdline/", "usr/lib/dracut/hooks/cmdline/", "lib/dracut/hooks/cmdline/")
 #: The first hooks, and the files of which they are copies.
 _FIRST = {"00-gate.sh": GATE, "00-proof.sh": PROOF}
@@ -42,9 +44,14 @@ class Maker(NamedTuple):
 
 
 def _in_init(found: Mapping[str, bytes]) -> str | None:
-    """The gate is in /init as a whole, before the line that runs init-top."""
+    """The gate is in /init as a whole, before the line that runs init-top.
+
+    The archive brings the gate's file in any case: an init that calls the program in words of its own is its owner's.
+    """
     init, gate = found.get("init", b""), found.get(GATE, b"")
     if not gate or _BOOT.encode() not in init:
+        return None
+    if INIT_TOP.encode() not in init and _VARIABLE not in init:
         return None
     before, whole, _ = init.partition(gate)
     if not whole:

@@ -47,6 +47,13 @@ class Unreadable(Refused, ValueError):
     """The image cannot be read to its end; the message says where and why."""
 
     kind = "unknown"
+    help = "if it is an initrd that should boot, make it again, or copy it again, and look once more"
+
+
+class NoProgram(Unreadable):
+    """The program that unpacks it is not there."""
+
+    help = "install that program, and look once more"
 
 
 class _Stream(Protocol):
@@ -140,7 +147,7 @@ def _unpacked(stream: _Stream, data: bytes, at: int) -> Generator[bytes, None, i
             piece = data[place : place + _PIECE]
             place += len(piece)
             if not piece:
-                raise Unreadable(f"byte {at}: the compressed part is cut off")
+                raise Unreadable(f"the compressed part that begins at byte {at} is cut off")
         out = stream.decompress(piece, _PIECE)
         if out:
             yield out
@@ -180,7 +187,7 @@ def _by_program(command: tuple[str, ...], data: bytes, at: int) -> Generator[byt
         try:
             process = subprocess.Popen(command, stdin=packed, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         except FileNotFoundError:
-            raise Unreadable(
+            raise NoProgram(
                 f"byte {at}: packed with {command[0]}, and the program {command[0]} is not installed"
             ) from None
     with process:
@@ -238,7 +245,7 @@ def _lzo_end(data: bytes, at: int) -> int:
                 f"byte {at}: packed with lzo in blocks larger than 256 KiB, which the kernel does not unpack"
             )
     if place + 4 > len(data):
-        raise Unreadable(f"byte {at}: the compressed part is cut off")
+        raise Unreadable(f"the compressed part that begins at byte {at} is cut off")
     return place + 4
 
 
@@ -253,5 +260,5 @@ def lzo_blocks(data: bytes, at: int) -> int:
 def number(data: bytes, at: int, size: int) -> int:
     """Return the little-endian number at `at`. Raises Unreadable."""
     if at + size > len(data):
-        raise Unreadable(f"byte {at}: the compressed part is cut off")
+        raise Unreadable(f"the compressed part is cut off before byte {at + size}")
     return int.from_bytes(data[at : at + size], "little")

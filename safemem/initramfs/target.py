@@ -38,8 +38,29 @@ class Target(NamedTuple):
         return self.boots._replace(files=tuple(draft if path == self.path else path for path in self.boots.files))
 
 
-def target(root: str, kernel: str) -> Target:
-    """Return where the image of one kernel release has to be put. Raises Unplaced."""
+def unified_anew(path: Path | str, *, without: bool = False) -> str:
+    """Return how a unified kernel image comes to have safemem, or is made `without` it: nobody here makes one."""
+    how = (
+        "without safemem: take away the hook, or the initrd of `safemem initramfs cpio`, that brings it"
+        if without
+        else "with `safemem initramfs cpio --systemd` as its last initrd where its maker has no hook of safemem's"
+    )
+    return (
+        f"{path} is a unified kernel image: have what makes it (kernel-install, ukify, mkinitcpio) make it anew, {how}"
+    )
+
+
+def anew(root: str, kernel: str) -> str:
+    """Return the command that makes the image of one kernel release anew, or what to do instead where that would refuse."""
+    try:
+        target(root, kernel)
+    except Unplaced as error:
+        return str(error)
+    return "`safemem initramfs install`"
+
+
+def target(root: str, kernel: str, *, without: bool = False) -> Target:
+    """Return where the image of one kernel release, with safemem or `without`, has to be put. Raises Unplaced."""
     boots = bootplaces.find(root, kernel)
     absent = [path for path in boots.meant if not os.path.exists(path)]
     if len(absent) == 1 and absent[0].parent.is_dir() and ".." not in absent[0].parts:
@@ -53,10 +74,7 @@ def target(root: str, kernel: str) -> Target:
     if not boots.files:
         return _first(root, kernel)
     if boots.unified:
-        raise Unplaced(
-            f"{boots.files[0]} is a unified kernel image: have what makes it (kernel-install, ukify, mkinitcpio) make it anew,"
-            " with `safemem initramfs cpio --systemd` as its last initrd where its maker has no hook of safemem's"
-        )
+        raise Unplaced(unified_anew(boots.files[0], without=without))
     if (
         Path(root, "ostree").exists()
         or Path(root, "run/ostree-booted").exists()

@@ -16,6 +16,12 @@ _CHANGES = (".initrd", ".ucode", ".cmdline")
 _LIMIT = 64 << 20
 
 
+class NoInitrd(Unreadable):
+    """A kernel, and no more."""
+
+    help = "name the initrd that it is booted with instead, or have ukify make one image of both"
+
+
 class Initrd(NamedTuple):
     """What one profile boots with, or an image that is no unified one."""
 
@@ -31,6 +37,8 @@ class Initrd(NamedTuple):
 
 def initrds(data: bytes) -> tuple[Initrd, ...]:
     """Return the initrds of an image: itself, if it is no PE file. Raises Unreadable."""
+    if not data:
+        raise Unreadable("the file is empty")
     if not data.startswith(b"MZ"):
         return (Initrd("", "", data),)
     store = Store("", data)
@@ -46,7 +54,7 @@ def initrds(data: bytes) -> tuple[Initrd, ...]:
         parts = item.initrds()
         if not any(part.name == ".initrd" for part in parts):
             if not item.name:
-                raise Unreadable("this is a kernel image without an .initrd section")
+                raise NoInitrd("this is a kernel image without an .initrd section")
             made[parts] = b""
         if parts not in made:
             cut = [data[part.at : part.at + part.size] for part in parts]

@@ -85,7 +85,7 @@ def terminal_width() -> int:
 
 def rooted(text: str) -> str:
     """Return `text` with a slash before each path of the machine, which facts name relative to a root."""
-    return re.sub(r"(?<![\w./-])(?=(?:sys|proc|dev|etc|boot|efi|usr|run)/)", "/", text)
+    return re.sub(r"(?<![\w./-])(?=(?:sys|proc|dev|etc|boot|efi|usr|run|var|lib|opt)/)", "/", text)
 
 
 def width() -> int:

@@ -35,6 +35,7 @@ install() {
     fi
     # shellcheck disable=SC2154  # both are dracut's
     if dracut_module_included systemd; then
+        mkdir -p "$initdir/$systemdsystemunitdir"
         if ! safemem initramfs units "$initdir/$systemdsystemunitdir"; then
             dfatal "safemem: its units cannot be put into the image"
             exit 1
