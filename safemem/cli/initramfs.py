@@ -261,7 +261,7 @@ def _text(path: str, judged: check.Judged, beside: tuple[uki.Addon, ...], wanted
         else []
     )
     lines += [f"addon     {item.path}: {', '.join(item.sections)}, which is not looked at" for item in beside]
-    lines.append(f"started   {found.fault or f'by {found.start}, before everything else'}")
+    lines.append(f"started   {found.fault or check.started(found)}")
     lines += [f"named     {name}, digest {digest[:12]}" for name, digest in found.named.items()]
     lines.append(f"policy    {check.differs(found, wanted) or f'as in {file}'}")
     lines.append(f"proven    {check.unproven(found) or check.proof_text(found)}")

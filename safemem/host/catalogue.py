@@ -247,7 +247,7 @@ CODES: dict[str, Entry] = {
     "initrd-not-looked-into": Entry(
         "severe",
         "whether safemem decides at the next boot cannot be told: its initrd holds a file system that is not looked into",
-        "have the image made without dracut's module `squash`, or append the archive of `safemem initramfs cpio`",
+        "have the image made without dracut's module `squash`: what is appended behind such an image is not reached",
     ),
     "initrd-without-safemem": Entry("severe", "the next boot is not safemem's: it is not in the initrd", _REBUILD),
     "initrd-not-first": Entry(
