@@ -180,7 +180,9 @@ def test_two_bytes_are_no_file_system(head: bytes) -> None:
 
 
 @pytest.mark.needs("mke2fs")
-@pytest.mark.parametrize("words", ["-t ext2", "-t ext4", "-t ext4 -b 4096", "-t ext3 -b 2048 -r 0", "-t ext4 -O 64bit -g 256"])
+@pytest.mark.parametrize(
+    "words", ["-t ext2", "-t ext4", "-t ext4 -b 4096", "-t ext3 -b 2048 -r 0", "-t ext4 -O 64bit -g 256"]
+)
 def test_what_mke2fs_makes(tmp_path: Path, words: str) -> None:
     """A file system as its program writes it, of any size of blocks, is not looked into."""
     image = tmp_path / "root.img"
@@ -364,6 +366,10 @@ STARTED: dict[str, tuple[list[Mapping[str, bytes | str | None]], str, str]] = {
        for text in (f"{LINE} # x", 'run_scripts "/scripts/init-top"', f"maybe_break top && {LINE}", "load_modules", "run_scripts\t/scripts/init-top", ". /scripts/init-top/ORDER", f"{{ {LINE}; }}")},
     **{f"initramfs-tools: {text!r}": ([{**GATES, "init": f"#!/bin/sh\n{text}".encode() + TOOLS}], "initramfs-tools", "/init does not run usr/lib/safemem/gate.sh in every boot")
        for text in ("if false; then\n", "f() {\n", ": <<EOF\n", "case x in y)\n", "x='\n", "(\n", "while false; do\n")},
+    "initramfs-tools: settings": ([{**GATES, "init": TOOLS, "conf/conf.d/resume": b"RESUME=none\n", "conf/arch.conf": b"DPKG_ARCH=amd64\n", "conf/modules": b"virtio_mem\n"}], "initramfs-tools", ""),
+    "initramfs-tools: settings that load": ([{**GATES, "init": TOOLS}, {"conf/conf.d/x": b"modprobe virtio_mem\n"}], "initramfs-tools", "conf/conf.d/x has `modprobe`, and /init reads it before usr/lib/safemem/gate.sh"),
+    "dracut: settings": ([{**DRACUT, "etc/conf.d/systemd.conf": b'systemdutildir="/usr/lib/systemd"\n'}], "dracut", ""),
+    "dracut: settings that load": ([DRACUT, {"etc/conf.d/x.conf": b"insmod /x.ko\n"}], "dracut", "etc/conf.d/x.conf has `insmod`, and /init reads it before usr/lib/safemem/gate.sh"),
     "initramfs-tools: no shell": ([{**GATES, "init": TOOLS.replace(b"#!/bin/sh", b"#!/usr/bin/python3")}], "initramfs-tools", "/init is no shell script that the kernel can start"),
     "initramfs-tools: a later program": ([{**GATES, "init": TOOLS}, {"init": b"\x7fELF"}], "", "nothing in it starts the boot program"),
     # An init of one's own.
@@ -442,7 +448,7 @@ def test_what_a_kernel_starts(name: str) -> None:
 )  # fmt: skip
 def test_rdinit_of_a_unified_image(cmdline: str, fault: str) -> None:
     """The kernel starts what its command line names in place of /init; init= is for later."""
-    more = {"bin": "usr/bin", "usr/bin/sh": b"\x7fELF sh"}
+    more: dict[str, bytes | str | None] = {"bin": "usr/bin", "usr/bin/sh": b"\x7fELF sh"}
     parts = [(".cmdline", cmdline.encode() + b"\0"), (".linux", b"k"), (".initrd", SAFE + linked(more))]
     judged = check.judged(images.pe(parts))
     assert judged.inside is not None and judged.inside.fault == fault
@@ -464,7 +470,10 @@ def test_addons(tmp_path: Path) -> None:
     )
     assert uki.addons(tmp_path / "foo+2.efi") == uki.addons(tmp_path / "foo.efi") == uki.addons(image)
     for line, why in (
-        (b"quiet rdinit=/bin/sh\0", f"its addon {counted} brings rdinit=/bin/sh, which the kernel starts in place of /init"),
+        (
+            b"quiet rdinit=/bin/sh\0",
+            f"its addon {counted} brings rdinit=/bin/sh, which the kernel starts in place of /init",
+        ),
         (b"quiet init=/bin/sh rdinit=/init", ""),
     ):
         plain.unlink(missing_ok=True)
@@ -477,7 +486,12 @@ def test_images_that_have_none() -> None:
     """An empty file, and a stub that has only the path of its initrd, are called so."""
     assert check.judged(b"") == check.Judged(None, why="the file is empty")
     assert check.judged(profiles(("none", b""))).why == "it has no .initrd section"
-    parts = [(".linux", b"\\EFI\\nixos\\k.efi"), (".linuxh", bytes(32)), (".initrd", b"\\EFI\\nixos\\i.efi"), (".initrdh", bytes(32))]
+    parts = [
+        (".linux", b"\\EFI\\nixos\\k.efi"),
+        (".linuxh", bytes(32)),
+        (".initrd", b"\\EFI\\nixos\\i.efi"),
+        (".initrdh", bytes(32)),
+    ]
     with pytest.raises(packed.Unreadable) as error:
         check.judged(images.pe(parts))
     assert str(error.value) == (

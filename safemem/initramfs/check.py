@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from safemem.boot import compiled
-from safemem.boot.model import Policy
 from safemem.boot.cmdline import argument
+from safemem.boot.model import Policy
 from safemem.initramfs import initscript, proven, uki, unpack
 from safemem.initramfs.dropins import FOLDERS, OURS, VENDOR, changed, early
 from safemem.initramfs.items import POLICIES, PREFIX
@@ -20,6 +19,7 @@ from safemem.initramfs.rootfs import LINK
 
 #: Where an initramfs has systemd; an archive that was appended may bring our units to one without.
 _SYSTEMD = ("usr/lib/systemd/systemd", "lib/systemd/systemd")
+
 
 class Inside(NamedTuple):
     """What an image has of safemem."""
@@ -218,7 +218,9 @@ def _inside(files: Files, called: str) -> Inside:
 def _started(files: Files, called: str) -> tuple[str, str]:
     """Return what starts the boot program, and why it would not be started before everything else."""
     found = [(start.name, fault) for start in STARTS if (fault := start.fault(files)) is not None]
-    name, fault = next((each for each in found if not each[1]), (found or [("", "nothing in it starts the boot program")])[0])
+    name, fault = next(
+        (each for each in found if not each[1]), (found or [("", "nothing in it starts the boot program")])[0]
+    )
     if found and "init" not in files.there:
         # init/main.c: the kernel then mounts the root itself, and nothing of the initramfs runs.
         fault = f"there is no {called}, without which the kernel starts nothing of it"
@@ -230,7 +232,11 @@ def _started(files: Files, called: str) -> tuple[str, str]:
 def started(found: Inside) -> str:
     """Return by what the boot program is started, in one line."""
     sure = next((start.sure for start in STARTS if start.name == found.start), True)
-    return f"by {found.start}, before everything else" if sure else "called by /init; what that runs before is not looked at"
+    return (
+        f"by {found.start}, before everything else"
+        if sure
+        else "called by /init; what that runs before is not looked at"
+    )
 
 
 def differs(found: Inside, wanted: Wanted) -> str:

@@ -24,8 +24,11 @@ _HARMLESS = re.compile(
 )
 #: Modules that bring memory (drivers/virtio, drivers/dax, drivers/hv, drivers/xen), as modprobe takes their names.
 _DRIVER = r"(?:virtio[-_]mem|(?:\w+[-_])?kmem|dax|(?:\w+[-_])?dax|dax[-_]\w+|hv[-_]balloon|xen[-_]balloon)"
-_LOADS = re.compile(
-    rf"\b(?:modprobe|insmod|kmod)\b.*(?<![\w-]){_DRIVER}(?![\w-])|\budevd\b|\budevadm\b.*\btrigger\b|/sys/devices/system/memory"
+#: What in a command loads one of them, both words in any order; a command has as many bytes as somebody likes.
+_LOADS = (
+    (re.compile(r"\b(?:modprobe|insmod|kmod)\b"), re.compile(rf"(?<![\w-]){_DRIVER}(?![\w-])")),
+    (re.compile(r"\budevadm\b"), re.compile(r"\btrigger\b")),
+    (re.compile(r"\budevd\b|/sys/devices/system/memory"),),
 )
 _INSTANCE = re.compile(rf"modprobe@{_DRIVER}\.service")
 
@@ -71,6 +74,10 @@ def changed(found: Mapping[str, bytes]) -> str:
     return ""
 
 
+def _loads(command: str) -> bool:
+    return any(all(part.search(command) for part in parts) for parts in _LOADS)
+
+
 def early(found: Mapping[str, bytes]) -> str:
     """Return the path of a unit that loads a driver of memory, or lets udev do it, and does not wait for ours; or ""."""
     whole: dict[str, list[tuple[str, str]]] = {}
@@ -84,12 +91,15 @@ def early(found: Mapping[str, bytes]) -> str:
         if "/" in name and not name.partition("/")[0].endswith(".d"):
             continue
         whole.setdefault(unit, []).extend(settings)
-        if any(key.startswith("Exec") and _LOADS.search(value) for key, value in settings):
+        if any(key.startswith("Exec") and _loads(value) for key, value in settings):
             loads.setdefault(unit, path)
     for unit, path in loads.items():
         if unit in GUARDED:
             continue
-        alone = any(key == "DefaultDependencies" and value in ("no", "false", "off", "0", "n", "f") for key, value in whole[unit])
+        alone = any(
+            key == "DefaultDependencies" and value in ("no", "false", "off", "0", "n", "f")
+            for key, value in whole[unit]
+        )
         after = {name for key, value in whole[unit] if key == "After" for name in value.split()}
         if alone and not after & {UNIT, *GUARDED}:
             return path

@@ -66,7 +66,7 @@ def read(script: str) -> Script:
     at = 0
     while at < len(script):
         token = _TOKEN.match(script, at)
-        assert token is not None  # noqa: S101  (every character is one, at least of `other`)
+        assert token is not None  # of every character, at least `other`
         kind, at = token.lastgroup, token.end()
         if kind == "word":
             reading.word(token[0])

@@ -14,6 +14,8 @@ INIT_TOP = "run_scripts /scripts/init-top"
 GATE, PROOF = f"{PREFIX}/gate.sh", f"{PREFIX}/proof.sh"
 #: How the gate begins to run.
 _BOOT = f"/{PREFIX}/boot </dev/null"
+#: Where settings are that /init of initramfs-tools, and of dracut, reads first, and the bytes of one that are looked at.
+_CONF, _CONF_D, _MOST = "conf/", "etc/conf.d/", 1 << 20
 #: What initramfs-tools runs scripts by, and loads modules.
 _RUNS = ("run_scripts", "load_modules")
 HOOKS = ("var/lib/dracut/hooks/cmdline/", "usr/lib/dracut/hooks/cmdline/", "lib/dracut/hooks/cmdline/")
@@ -24,7 +26,9 @@ _FIRST = {"00-gate.sh": GATE, "00-proof.sh": PROOF}
 class Files(NamedTuple):
     """What is read of an image."""
 
-    there: Mapping[str, bytes]  #: by path; `init` is what the kernel starts, through links, and missing if that is nothing
+    there: Mapping[
+        str, bytes
+    ]  #: by path; `init` is what the kernel starts, through links, and missing if that is nothing
     systemd: bool = False  #: that is the systemd which is in the image
 
 
@@ -70,6 +74,16 @@ def _in_init(files: Files) -> str | None:
         return f"/init does not run {GATE} in every boot"
     if word := initscript.before(script.commands):
         return f"/init has `{word}` before {GATE}"
+    return _settings(files, _CONF)
+
+
+def _settings(files: Files, folder: str) -> str:
+    """Return why files of settings, which /init reads as shell before the gate, do more than set."""
+    for path in sorted(files.there):
+        if path.startswith(folder):
+            script = initscript.read(files.there[path][:_MOST].decode("utf-8", "replace"))
+            if word := initscript.before(script.commands):
+                return f"{path} has `{word}`, and /init reads it before {GATE}"
     return ""
 
 
@@ -92,9 +106,11 @@ def _in_hooks(files: Files) -> str | None:
     commands = initscript.read(initscript.text(found.get("init", b"")) or "").commands
     at = next((at for at, item in enumerate(commands) if item.words == ("source_hook", "cmdline")), -1)
     if at < 0 or commands[at].maybe:
-        return "/init is systemd, which runs hooks too late" if files.systemd else "/init does not run the hooks of dracut"
+        return (
+            "/init is systemd, which runs hooks too late" if files.systemd else "/init does not run the hooks of dracut"
+        )
     word = initscript.before(commands[:at])
-    return f"/init has `{word}` before the hooks of dracut" if word else ""
+    return f"/init has `{word}` before the hooks of dracut" if word else _settings(files, _CONF_D)
 
 
 _DRACUT = "usr/lib/dracut/modules.d/50safemem/module-setup.sh"
@@ -109,7 +125,7 @@ MAKERS = (
         packaged="usr/share/initramfs-tools/hooks/safemem",
         source="initramfs-tools/safemem",
         mark="",
-        start=Start("initramfs-tools", ("init", GATE), _in_init),
+        start=Start("initramfs-tools", ("init", GATE, _CONF), _in_init),
     ),
     Maker(
         name="dracut",
@@ -121,6 +137,6 @@ MAKERS = (
         packaged=_DRACUT,
         source="dracut/module-setup.sh",
         mark="installed-by-hand",
-        start=Start("dracut", ("init", *HOOKS, GATE, PROOF), _in_hooks),
+        start=Start("dracut", ("init", *HOOKS, GATE, PROOF, _CONF_D), _in_hooks),
     ),
 )
