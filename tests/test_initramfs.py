@@ -442,6 +442,9 @@ def test_what_a_kernel_starts(name: str) -> None:
         ("quiet init=/bin/sh", ""), ("rdinit=/init", ""), ("rdinit=/usr/lib/systemd/systemd", ""), ("rdinit=/x rdinit=/init", ""),
         ("rdinit=/bin/sh", "rdinit=/bin/sh on its command line: that is not systemd"),
         ("quiet rdinit=/usr/bin/sh ro", "rdinit=/usr/bin/sh on its command line: that is not systemd"),
+        ("rd.systemd.mask=systemd-tmpfiles-setup.service rd.systemd.unit=initrd.target systemd.mask=safemem-decide.service", ""),
+        ("rd.systemd.mask=safemem-decide.service", "rd.systemd.mask=safemem-decide.service on its command line: systemd may not start safemem-decide.service"),
+        ("rd.systemd.unit=emergency.target", "rd.systemd.unit=emergency.target on its command line: systemd may not start safemem-decide.service"),
         ("rdinit=/none", "rdinit=/none on its command line: there is no /none, without which the kernel starts nothing of it"),
         ("rdinit=", "rdinit= on its command line: there is no /, without which the kernel starts nothing of it"),
     ],
@@ -473,6 +476,10 @@ def test_addons(tmp_path: Path) -> None:
         (
             b"quiet rdinit=/bin/sh\0",
             f"its addon {counted} brings rdinit=/bin/sh, which the kernel starts in place of /init",
+        ),
+        (
+            b"rd.systemd.unit=rescue.target",
+            f"its addon {counted} brings rd.systemd.unit=rescue.target, by which systemd may not start safemem",
         ),
         (b"quiet init=/bin/sh rdinit=/init", ""),
     ):

@@ -198,6 +198,8 @@ def _one(data: bytes, cmdline: str = "", *, profile: bool = False) -> Judged:
         inside = inside._replace(fault=f"{boot} {wrong}")
     if inside.fault and called != "init":
         inside = inside._replace(fault=f"rdinit={asked} on its command line: {inside.fault.replace('/init ', 'that ')}")
+    if inside.start == "systemd" and not inside.fault and (word := uki.unstarts(cmdline)):
+        inside = inside._replace(fault=f"{word} on its command line: systemd may not start {UNIT}")
     return Judged(inside)
 
 

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from safemem.boot.cmdline import argument
+from safemem.boot.cmdline import argument, arguments
 from safemem.boot.printable import printable
 from safemem.initramfs import pe
+from safemem.initramfs.on_failure import GUARDED, UNIT
 from safemem.initramfs.packed import Unreadable
 from safemem.initramfs.store import NoKernel, Store
 
@@ -116,4 +117,17 @@ def untold(beside: tuple[Addon, ...]) -> str:
             return f"its addon {item.path} brings an initrd, which is not looked into: what is started first cannot be told"
         if (init := argument(item.cmdline, "rdinit")) not in (None, "/init"):
             return f"its addon {item.path} brings rdinit={init}, which the kernel starts in place of /init"
+        if word := unstarts(item.cmdline):
+            return f"its addon {item.path} brings {word}, by which systemd may not start safemem"
+    return ""
+
+
+def unstarts(cmdline: str) -> str:
+    """Return the word of a command line by which systemd in an initramfs leaves out a unit of safemem, or ""."""
+    for name, value in arguments(cmdline):
+        # systemd-debug-generator(8), kernel-command-line(7): in an initramfs only those with `rd.`.
+        if name == "rd.systemd.mask" and value in (UNIT, UNIT.removesuffix(".service"), *GUARDED):
+            return f"{name}={value}"
+        if name == "rd.systemd.unit" and value not in ("initrd.target", "default.target"):
+            return f"{name}={value}"
     return ""
