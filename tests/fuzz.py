@@ -49,7 +49,7 @@ from safemem.boot import record as record_files
 from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Refused, Term
 from safemem.boot.printable import printable
 from safemem.host import configured, history, incidents, previous, reader, standing
-from safemem.initramfs import bootentry, check, kernelname, packed, proven, uki, unpack, variants
+from safemem.initramfs import bootentry, check, initscript, kernelname, packed, proven, uki, unpack, variants
 from safemem.initramfs.store import NoKernel
 from safemem.outgoing import config, expected, image, nextkernel, nextline, preflight, profile, running
 from safemem.outgoing.kernel import Kernel, Speaks
@@ -272,6 +272,13 @@ def _memory(data: bytes) -> None:
     _with(paths.BOOT_PARAMS, data, memory.firmware_memory)
 
 
+def _init(data: bytes) -> None:
+    script = initscript.read(initscript.text(data) or _text(data))
+    initscript.before(script.commands)
+    for at in range(min(len(script.commands), 100)):
+        initscript.looks(script.commands[at:], 42)
+
+
 def _image(data: bytes) -> None:
     check.inside(data)
     with tempfile.NamedTemporaryFile() as file:
@@ -365,6 +372,7 @@ TARGETS = {
     "udev": Target(_udev, (), (udevrules.parse,)),
     "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, shelltext.started, shelltext.words_of, shelltext.lines_of, shelltext.statements, units.lines, alongside.kept)),
     "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, check.judged, unpack.find, unpack.look, unpack.unpack, uki.initrds, variants.refused, variants.refused_within, variants.untold, variants.pieces, packed.lzo_blocks, packed.pieces, packed.whole, nextkernel.build)),
+    "init": Target(_init, (), (initscript.text, initscript.read)),
     "kernel-image": Target(_kernel_image, (NoKernel,), (image.read_bytes, config.options)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text)),
     "counts": Target(_counted, (), (reader.releases, reader.counts)),

@@ -150,9 +150,13 @@ def proof(*policies: bytes) -> dict[str, bytes]:
     return {proven.PATH: proven.dump(proven.Proven("0.9", catalogue.ERRORS, proofs))}
 
 
+#: systemd, and /init that is the same program; in images it mostly is a link.
+SYSTEMD = {"usr/lib/systemd/systemd": b"\x7fELF systemd", "init": b"\x7fELF systemd"}
+
+
 def units(action: str = "panic") -> dict[str, bytes]:
     """Return what an initramfs with systemd has more, by path, for an `on_failure` of `action`."""
-    return {**unit_files(Failure(action)), "usr/lib/systemd/systemd": b""}
+    return {**unit_files(Failure(action)), **SYSTEMD}
 
 
 # ---- Packages

@@ -299,17 +299,13 @@ def _text(path: str, judged: check.Judged, beside: tuple[uki.Addon, ...], wanted
     lines = [f"{path}: policy `{found.policy}`, digest {found.digest[:12]}"]
     lines += _profiles(judged, wanted)
     lines += [f"addon     {item.path}: {', '.join(item.sections)}, which is not looked at" for item in beside]
-    lines.append(f"started   {found.fault or _STARTED.get(found.start, f'by {found.start}, before everything else')}")
+    lines.append(f"started   {found.fault or check.started(found)}")
     lines += [f"named     {name}, digest {digest[:12]}" for name, digest in found.named.items()]
     lines.append(f"policy    {check.differs(found, wanted) or f'as in {file}'}")
     lines.append(f"proven    {check.unproven(found) or check.proof_text(found)}")
     if found.built_in.observe:
         lines.append("observe   it only observes: what it decides is recorded, and nothing of it is done")
     return lines
-
-
-#: What a start leaves open, where it does.
-_STARTED = {"init": "by an /init that safemem does not know: what it does before that is not looked at"}
 
 
 def _profiles(judged: check.Judged, wanted: check.Wanted) -> list[str]:

@@ -3,28 +3,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from safemem.boot import compiled
+from safemem.boot.cmdline import argument
 from safemem.boot.model import Policy
-from safemem.initramfs import proven, uki, unpack
+from safemem.initramfs import initscript, proven, uki, unpack
+from safemem.initramfs.dropins import FOLDERS, OURS, VENDOR, changed, early
 from safemem.initramfs.items import POLICIES, PREFIX
-from safemem.initramfs.makers import MAKERS, Start
-from safemem.initramfs.on_failure import GOES_ON, GUARDED, UNIT
+from safemem.initramfs.makers import GATE, INIT_TOP, MAKERS, Files, Start
+from safemem.initramfs.on_failure import GOES_ON, UNIT
 from safemem.initramfs.packed import Unreadable
 from safemem.initramfs.proven import Proven
+from safemem.initramfs.rootfs import LINK
 
 #: Where an initramfs has systemd; an archive that was appended may bring our units to one without.
 _SYSTEMD = ("usr/lib/systemd/systemd", "lib/systemd/systemd")
-_OURS = (UNIT, *(f"{unit}.d/50-safemem.conf" for unit in GUARDED))
-_VENDOR = "usr/lib/systemd/system"
-#: Where systemd looks for units before that, and the other name of it: what a later part of an image puts there wins.
-_BEFORE = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "lib/systemd/system")
-_OVER = tuple(f"{folder}/{name}" for folder in _BEFORE for name in _OURS)
-#: Folders of what changes our unit, or one that waits for it.
-_DROP_INS = tuple(f"{folder}/{UNIT}.d/" for folder in (*_BEFORE, _VENDOR))
 
 
 class Inside(NamedTuple):
@@ -43,7 +37,7 @@ class Inside(NamedTuple):
 class NotLookedInto(Unreadable):
     """Safemem is not in what is read of an image, and the image has a file system in it that is not looked into."""
 
-    help = "have the image made without dracut's module `squash`, or append the archive of `safemem initramfs cpio`"
+    help = "have the image made without dracut's module `squash`: what is appended behind such an image is not reached"
 
 
 class Judged(NamedTuple):
@@ -69,20 +63,21 @@ class Wanted(NamedTuple):
     file: str = ""  #: where that is
 
 
-def _by_systemd(found: Mapping[str, bytes]) -> str | None:
+def _by_systemd(files: Files) -> str | None:
     """A unit starts it, and those that may load a driver require that unit."""
-    units = [f"{_VENDOR}/{name}" for name in _OURS]
+    found = files.there
+    units = [f"{VENDOR}/{name}" for name in OURS]
     if units[0] not in found or not any(path in found for path in _SYSTEMD):
         return None
-    init = found.get("init", b"")
-    if init and not init.startswith(b"\x7fELF") and not init.endswith(b"systemd/systemd"):
+    if not files.systemd:
         return "/init is not systemd"
     missing = next((path for path in units if path not in found), "")
     if missing:
         return f"{missing} is missing"
-    changed = next((path for path in found if path in _OVER or path.startswith(_DROP_INS)), "")
-    if changed:
-        return f"{changed} may change what {UNIT} does"
+    if path := changed(found):
+        return f"{path} may change what {UNIT} does"
+    if path := early(found):
+        return f"{path} may load a driver before {UNIT}"
     starts, *waits = (found[path].decode("utf-8", "replace").splitlines() for path in units)
     if [line for line in starts if line.startswith(("ExecStart=", "Condition", "Assert"))] != [
         f"ExecStart=/{PREFIX}/boot"
@@ -94,20 +89,33 @@ def _by_systemd(found: Mapping[str, bytes]) -> str | None:
     return ""
 
 
-def _by_init(found: Mapping[str, bytes]) -> str | None:
-    """An init of somebody's own calls it: what that does first is theirs to know."""
-    init = b"\n".join(line for line in found.get("init", b"").split(b"\n") if not line.lstrip().startswith(b"#"))
-    if f"/{PREFIX}/boot".encode() not in init:
+def _by_init(files: Files) -> str | None:
+    """An init of somebody's own calls it: what that does first is theirs to know, but for what is plainly wrong."""
+    init, program = files.there.get("init", b""), f"/{PREFIX}/boot"
+    # With the line of initramfs-tools it is theirs, and judged as such.
+    if program.encode() not in init or files.systemd or (GATE in files.there and INIT_TOP.encode() in init):
         return None
-    asked = re.search(rb"\b%d\b" % GOES_ON, init)
-    return "" if asked else f"/init does not look for status {GOES_ON}, which alone lets a boot go on"
+    text = initscript.text(init)
+    if text is None:
+        return f"/init is no shell script: whether it calls {program} first cannot be told"
+    commands = initscript.read(text).commands
+    at = next((at for at, item in enumerate(commands) if item.words[:1] == (program,)), -1)
+    if at < 0:
+        return None
+    if word := initscript.before(commands[:at]):
+        return f"/init has `{word}` before it calls {program}"
+    if commands[at].maybe:
+        return f"/init calls {program} only under a condition, or in a function"
+    if commands[at].after not in ("&", "|", "&&") and initscript.looks(commands[at + 1 :], GOES_ON):
+        return ""
+    return f"/init does not look for status {GOES_ON}, which alone lets a boot go on"
 
 
-#: The first that an image has counts.
+#: The first that an image has counts, of those that are in order.
 STARTS = (
-    Start("systemd", ("init", *_SYSTEMD, *(f"{_VENDOR}/{name}" for name in _OURS), *_OVER, *_DROP_INS), _by_systemd),
+    Start("systemd", ("init", *_SYSTEMD, *(f"{folder}/" for folder in FOLDERS)), _by_systemd),
     *(maker.start for maker in MAKERS),
-    Start("init", ("init",), _by_init),
+    Start("init", ("init",), _by_init, sure=False),
 )
 
 
@@ -128,15 +136,15 @@ def judged(data: bytes, wanted: Wanted | None = None) -> Judged:
     """
     every: list[Judged] = []
     untold: list[Unreadable] = []
-    seen: dict[int, Judged | Unreadable] = {}
+    seen: dict[tuple[int, str], Judged | Unreadable] = {}
     for item in uki.initrds(data):
-        known = seen.get(id(item.data))
+        known = seen.get((id(item.data), item.cmdline))
         if known is None:
             try:
-                known = _one(item.data)
+                known = _one(item.data, item.cmdline, profile=bool(item.profile))
             except Unreadable as error:
                 known = type(error)(f"profile {item.called}: {error}" if item.profile else str(error))
-            seen[id(item.data)] = known
+            seen[id(item.data), item.cmdline] = known
         if isinstance(known, Judged):
             every.append(known._replace(profile=item.called))
         else:
@@ -169,10 +177,15 @@ def _badness(found: Inside | None, wanted: Wanted | None, first: Inside | None) 
     return 3 if other else 2 if unproven(found) else 1 if found.built_in.observe else 0
 
 
-def _one(data: bytes) -> Judged:
-    own = f"{PREFIX}/policy.json"
-    reads = (path for start in STARTS for path in start.reads)
-    found, made = unpack.look(data, {own, f"{PREFIX}/boot", f"{POLICIES}/", proven.PATH, *reads})
+def _one(data: bytes, cmdline: str = "", *, profile: bool = False) -> Judged:
+    """Return what is in one initrd; of a unified image's command line, the kernel takes what to start."""
+    own, boot = f"{PREFIX}/policy.json", f"{PREFIX}/boot"
+    asked = argument(cmdline, "rdinit")
+    called = "init" if asked is None else asked.strip("/")
+    reads = {path for start in STARTS for path in start.reads}
+    found, made = unpack.look(
+        data, {own, boot, f"{POLICIES}/", proven.PATH, *reads, called}, followed={called, boot, *_SYSTEMD}
+    )
     if own not in found:
         if inner := made.inner():
             rest = made.bytes - inner[0].size
@@ -181,13 +194,31 @@ def _one(data: bytes) -> Judged:
                 f"{share} of this image is in {inner[0].path} ({inner[0].kind}), which is not looked into: "
                 "whether safemem is in it cannot be told"
             )
-        return Judged(None, why=made.dropped_why(own) if data else "it has no .initrd section")
-    return Judged(_inside(found))
+        empty = "it has no .initrd section" if profile else "the file is empty"
+        return Judged(None, why=made.dropped_why(own) if data else empty)
+    there = {path: data for path, data in found.items() if path != "init"}
+    if called in found:
+        there["init"] = found[called]
+    init, systemd = made.rootfs.node(called, follow=True), [made.rootfs.node(path, follow=True) for path in _SYSTEMD]
+    same = any(there.get(path) and there[path] == there.get("init") for path in _SYSTEMD)
+    inside = _inside(Files(there, "init" in there and (init in systemd or same)), f"/{called}")
+    node = made.rootfs.node(boot, follow=False)
+    if node is not None and node.kind == LINK:
+        inside = inside._replace(fault=f"{boot} is a link, and safemem makes none")
+    elif not there.get(boot, b"").startswith(b"#!"):
+        wrong = "is not the wrapper that safemem puts there" if there.get(boot) else "is missing or empty"
+        inside = inside._replace(fault=f"{boot} {wrong}")
+    if inside.fault and called != "init":
+        inside = inside._replace(fault=f"rdinit={asked} on its command line: {inside.fault.replace('/init ', 'that ')}")
+    if inside.start == "systemd" and not inside.fault and (word := uki.unstarts(cmdline)):
+        inside = inside._replace(fault=f"{word} on its command line: systemd may not start {UNIT}")
+    return Judged(inside)
 
 
-def _inside(found: Mapping[str, bytes]) -> Inside:
+def _inside(files: Files, called: str) -> Inside:
+    found = files.there
     policy = compiled.load(found[f"{PREFIX}/policy.json"], f"{PREFIX}/policy.json in the image")
-    start, fault = _started(found)
+    start, fault = _started(files, called)
     others = {
         path.removeprefix(f"{POLICIES}/").removesuffix(".json"): compiled.load(data, f"{path} in the image")
         for path, data in sorted(found.items())
@@ -198,14 +229,26 @@ def _inside(found: Mapping[str, bytes]) -> Inside:
     return Inside(policy.digest, policy.name, start, fault, policy, named, said, others)
 
 
-def _started(found: Mapping[str, bytes]) -> tuple[str, str]:
+def _started(files: Files, called: str) -> tuple[str, str]:
     """Return what starts the boot program, and why it would not be started before everything else."""
-    missing = "" if found.get(f"{PREFIX}/boot") else f"{PREFIX}/boot is missing or empty"
-    for start in STARTS:
-        fault = start.fault(found)
-        if fault is not None:
-            return start.name, missing or fault
-    return "", missing or UNSTARTED
+    found = [(start.name, fault) for start in STARTS if (fault := start.fault(files)) is not None]
+    name, fault = next((each for each in found if not each[1]), (found or [("", UNSTARTED)])[0])
+    if found and "init" not in files.there:
+        # init/main.c: the kernel then mounts the root itself, and nothing of the initramfs runs.
+        fault = f"there is no {called}, without which the kernel starts nothing of it"
+    elif found and not files.there["init"] and not files.systemd:
+        fault = f"{called} is empty"
+    return name, fault
+
+
+def started(found: Inside) -> str:
+    """Return by what the boot program is started, in one line."""
+    sure = next((start.sure for start in STARTS if start.name == found.start), True)
+    return (
+        f"by {found.start}, before everything else"
+        if sure
+        else "called by /init; what that runs before is not looked at"
+    )
 
 
 def differs(found: Inside, wanted: Wanted) -> str:

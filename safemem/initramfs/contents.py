@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 from safemem.initramfs.packed import Unreadable
@@ -14,7 +15,7 @@ _FILE_SYSTEMS = {
     "cramfs": ((0, b"\x45\x3d\xcd\x28"),), "ext4": ((1080, b"\x53\xef"),),
 }  # fmt: skip
 #: Bytes of the beginning of a file that have all of these marks.
-MARKED = 1082
+MARKED = 1024 + 96
 
 
 class Stops(Unreadable):
@@ -61,5 +62,20 @@ class Unpacked:
     def note(self, node: Node, beginning: bytes) -> None:
         """Note that a file begins so."""
         for kind, marks in _FILE_SYSTEMS.items():
-            if any(beginning[at : at + len(mark)] == mark for at, mark in marks):
+            marked = any(beginning[at : at + len(mark)] == mark for at, mark in marks)
+            if marked and (kind != "ext4" or _is_ext4(beginning[1024:], node.size)):
                 self._inner.append((node, node.serial, kind))
+
+
+def _is_ext4(block: bytes, size: int) -> bool:
+    """Return whether the kernel would take a superblock in a file of that size (struct ext4_super_block, ext4_fill_super).
+
+    Its mark has two bytes, and one file in 65,536 has them there by chance.
+    """
+    inodes, blocks, _, _, _, first, log = struct.unpack_from("<7I", block)
+    each, _, inodes_each = struct.unpack_from("<3I", block, 32)
+    (revision,) = struct.unpack_from("<I", block, 76)
+    return bool(
+        log <= 6 and first == (log == 0) and inodes and inodes_each and 0 < blocks << (10 + log) <= size
+        and 256 <= each <= 8 << (10 + log) and revision <= 1
+    )  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from safemem.initramfs import initscript
 from safemem.initramfs.items import PREFIX
 
 #: The line of /init in initramfs-tools that starts everything else; the hook puts the whole gate before it.
@@ -13,11 +14,22 @@ INIT_TOP = "run_scripts /scripts/init-top"
 GATE, PROOF = f"{PREFIX}/gate.sh", f"{PREFIX}/proof.sh"
 #: How the gate begins to run.
 _BOOT = f"/{PREFIX}/boot </dev/null"
-#: What the gate keeps its status in: an init with that has at least a part of the gate.
-_VARIABLE = b"SAFEMEM_STATUS"
+#: Where settings are that /init of initramfs-tools, and of dracut, reads first, and the bytes of one that are looked at.
+_CONF, _CONF_D, _MOST = "conf/", "etc/conf.d/", 1 << 20
+#: What initramfs-tools runs scripts by, and loads modules.
+_RUNS = ("run_scripts", "load_modules")
 HOOKS = ("var/lib/dracut/hooks/cmdline/", "usr/lib/dracut/hooks/cmdline/", "lib/dracut/hooks/cmdline/")
 #: The first hooks, and the files of which they are copies.
 _FIRST = {"00-gate.sh": GATE, "00-proof.sh": PROOF}
+
+
+class Files(NamedTuple):
+    """What is read of an image."""
+
+    there: Mapping[
+        str, bytes
+    ]  #: by path; `init` is what the kernel starts, through links, and missing if that is nothing
+    systemd: bool = False  #: that is the systemd which is in the image
 
 
 class Start(NamedTuple):
@@ -26,7 +38,8 @@ class Start(NamedTuple):
     name: str
     reads: tuple[str, ...]  #: what of the image tells; a path that ends in `/` stands for everything below it
     #: From these files: why something comes before the boot program, "" if nothing does, None if it is not started so.
-    fault: Callable[[Mapping[str, bytes]], str | None]
+    fault: Callable[[Files], str | None]
+    sure: bool = True  #: nothing of the image's own runs before it that would not be known
 
 
 class Maker(NamedTuple):
@@ -43,28 +56,43 @@ class Maker(NamedTuple):
     start: Start
 
 
-def _in_init(found: Mapping[str, bytes]) -> str | None:
-    """The gate is in /init as a whole, before the line that runs init-top.
-
-    The archive brings the gate's file in any case: an init that calls the program in words of its own is its owner's.
-    """
-    init, gate = found.get("init", b""), found.get(GATE, b"")
+def _in_init(files: Files) -> str | None:
+    """The gate is in /init as a whole, before the line that runs init-top, and nothing before it loads a driver."""
+    init, gate = files.there.get("init", b""), files.there.get(GATE, b"")
     if not gate or _BOOT.encode() not in init:
         return None
-    if INIT_TOP.encode() not in init and _VARIABLE not in init:
-        return None
-    before, whole, _ = init.partition(gate)
+    first, whole, _ = init.partition(gate)
     if not whole:
-        return f"/init has not all of {GATE}"
-    late = INIT_TOP in [line.strip() for line in before.decode("utf-8", "replace").splitlines()]
-    return f"/init does not run {GATE} before init-top" if late else ""
+        return f"/init has not all of {GATE}" if any(b"init-top" in line for line in init.splitlines()) else None
+    text = initscript.text(init)
+    if text is None:
+        return "/init is no shell script that the kernel can start"
+    script = initscript.read(first.decode("utf-8", "replace"))
+    if any(item.name in _RUNS or any("init-top" in word for word in item.words) for item in script.commands):
+        return f"/init does not run {GATE} before init-top"
+    if script.open or first[-1:] != b"\n":
+        return f"/init does not run {GATE} in every boot"
+    if word := initscript.before(script.commands):
+        return f"/init has `{word}` before {GATE}"
+    return _settings(files, _CONF)
 
 
-def _in_hooks(found: Mapping[str, bytes]) -> str | None:
-    """The gate is the first hook of the first stage, and a look at how that ended the second.
+def _settings(files: Files, folder: str) -> str:
+    """Return why files of settings, which /init reads as shell before the gate, do more than set."""
+    for path in sorted(files.there):
+        if path.startswith(folder):
+            script = initscript.read(files.there[path][:_MOST].decode("utf-8", "replace"))
+            if word := initscript.before(script.commands):
+                return f"{path} has `{word}`, and /init reads it before {GATE}"
+    return ""
 
-    With systemd in the initramfs the units start the boot program, and there are no such hooks.
+
+def _in_hooks(files: Files) -> str | None:
+    """The gate is the first hook of the first stage, a look at how that ended the second, and /init is dracut's, which runs them.
+
+    With systemd in the initramfs the units start the boot program: its hooks run beside others of its units.
     """
+    found = files.there
     hooks = {path.rpartition("/")[2]: data for path, data in found.items() if path.startswith(HOOKS)}
     if "00-gate.sh" not in hooks:
         return None
@@ -74,7 +102,15 @@ def _in_hooks(found: Mapping[str, bytes]) -> str | None:
             return f"the hook {early} runs before {name}"
         if not found.get(file) or hooks.get(name) != found[file]:
             return f"the hook {name} is not {file}"
-    return ""
+    # modules.d/*base/init.sh of dracut, from 024 to 112; nothing in it loads a driver before.
+    commands = initscript.read(initscript.text(found.get("init", b"")) or "").commands
+    at = next((at for at, item in enumerate(commands) if item.words == ("source_hook", "cmdline")), -1)
+    if at < 0 or commands[at].maybe:
+        return (
+            "/init is systemd, which runs hooks too late" if files.systemd else "/init does not run the hooks of dracut"
+        )
+    word = initscript.before(commands[:at])
+    return f"/init has `{word}` before the hooks of dracut" if word else _settings(files, _CONF_D)
 
 
 _DRACUT = "usr/lib/dracut/modules.d/50safemem/module-setup.sh"
@@ -89,7 +125,7 @@ MAKERS = (
         packaged="usr/share/initramfs-tools/hooks/safemem",
         source="initramfs-tools/safemem",
         mark="",
-        start=Start("initramfs-tools", ("init", GATE), _in_init),
+        start=Start("initramfs-tools", ("init", GATE, _CONF), _in_init),
     ),
     Maker(
         name="dracut",
@@ -101,6 +137,6 @@ MAKERS = (
         packaged=_DRACUT,
         source="dracut/module-setup.sh",
         mark="installed-by-hand",
-        start=Start("dracut", (*HOOKS, GATE, PROOF), _in_hooks),
+        start=Start("dracut", ("init", *HOOKS, GATE, PROOF, _CONF_D), _in_hooks),
     ),
 )

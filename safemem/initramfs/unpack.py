@@ -37,9 +37,12 @@ def find(data: bytes, wanted: Iterable[str]) -> dict[str, bytes]:
     return look(data, wanted)[0]
 
 
-def look(data: bytes, wanted: Iterable[str]) -> tuple[dict[str, bytes], Unpacked]:
-    """Return the wanted files as `find` does, and what the kernel makes of the image. Raises Unreadable."""
-    wanted = set(wanted)
+def look(data: bytes, wanted: Iterable[str], followed: Iterable[str] = ()) -> tuple[dict[str, bytes], Unpacked]:
+    """Return the wanted files as `find` does, and what the kernel makes of the image. Raises Unreadable.
+
+    Of those that are `followed`, a symbolic link gives the file that it leads to, or nothing if it leads to none.
+    """
+    wanted, followed = set(wanted), set(followed)
     below = tuple(path for path in wanted if path[-1:] == "/")
     names = {path.rpartition("/")[2] for path in wanted} - {""}
 
@@ -49,25 +52,25 @@ def look(data: bytes, wanted: Iterable[str]) -> tuple[dict[str, bytes], Unpacked
     made = unpack(data, keep)
     if made.fault:
         raise made.fault
-    nodes = _resolved(made.rootfs, wanted)
+    nodes = _resolved(made.rootfs, wanted, followed)
     missing = {node.serial for node in nodes.values() if node.content is None}
     if missing:
         # Reached by another name than its entry has, through a link: known only now.
         made = unpack(
             data, lambda path, head: keep(path, head) or (head.serial in missing and head.size <= _FILE_LIMIT)
         )
-        nodes = _resolved(made.rootfs, wanted)
+        nodes = _resolved(made.rootfs, wanted, followed)
     return {path: _content_of(path, node) for path, node in nodes.items() if node.kind in (FILE, LINK)}, made
 
 
-def _resolved(rootfs: Rootfs, wanted: set[str]) -> dict[str, Node]:
-    found = {}
+def _resolved(rootfs: Rootfs, wanted: set[str], followed: set[str]) -> dict[str, Node]:
+    found: dict[str, Node] = {}
     for path in wanted:
         end = "/" if path.endswith("/") else ""
         real = rootfs.real(path.rstrip("/")) + end
         if real != path and real in wanted:
             continue  # found by that name, such as below usr/lib for lib
-        node = rootfs.node(path.rstrip("/"), follow=path.endswith("/"))
+        node = rootfs.node(path.rstrip("/"), follow=path.endswith("/") or path in followed)
         if node and not path.endswith("/"):
             found[path] = node
         elif node and node.kind == FOLDER:

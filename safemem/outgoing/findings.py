@@ -205,7 +205,7 @@ CODES: dict[str, Entry] = {
     "initrd-unreadable": Entry("error", "the initrd cannot be read as the kernel reads it: {why}", REBUILD),
     "initrd-not-looked-into": Entry(
         "unknown", "whether safemem is in the next initrd cannot be told: {why}",
-        "have it made without dracut's module `squash`, or append the archive of `safemem initramfs cpio`",
+        "have it made without dracut's module `squash`: what is appended behind such an image is not reached",
     ),
     "initrd-none": Entry("error", "the initrd is none: {why}", "{help}"),
     "initrd-without-safemem": Entry("error", "safemem is not in the next initrd: nothing decides there", REBUILD),
