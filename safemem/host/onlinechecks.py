@@ -12,7 +12,7 @@ from safemem.host import configured, starters, suspects
 from safemem.host.catalogue import Finding, finding
 from safemem.host.configured import Onliner
 from safemem.host.machine import Machine
-from safemem.realroot import alongside, udevrules
+from safemem.realroot import alongside, programs, udevrules
 from safemem.realroot import hold as realroot
 
 #: Where hv_balloon shows: the module, built in or loaded, and the driver of a bus.
@@ -59,7 +59,9 @@ def _daxctl(machine: Machine) -> Iterator[Finding]:
 
 def _others(machine: Machine) -> Iterator[Finding]:
     """Look into units, and into every other file that something carries out."""
-    for found in (*starters.find(machine.root), *configured.find(machine.root)):
+    scripts = programs.Scripts(machine.root)
+    others = [*configured.find(machine.root, scripts)]  # what they run may start a unit
+    for found in (*starters.find(machine.root, scripts), *others):
         if not isinstance(found, Onliner):
             yield finding("not-looked-at", f"{found.where}: {found.why}", path=found.where)
             continue
