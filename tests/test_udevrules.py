@@ -308,6 +308,7 @@ SCRIPTS = {
 }
 QUIET = {
     "kdump of SUSE": '#!/bin/bash\nKEXEC=/sbin/kexec\nload() {\n  echo "$CMDLINE" > "$(mktemp)"\n  $KEXEC -p "$KERNEL" --initrd="$INITRD"\n}\nload\n',
+    "by way of a file": "#!/bin/sh\nT=$(mktemp)\ngrep -c online /sys/devices/system/memory/memory*/state | tee $T\nsed -i s/a/b/ $T\nmv $T /run/blocks\n",
     "tells a monitor": '#!/bin/sh\ncase "$1" in\nadd|change) curl -s -d "block=$2" http://mon/ || true ;;\nesac\n',
     "logs": '#!/bin/sh\nlogger "new block $1"\necho "$(date) $1" >> /var/log/blocks\n',
     "counts": "#!/bin/sh\ngrep -l online /sys/devices/system/memory/memory*/state | wc -l > /run/blocks\n",
@@ -379,6 +380,7 @@ def test_what_is_no_script_may_online(tmp_path: Path) -> None:
         '#!/bin/sh\nif true; then exec memagent "$@"; fi\n',
         '#!/bin/sh\ntimeout 10s memagent "$DEVPATH"\n',
         '#!/bin/sh\nx="$(memagent $DEVPATH)"\n',
+        "#!/bin/sh\nfind /sys$DEVPATH -name x -exec memagent {} \\;\n",
     ],
 )
 @pytest.mark.parametrize("there", [True, False])

@@ -42,6 +42,7 @@ class Onlines(NamedTuple):
     what: str
     where: str  #: a script and its line, or ""
     sure: bool
+    line: int = 1  #: of the command, if that is more than one
 
 
 def resolve(root: str, path: str) -> str | None:
@@ -173,7 +174,7 @@ def onlines(
     programs = _followed(scripts, command, folders, harmless)
     speaks = onlining.speaks(command) or any(map(scripts.speaks, programs))
     sign = onlining.in_script(command, about=about, speaks=speaks, cwd=cwd)
-    found = [Onlines(sign.what, "", sign.sure)] if sign is not None else []
+    found = [Onlines(sign.what, "", sign.sure, sign.line)] if sign is not None else []
     for program in programs:
         sign = scripts.sign(program, about=about, speaks=speaks)
         if sign is not None:

@@ -169,9 +169,13 @@ def _of_program(reader: Reader | None, words: list[str], seen: tuple[str, ...] =
     told, words = words, shelltext.unwrapped(words)
     if not words:
         return None
+    if words[0].rpartition("/")[2] == "find" and (at := {"-exec", "-execdir", "-ok"} & {*words}):
+        return _of_program(reader, words[words.index(at.pop()) + 1 :], seen)
     name = words[0].strip("'\"")
     program = name.rpartition("/")[2]
     if program in commands.HARMLESS or program in _BUILT_IN or program in _JUDGED or told[0].startswith("socket:"):
+        return None
+    if seen and program in commands.WRITERS:
         return None
     if program == "systemctl" and reader is not None and _STARTS.search(" ".join(words)):
         return None  # the unit was looked into

@@ -43,8 +43,11 @@ WRAPPERS = {
 _GIVEN = frozenset(["chroot", "flock"])
 #: Long options of theirs that take a word of their own.
 _LONG = frozenset(
-    ["--unit", "--property", "--description", "--slice", "--on-active", "--timer-property", "--uid", "--gid"]
-    + ["--setenv", "--priority", "--identifier", "--signal", "--kill-after", "--user", "--target", "--adjustment"]
+    f"--{name}"
+    for name in (
+        *("unit", "property", "description", "slice", "on-active", "timer-property", "uid", "gid", "setenv"),
+        *("priority", "identifier", "signal", "kill-after", "user", "target", "adjustment"),
+    )
 )
 SHELLS = frozenset(["sh", "bash", "dash", "ash", "ksh", "zsh"])
 _SOURCES = frozenset([".", "source"])
