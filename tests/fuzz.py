@@ -227,6 +227,7 @@ def _onlining(data: bytes) -> None:
     shelltext.commands_of(shelltext.located(text, "opt/x"))
     assert shelltext.opened(shelltext.closed(text)) == shelltext.opened(text)
     onlining.speaks(text)
+    shelltext.unresolved(text)
     onlining.is_shell(text)
     runs.units_started(text)
     configured.commands_in(text, "up")
@@ -369,7 +370,7 @@ TARGETS = {
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (casefile.read, cases.run, pieces.find, missing.missing)),
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
-    "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, onlining.speaks, onlining.is_shell, runs.units_started, configured.commands_in, shelltext.started, shelltext.words_of, shelltext.lines_of, shelltext.statements, shelltext.commands_of, shelltext.located, shelltext.closed, shelltext.opened, units.lines, alongside.kept)),
+    "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, onlining.speaks, onlining.is_shell, runs.units_started, configured.commands_in, shelltext.started, shelltext.words_of, shelltext.lines_of, shelltext.statements, shelltext.commands_of, shelltext.located, shelltext.unresolved, shelltext.closed, shelltext.opened, units.lines, alongside.kept)),
     "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, check.judged, unpack.find, unpack.look, unpack.unpack, uki.initrds, variants.refused, variants.refused_within, variants.untold, variants.pieces, packed.lzo_blocks, packed.pieces, packed.whole, nextkernel.build)),
     "kernel-image": Target(_kernel_image, (NoKernel,), (image.read_bytes, config.options)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text)),

@@ -243,6 +243,7 @@ ONLINERS: dict[str, tuple[str, str, str, Callable[[Path], None]]] = {
     "a command line that runs": ("script-onlines", "severe", "proc/cmdline", put("proc/cmdline", 'kho=on liveupdate=on memhp_default_state=offline systemd.run="/usr/bin/chmem -e 4g"\n')),
     "a shell that somebody logs in to": ("script-onlines", "severe", "root/.bashrc:1", put("root/.bashrc", "chmem -e 4g\n")),
     "a script that tuned's profile names": ("script-onlines", "severe", "opt/x:3", also(runs("opt/x", LOOP), put("etc/tuned/post_loaded_profile", "mine\n"), put("etc/tuned/mine/tuned.conf", "[script]\nscript=/opt/x\n"))),
+    "a library that is not found": ("not-looked-at", "warning", "opt/x: speaks of memory and reads in $LIB/mem.sh, which is not found", also(runs("opt/x", f"#!/bin/sh\n. $LIB/mem.sh\nfor b in {MEMORY}/memory*; do up $b; done\n"), runs("etc/rc.local", "#!/bin/sh\n/opt/x\n"))),
     "modprobe": ("settings-online", "severe", "etc/modprobe.d/x.conf:1", put("etc/modprobe.d/x.conf", "install virtio_mem /sbin/modprobe --ignore-install virtio_mem; /usr/bin/chmem -e all\n")),
     "sysfsutils": ("settings-online", "severe", "etc/sysfs.d/x.conf:1", put("etc/sysfs.d/x.conf", "devices/system/memory/auto_online_blocks = online\n")),
     "tuned's profile": ("settings-online", "severe", "etc/tuned/mine/tuned.conf:4", also(put("etc/tuned/active_profile", "mine\n"), put("etc/tuned/mine/tuned.conf", f"[main]\ninclude=none\n[sysfs]\n{MEMORY}/memory*/state=online\n"))),

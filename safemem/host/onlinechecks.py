@@ -66,6 +66,9 @@ def _others(machine: Machine) -> Iterator[Finding]:
             yield finding("not-looked-at", f"{found.where}: {found.why}", path=found.where)
             continue
         yield _told(found)
+    for where, name in scripts.unread.items():
+        text = f"{' '.join(where.split())[:120]}: speaks of memory and reads in {name}, which is not found"
+        yield finding("not-looked-at", text, path=name)
 
 
 def _told(found: Onliner) -> Finding:

@@ -110,6 +110,8 @@ class Scripts:
         self.root = root
         #: Every command and script that was looked at.
         self.texts: dict[str, None] = {}
+        #: What was not found beside talk of memory, by where it is named: a script, or a command.
+        self.unread: dict[str, str] = {}
         self._found: dict[tuple[str, tuple[str, ...]], Found] = {}
         self._signs: dict[tuple[str, bool, bool], onlining.Sign | None] = {}
         self._speaks: dict[str, bool] = {}
@@ -179,6 +181,13 @@ def onlines(
         sign = scripts.sign(program, about=about, speaks=speaks)
         if sign is not None:
             found.append(Onlines(sign.what, f"{program.path}:{sign.line}", sure=sign.sure))
+    if speaks and not found:
+        named = {command: command} | {program.path: program.text for program in programs}
+        scripts.unread |= {
+            where: lost[0]
+            for where, text in named.items()
+            if onlining.is_shell(text) and (lost := shelltext.unresolved(text))
+        }
     return next((each for each in found if each.sure), found[0] if found else None)
 
 

@@ -134,6 +134,18 @@ def unwrapped(words: list[str]) -> list[str]:
     return words
 
 
+def unresolved(text: str) -> list[str]:
+    """Return what a shell's text reads in, or starts as a module, under a name that says nowhere where it lies."""
+    found: dict[str, None] = {}
+    for _, piece in pieces(lines_of(text)):
+        words = [word for word in words_of(piece) if word not in OPENING]
+        if len(words) > 1 and words[0] in _SOURCES and VARIABLE.search(words[1]):
+            found.setdefault(words[1])
+        if len(words) > 2 and _INTERPRETERS.fullmatch(words[0].rpartition("/")[2]) and "-m" in words[:-1]:
+            found.setdefault(words[words.index("-m") + 1])
+    return list(found)
+
+
 def located(text: str, path: str) -> str:
     """Return a script's text with the folder that it lies in, where it asks for that."""
     folder = path.rpartition("/")[0]
