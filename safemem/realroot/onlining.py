@@ -220,13 +220,20 @@ def is_off(statement: str) -> bool:
     return _value(statement.split("|")[0]) is False
 
 
+def _first(texts: list[str]) -> list[str]:
+    """Return as many texts as are tried, those of memory's first."""
+    found = list(dict.fromkeys(texts))
+    return found if len(found) <= _EXPANSIONS else sorted(found, key=lambda text: "memory" not in text)[:_EXPANSIONS]
+
+
 class _Shell:
     """A shell's script: what its variables come from, and the folder that it is in."""
 
     def __init__(self, lines: list[str], *, about: bool, speaks: bool, cwd: str = "") -> None:
         self.pieces = shelltext.pieces(lines)
         self.about, self.speaks, self.cwd = about, speaks, cwd
-        self._origins = shelltext.origins([piece for _, piece in self.pieces])
+        every = shelltext.origins([piece for _, piece in self.pieces])
+        self._origins = {name: _first(origins) for name, origins in every.items()}
 
     def sign(self, statement: str) -> Sign | None:
         """Return what one pipeline writes to memory's files."""
@@ -320,10 +327,8 @@ class _Shell:
             return [text]
         found = []
         for origin in self._origins[match[1] or match[2]]:
-            words = [origin] if origin.startswith(("$(", "`")) else origin.split() or [""]
-            found += [
-                f"{text[: match.start()]}{_QUOTES.sub('', word)}{text[match.end() :]}" for word in words[:_EXPANSIONS]
-            ]
+            words = [origin] if origin.startswith(("$(", "`")) else _first(origin.split()) or [""]
+            found += [f"{text[: match.start()]}{_QUOTES.sub('', word)}{text[match.end() :]}" for word in words]
         return found[:_EXPANSIONS]
 
 

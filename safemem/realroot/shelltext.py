@@ -202,7 +202,10 @@ def origins(lines: list[str]) -> dict[str, list[str]]:
             found.setdefault(match[1], []).append(match[2].strip())
         for match in _ANY_VALUE.finditer(line):
             if match[2]:
-                found.setdefault(match[1], []).append(match[2].strip("\"'()"))
+                value = match[2].strip("\"'()")
+                before = found.setdefault(match[1], [])
+                added = line[match.end(1) : match.start(2)] == "+="
+                before += [f"{each}{value}" for each in before[:_PASSES]] if added and before else [value]
         for match in _READ.finditer(line):
             for name in match[1].split():
                 if name[:1] != "-":
