@@ -54,7 +54,7 @@ from safemem.initramfs.store import NoKernel
 from safemem.outgoing import config, expected, image, nextkernel, nextline, preflight, profile, running
 from safemem.outgoing.kernel import Kernel, Speaks
 from safemem.policy import casefile, cases, compiler, imagined, load, missing, pieces, places
-from safemem.realroot import alongside, maintenance, onlining, shelltext, udevrules, units
+from safemem.realroot import alongside, maintenance, onlining, runs, shelltext, udevrules, units
 from tests.fakes import machine, make_root, outgoing, pci
 from tests.kit import policy
 
@@ -224,6 +224,13 @@ def _onlining(data: bytes) -> None:
     onlining.is_about_memory(text)
     onlining.in_value(text)
     shelltext.started(text)
+    shelltext.commands_of(shelltext.located(text, "opt/x"))
+    assert shelltext.opened(shelltext.closed(text)) == shelltext.opened(text)
+    onlining.speaks(text)
+    shelltext.unresolved(text)
+    onlining.is_shell(text)
+    runs.units_started(text)
+    configured.commands_in(text, "up")
     for line in text.splitlines():
         onlining.is_memory(line)
         onlining.in_programs(line)
@@ -370,7 +377,7 @@ TARGETS = {
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (casefile.read, cases.run, pieces.find, missing.missing)),
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
-    "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, shelltext.started, shelltext.words_of, shelltext.lines_of, shelltext.statements, units.lines, alongside.kept)),
+    "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, onlining.speaks, onlining.is_shell, runs.units_started, configured.commands_in, shelltext.started, shelltext.words_of, shelltext.lines_of, shelltext.statements, shelltext.commands_of, shelltext.located, shelltext.unresolved, shelltext.closed, shelltext.opened, units.lines, alongside.kept)),
     "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, check.judged, unpack.find, unpack.look, unpack.unpack, uki.initrds, variants.refused, variants.refused_within, variants.untold, variants.pieces, packed.lzo_blocks, packed.pieces, packed.whole, nextkernel.build)),
     "init": Target(_init, (), (initscript.text, initscript.read)),
     "kernel-image": Target(_kernel_image, (NoKernel,), (image.read_bytes, config.options)),

@@ -53,7 +53,7 @@ SURE = (
     f"[ -w {M}/auto_online_blocks ] && printf 'online\\n' > {M}/auto_online_blocks",
     f"cd {M}; for i in memory*; do echo 1 >$i/online; done",
     f"M={M}\necho online > $M/memory32/state",
-    f"while read a; do echo online > $a; done < /run/x # {M}",
+    f"while read a; do echo online > $a; done < <(ls {M}/memory*/state)",
     f"if [ -d {M} ]; then\n\techo online \\\n\t\t> {M}/memory32/state\nfi",
     f"ls {M} | while read b; do echo online >| /sys/bus/memory/devices/$b/state; done",
     f"#!/usr/bin/env python3\nfor p in glob('{M}/memory*/state'):\n    open(p, 'w').write('online')",
@@ -62,6 +62,25 @@ SURE = (
     f"WORD=online_movable\nfor f in {M}/memory*/state; do echo $WORD > $f; done",
     f'FILE={M}/auto_online_blocks WORD=\'online\'\nprintf "%s" "${{WORD}}" > "$FILE"',
     f"for p in glob('{M}/memory*/state'):\n    open(p, 'w').write('online')",
+    "SYS=/sys/devices/system\nfor m in $SYS/memory/memory*; do echo online > $m/state; done",
+    'S=${SYSFS:-/sys}/devices/system\nfor m in "$S"/memory/memory*; do echo online > "$m/state"; done',
+    "cd /sys/devices/system\ncd memory\nfor m in memory*; do echo 1 > $m/online; done",
+    f"pushd {M} >/dev/null; echo online > auto_online_blocks",
+    f"echo online | tee $(grep -l offline {M}/memory*/state)",
+    "echo online > /host/sys/devices/system/memory/auto_online_blocks",
+    f'chroot /host sh -c "echo online > {M}/auto_online_blocks"',
+    'CHMEM=$(command -v chmem)\n"$CHMEM" -e 4g',
+    f"P={M}\nP+=/auto_online_blocks\necho online > $P",
+    "".join(f"F=/run/{i}\n" for i in range(99)) + f"F={M}/memory1/state\necho online > $F",
+    f"declare -r D={M}\necho online > $D/auto_online_blocks",
+    f'case "$1" in\nstart) echo online > {M}/auto_online_blocks ;;\nesac',
+    f"B=( {M}/memory*/state )\nfor f in ${{B[@]}}; do echo online > $f; done",
+    '#!/usr/bin/python3\nd = os.path.join("/sys/devices/system", "memory")\nopen(f(d, "state"), "w").write("online")',
+    f'#!/usr/bin/env node\nfs.writeFileSync("{M}/auto_online_blocks", "online_movable")',
+    "logger hello; chmem -e all",
+    'echo "$(chmem -e all)"',
+    "sh <<EOF\nchmem -e all\nEOF",
+    "echo x 2>/dev/null; chmem -e all",
     "chmem -e all",
     "/usr/bin/chmem --enable --zone Movable 4G",
     "test -x /usr/bin/chmem && chmem -be 1G",
@@ -72,6 +91,12 @@ SURE = (
     "echo memory add index 0x1 > /sys/kernel/dlpar",
 )
 MAY = (
+    f"wr() {{ echo $1 > $2; }}\nwr online {M}/memory1/state",
+    f". /opt/lib.sh\nwrite_sysfs {M}/auto_online_blocks online",
+    f"set() {{ echo $2 > $1/state; }}\nfor d in {M}/memory*; do set $d online; done",
+    f"sed -i s/offline/online/ {M}/auto_online_blocks",
+    f"cat > {M}/auto_online_blocks <<EOF\nonline\nEOF",
+    f"ls {M}/memory*/state | while read f; do [ -w $f ] && cat /x > $f; done",
     f"echo $WORD > {M}/auto_online_blocks",
     f"WORD=offline\n[ -z $1 ] || WORD=online\necho $WORD > {M}/auto_online_blocks",
     f"WORD=offline\nread WORD\necho $WORD > {M}/auto_online_blocks",
@@ -84,6 +109,23 @@ MAY = (
     "daxctl $@",
 )
 NOTHING = (
+    f'for b in {M}/memory*; do grep -q online $b/state && echo online >> "$REPORT"; done',
+    f'n=$(grep -c online {M}/memory*/state)\nTMP=$(mktemp)\necho "online $n" > "$TMP"\nmv "$TMP" /var/lib/x.prom',
+    f'out="$1"\ntmp="$out.$$"\n{{ for b in {M}/memory*/state; do cat $b; done; }} > "$tmp"\nmv "$tmp" "$out"',
+    f"OUT=$(mktemp)\nfor b in {M}/memory*/state; do\n case $(cat $b) in\n online) echo 1 >> $OUT;;\n esac\ndone",
+    f'for f in {M}/memory*/state; do echo offline > $f; done\necho 1 > "$DONE"',
+    f'for b in {M}/memory*; do echo $(cat $b/state) > "$DIR/$(basename $b)"; done',
+    f"ls {M} | wc -l\nfor c in /sys/devices/system/cpu/cpu*/online; do echo 1 > $c; done",
+    f"ls {M}\nfor c in $(ls -d /sys/devices/system/cpu/cpu*); do echo 1 > $c/online; done",
+    f"cat {M}/memory1/state\ncd /run/x\necho online > state",
+    'logger "run chmem -e 4g"',
+    "echo run daxctl online-memory dax0.0 >&2",
+    f'echo "do: echo online > {M}/auto_online_blocks"',
+    f"cat <<EOF\nTo online memory:\n  echo online > {M}/auto_online_blocks\n  chmem -e all\nEOF",
+    f"true # echo online > {M}/auto_online_blocks",
+    "STATE=/run/net/$1\necho online > $STATE",
+    f"grep -q online {M}/memory1/state && test $(cat {M}/memory1/online) = 1",
+    f"sh -c 'grep -q online {M}/memory1/state'",
     f"grep -c online {M}/memory*/state > /run/count",
     f"cat {M}/auto_online_blocks",
     f"echo offline > {M}/auto_online_blocks",
@@ -149,6 +191,15 @@ def test_what_does_not(text: str) -> None:
         "chmem " * 30000,
         'A="' * 20000,
         "A=b " * 20000,
+        "find devpath " * 1200 + "-name ",
+        "x \\\n" * 260000,
+        "then echo " * 30000,
+        "P+=a\n" * 30000 + "echo online > $P\n" * 9000,
+        'A="$(a' * 10000,
+        'A=("$(a`' * 10000,
+        "cat <<E\n" * 30000,
+        "for x in $x$x $x$x; do echo online > $x$x$x; done\n" * 2000,
+        "".join(f"V{i}=$V{i + 1}$V{i + 1}\n" for i in range(3000)),
         "echo a > " + "$a*e" * 900,
         "\n" * 300000,
     ],
@@ -161,6 +212,35 @@ def test_it_takes_no_time(text: str) -> None:
     onlining.is_memory(text)
     onlining.in_value(text)
     assert time.process_time() - begin < 5
+
+
+def test_scripts_are_found_where_they_lie(tmp_path: Path) -> None:
+    """Beside the one that starts them, in a folder whose programs are all run, behind what runs another program."""
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt/b").write_text(f"#!/bin/sh\necho online > {M}/auto_online_blocks\n")
+    for text in (
+        'exec "$(dirname "$0")/b" "$@"',
+        'DIR="$(cd "$(dirname "$0")" && pwd)"\n. "$DIR/b"',
+        "source ${BASH_SOURCE[0]%/*}/b",
+        'HERE=$(dirname "$(readlink -f "$0")")\n$HERE/b',
+        "run-parts --verbose /opt",
+        "systemd-cat -t m /opt/b",
+        "systemd-run --unit x -p Type=oneshot /opt/b",
+        "timeout 10s nice -n 10 /opt/b",
+        "flock /run/lock /opt/b",
+    ):
+        (tmp_path / "opt/a").write_text(f"#!/bin/bash\n{text}\n")
+        found = programs.onlines(programs.Scripts(str(tmp_path)), "/opt/a", about=False)
+        assert found is not None and (found.sure, found.where) == (True, "opt/b:2"), text
+
+
+def test_what_is_spoken_of_in_one_script_counts_in_another(tmp_path: Path) -> None:
+    """A library writes to the file that whoever reads it in tells it of."""
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt/lib.sh").write_text('up() {\n  echo online > "$1/state"\n}\n')
+    scripts = programs.Scripts(str(tmp_path))
+    assert programs.onlines(scripts, f". /opt/lib.sh; for b in {M}/memory*; do up $b; done", about=False) is not None
+    assert programs.onlines(scripts, ". /opt/lib.sh; up /run/x", about=False) is None
 
 
 def test_the_line_of_it() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,19 @@ ONLINING = {
     "as Ubuntu has it": 'SUBSYSTEM=="memory", ACTION=="add", DEVPATH=="/devices/system/memory/memory[0-9]*", TEST=="state", ATTR{state}!="online", ATTR{state}="online"',
 }  # fmt: skip
 HARMLESS = {
+    "a network's target": 'SUBSYSTEM=="net", ACTION=="add", TAG+="systemd", ENV{SYSTEMD_WANTS}+="network-online.target"',
+    "a network's wait": 'SUBSYSTEM=="net", KERNEL=="eth*", ENV{SYSTEMD_WANTS}+="systemd-networkd-wait-online@lan0.service"',
+    "a disk's unit by its name": 'SUBSYSTEM=="block", ENV{SYSTEMD_WANTS}+="raid-online@%k.service"',
+    "a file system of pmem": 'SUBSYSTEM=="block", KERNEL=="pmem*", ENV{SYSTEMD_WANTS}+="mnt-dax.mount"',
+    "a card's unit": 'SUBSYSTEM=="block", ENV{SYSTEMD_WANTS}+="memory-card-import@%k.service"',
+    "a user's unit": 'SUBSYSTEM=="sound", ENV{SYSTEMD_USER_WANTS}+="pipewire-onlines.service"',
+    "a comment behind a disk's rule": 'SUBSYSTEM=="block", SYMLINK+="x" # set memory card state',
+    "quotes in quotes for a network": 'SUBSYSTEM=="net", RUN+="/bin/sh -c "ip link set up; echo online""',
+    "a state below /run": 'ACTION=="add", RUN+="/bin/sh -c \'STATE=/run/net/x; echo online > $$STATE\'"',
+    "only whose it is": 'SUBSYSTEM=="memory", RUN+="/bin/chgrp mem /sys%p/state", RUN+="/bin/chmod g+w /sys%p/state"',
+    "only logs, to a file of its own": 'SUBSYSTEM=="memory", RUN+="/bin/sh -c \'echo %k >> /tmp/memory-$env{ACTION}.log\'"',
+    "an old way to tell udev": 'SUBSYSTEM=="memory", RUN+="socket:@/org/kernel/udev/monitor"',
+    "kdump's early unit": 'SUBSYSTEM=="memory", TAG+="systemd", ENV{SYSTEMD_WANTS}+="kdump-early.service"',
     "only looks": 'SUBSYSTEM=="memory", ATTR{state}=="online", TAG+="seen"',
     "a comment": '# SUBSYSTEM=="memory", ATTR{state}="online"',
     "takes off": 'SUBSYSTEM=="memory", ATTR{state}="offline"',
@@ -287,10 +301,15 @@ SCRIPTS = {
     "in a loop": ("for b in /sys/devices/system/memory/memory*/state; do\n  echo online > $b\n", True),
     "by a program": ("#!/bin/sh\nexec chmem -e all\n", True),
     "in Python": ("#!/usr/bin/python3\nimport sys\nopen(f'/sys{sys.argv[1]}/state', 'w').write('online')\n", True),
+    "by systemd-cat": ("#!/bin/sh\nsystemd-cat -t m chmem -e all\n", True),
+    "by a function": ('#!/bin/sh\nwr() { echo "$1" > "$2"; }\nwr online /sys$DEVPATH/state\n', False),
     "what it writes is not known": ("#!/bin/sh\necho $WORD > /sys$DEVPATH/state\n", False),
     "by another program that is not there": ('#!/bin/sh\n/opt/agent/tell "$DEVPATH"\n', False),
 }
 QUIET = {
+    "kdump of SUSE": '#!/bin/bash\nKEXEC=/sbin/kexec\nload() {\n  echo "$CMDLINE" > "$(mktemp)"\n  $KEXEC -p "$KERNEL" --initrd="$INITRD"\n}\nload\n',
+    "by way of a file": "#!/bin/sh\nT=$(mktemp)\ngrep -c online /sys/devices/system/memory/memory*/state | tee $T\nsed -i s/a/b/ $T\nmv $T /run/blocks\n",
+    "tells a monitor": '#!/bin/sh\ncase "$1" in\nadd|change) curl -s -d "block=$2" http://mon/ || true ;;\nesac\n',
     "logs": '#!/bin/sh\nlogger "new block $1"\necho "$(date) $1" >> /var/log/blocks\n',
     "counts": "#!/bin/sh\ngrep -l online /sys/devices/system/memory/memory*/state | wc -l > /run/blocks\n",
     "takes off": "#!/bin/sh\necho offline > /sys$DEVPATH/state\n",
@@ -349,6 +368,72 @@ def test_what_is_no_script_may_online(tmp_path: Path) -> None:
     (found,) = udevrules.find(str(tmp_path))
     assert (found.sure, found.why) == (False, "there is no /usr/local/bin/new-block here, so what it does is not known")
     assert with_script(tmp_path, b"\x7fELF\0\0", RUNS.replace("memory", "node")) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#!/usr/bin/python3\nimport lib\nlib.handle()\n",
+        '#!/usr/bin/python3\np = q()\np.write_text("online_" + x)\n',
+        '#!/bin/sh\nmemagent online "$DEVPATH"\n',
+        '#!/bin/sh\n/usr/sbin/memagent online "$DEVPATH"\n',
+        '#!/bin/sh\nif true; then exec memagent "$@"; fi\n',
+        '#!/bin/sh\ntimeout 10s memagent "$DEVPATH"\n',
+        '#!/bin/sh\nx="$(memagent $DEVPATH)"\n',
+        "#!/bin/sh\nfind /sys$DEVPATH -name x -exec memagent {} \\;\n",
+    ],
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_script_starts_is_known_or_may(tmp_path: Path, text: str, there: bool) -> None:
+    """For memory alone: only a shell's script of which every command is known does nothing of the kind."""
+    (tmp_path / "usr/sbin").mkdir(parents=True)
+    if there:
+        (tmp_path / "usr/sbin/memagent").write_bytes(b"\x7fELF\0")
+    (found,) = with_script(tmp_path, text)
+    assert not found.sure and "what it does is not known" in found.why
+    assert with_script(tmp_path, text, RUNS.replace("memory", "block")) == []
+
+
+def test_a_folder_is_no_file_of_rules(tmp_path: Path) -> None:
+    """udev reads no rules from it, and nothing can be mounted over it; one of that name elsewhere counts."""
+    (tmp_path / "etc/udev/rules.d/d.rules").mkdir(parents=True)
+    assert udevrules.find(str(tmp_path)) == []
+    (tmp_path / "usr/lib/udev/rules.d").mkdir(parents=True)
+    (tmp_path / "usr/lib/udev/rules.d/d.rules").write_text(ONLINING["in a zone"])
+    assert [item.file for item in udevrules.find(str(tmp_path))] == ["usr/lib/udev/rules.d/d.rules"]
+
+
+def test_a_unit_s_name_counts_where_nobody_can_read_it(tmp_path: Path) -> None:
+    """For memory's devices, and then it only may; one that is there is read."""
+    rule = 'SUBSYSTEM=="%s", ENV{SYSTEMD_WANTS}+="memory-log.service"\n'
+    assert [item.sure for item in with_script(tmp_path, "", rule % "memory|block")] == [False]
+    assert [item.sure for item in with_script(tmp_path, "", rule % "memory")] == [False]
+    (tmp_path / "usr/lib/systemd/system").mkdir(parents=True)
+    unit = tmp_path / "usr/lib/systemd/system/memory-log.service"
+    unit.write_text("[Service]\nExecStart=/usr/bin/logger x\n")
+    assert with_script(tmp_path, "", rule % "memory") == []
+    unit.write_text("[Service]\nExecStart=/usr/bin/chmem -e all\n")
+    assert [item.sure for item in with_script(tmp_path, "", rule % "block")] == [True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f'SUBSYSTEM=="net", GOTO="l{i}"\nLABEL="l{i}"\n' for i in range(12000)),
+        "".join(f'SUBSYSTEM=="memory", ENV{{SYSTEMD_WANTS}}+="u{i % 9}.service"\n' for i in range(3000)),
+        'SUBSYSTEM=="memory", \\\n' * 60000,
+    ],
+    ids=["jumps", "units", "continued"],
+)
+def test_it_takes_no_time(tmp_path: Path, text: str) -> None:
+    """Whoever may write a rule cannot keep the hold at work with it: no boot goes on before it has ended."""
+    for number in range(9):
+        (tmp_path / "etc/systemd/system").mkdir(parents=True, exist_ok=True)
+        unit = "[Service]\nExecStart=/usr/local/bin/new-block\n"
+        (tmp_path / f"etc/systemd/system/u{number}.service").write_text(unit)
+    begin = time.process_time()
+    with_script(tmp_path, 'for i in $(ls /opt); do cat "$i"; done\n' * 2000, text)
+    assert time.process_time() - begin < 6
 
 
 def test_a_script_for_another_device_counts_by_what_is_in_it(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from safemem.boot.cmdline import argument
 from safemem.realroot import onlining, programs
 
 #: tmpfiles.d(5), modprobe.d(5) and system-generators: of one name the first folder's counts.
@@ -25,6 +26,35 @@ _GENERATORS = tuple(
 )
 _RC_LOCAL = ("etc/rc.local", "etc/rc.d/rc.local", "etc/init.d/boot.local", "etc/rc.d/boot.local")
 _INIT = ("etc/init.d", "etc/rc.d/init.d")
+_ETC_LIB = ("etc", "usr/lib")
+_DISPATCHER = ("", "/pre-up.d", "/pre-down.d", "/no-wait.d")
+_NETWORKD = (
+    "routable",
+    "configured",
+    "configuring",
+    "degraded",
+    "degraded-carrier",
+    "carrier",
+    "no-carrier",
+    "off",
+    "dormant",
+)
+#: Folders whose scripts are read in by another one: whether they may be executed does not matter.
+_READ_IN = ("etc/profile.d", "etc/dhcp/dhclient-enter-hooks.d", "etc/dhcp/dhclient-exit-hooks.d")
+#: Scripts of each login.
+_LOGIN = ("etc/profile", "etc/bash.bashrc", "etc/bashrc", "root/.profile", "root/.bash_profile", "root/.bashrc")
+#: Other files with commands in them: a file or a folder, how names end there, and what stands before a command in a line.
+_COMMANDS = (
+    ("etc/cloud/cloud.cfg", "", r"(?:-\s+)*(?:(?:runcmd|bootcmd|content):\s*\|?)?"),
+    ("etc/cloud/cloud.cfg.d", ".cfg", r"(?:-\s+)*(?:(?:runcmd|bootcmd|content):\s*\|?)?"),
+    ("var/lib/cloud/instance/user-data.txt", "", r"(?:-\s+)*(?:(?:runcmd|bootcmd|content):\s*\|?)?"),
+    ("etc/network/interfaces", "", r"(?:pre-|post-)?(?:up|down)\s"),
+    ("etc/network/interfaces.d", "", r"(?:pre-|post-)?(?:up|down)\s"),
+    ("etc/acpi/events", "", r"action\s*="),
+    ("etc/supervisor/conf.d", ".conf", r"command\s*="),
+    ("etc/supervisord.d", ".ini", r"command\s*="),
+    ("var/spool/cron/atjobs", "", ""),
+)
 #: Folders of scripts that something runs at boot or by the clock, and how the names of those that count end.
 _SCRIPTS = (
     ("etc/local.d", ".start"),
@@ -36,16 +66,26 @@ _SCRIPTS = (
     ("etc/acpi", ".sh"),
     ("etc/network/if-pre-up.d", ""),
     ("etc/network/if-up.d", ""),
-    ("etc/NetworkManager/dispatcher.d", ""),
-    ("etc/networkd-dispatcher/routable.d", ""),
+    *((f"{base}/NetworkManager/dispatcher.d{part}", "") for base in _ETC_LIB for part in _DISPATCHER),
+    *((f"{base}/networkd-dispatcher/{state}.d", "") for base in _ETC_LIB for state in _NETWORKD),
+    ("etc/dhcp/dhclient-enter-hooks.d", ""),
+    ("etc/dhcp/dhclient-exit-hooks.d", ""),
+    ("etc/libvirt/hooks", ""),
+    ("etc/systemd/system-sleep", ""),
+    ("var/lib/cloud/instance/scripts", ""),
     ("etc/profile.d", ".sh"),
     ("usr/lib/systemd/system-sleep", ""),
     ("var/lib/cloud/scripts/per-boot", ""),
     ("var/lib/cloud/scripts/per-instance", ""),
 )
 _CRONTABS = ("etc/crontab", "etc/anacrontab")
-_CRON_FOLDERS = (("etc/cron.d", True), ("var/spool/cron/crontabs", False), ("var/spool/cron", False))
-_WHEN = re.compile(r"\s*(?:@\w+|(?:[\d*,/\w-]+\s+){4}[\d*,/\w-]+)\s+")
+_CRON_FOLDERS = (
+    ("etc/cron.d", True),
+    ("var/spool/cron/crontabs", False),
+    ("var/spool/cron/tabs", False),
+    ("var/spool/cron", False),
+)
+_WHEN = re.compile(r"\s*(?:@\w+|(?:[\d*,/\w~-]+\s+){4}[\d*,/\w~-]+)\s+")
 _TUNED = ("etc/tuned", "etc/tuned/profiles", "usr/lib/tuned", "usr/lib/tuned/profiles")
 _SYSFS = ("etc/sysfs.conf", "etc/sysfs.d")
 _SPECIFIER = re.compile(r"%(?!%)\w")
@@ -71,11 +111,12 @@ class Unread(NamedTuple):
     why: str
 
 
-def find(root: str) -> Iterator[Onliner | Unread]:
+def find(root: str, scripts: programs.Scripts | None = None) -> Iterator[Onliner | Unread]:
     """Return what onlines memory below `root`, by the configuration that is there, and what could not be looked at."""
-    for look in (_tmpfiles, _rc_local, _init, _scripts, _cron, _modprobe, _sysfs, _tuned, _helpers):
+    scripts = scripts or programs.Scripts(root)
+    for look in (_tmpfiles, _rc_local, _init, _scripts, _cron, _modprobe, _sysfs, _tuned, _helpers, _commands):
         try:
-            yield from look(root)
+            yield from look(scripts)
         except OSError as error:
             yield Unread(
                 str(error.filename or look.__name__.strip("_")).removeprefix(f"{root.rstrip('/')}/"), _reason(error)
@@ -109,7 +150,8 @@ def _is_mask(root: str, path: str) -> bool:
     return full.is_symlink() and os.readlink(full) == "/dev/null"
 
 
-def _tmpfiles(root: str) -> Iterator[Onliner]:
+def _tmpfiles(scripts: programs.Scripts) -> Iterator[Onliner]:
+    root = scripts.root
     for path in first(root, _TMPFILES, ".conf"):
         for number, line in enumerate((programs.read(root, path) or "").splitlines(), 1):
             if sign := tmpfiles_line(line):
@@ -152,9 +194,9 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\(x[0-9a-fA-F]{2}|[0-7]{3}|.)", one, text.strip("'\""))
 
 
-def _script(root: str, path: str, kind: str, *, idle: bool = False) -> Iterator[Onliner]:
+def _script(scripts: programs.Scripts, path: str, kind: str, *, idle: bool = False) -> Iterator[Onliner]:
     """Return what a script onlines, with those that it starts."""
-    does = programs.onlines(root, f"/{path}", about=False)
+    does = programs.onlines(scripts, f"/{path}", about=False)
     if does is not None:
         yield Onliner("script-onlines", does.where or path, does.what, kind, does.sure, idle)
 
@@ -164,13 +206,15 @@ def _is_program(root: str, path: str) -> bool:
     return found is not None and bool((Path(root) / found).stat().st_mode & 0o111)
 
 
-def _rc_local(root: str) -> Iterator[Onliner]:
+def _rc_local(scripts: programs.Scripts) -> Iterator[Onliner]:
+    root = scripts.root
     for path in _RC_LOCAL:
         # systemd-rc-local-generator and others start it where it may be executed.
-        yield from _script(root, path, path, idle=not _is_program(root, path))
+        yield from _script(scripts, path, path, idle=not _is_program(root, path))
 
 
-def _init(root: str) -> Iterator[Onliner]:
+def _init(scripts: programs.Scripts) -> Iterator[Onliner]:
+    root = scripts.root
     started = {
         name[3:]
         for level in ("S", *"0123456")
@@ -182,21 +226,25 @@ def _init(root: str) -> Iterator[Onliner]:
     for folder in _INIT:
         for name in names(root, folder):
             if f"{folder}/{name}" not in _RC_LOCAL:
-                yield from _script(root, f"{folder}/{name}", f"{folder}/{name}", idle=name not in started)
+                yield from _script(scripts, f"{folder}/{name}", f"{folder}/{name}", idle=name not in started)
 
 
-def _scripts(root: str) -> Iterator[Onliner]:
+def _scripts(scripts: programs.Scripts) -> Iterator[Onliner]:
+    root = scripts.root
     for folder, suffix in _SCRIPTS:
         for name in names(root, folder):
             path = f"{folder}/{name}"
             if name.endswith(suffix) and path not in _RC_LOCAL:
-                idle = folder != "etc/profile.d" and not _is_program(root, path)
-                yield from _script(root, path, path, idle=idle)
+                idle = folder not in _READ_IN and not _is_program(root, path)
+                yield from _script(scripts, path, path, idle=idle)
+    for path in _LOGIN:
+        yield from _script(scripts, path, path)
     for path in first(root, _GENERATORS, ""):
-        yield from _script(root, path, path, idle=not _is_program(root, path))
+        yield from _script(scripts, path, path, idle=not _is_program(root, path))
 
 
-def _cron(root: str) -> Iterator[Onliner]:
+def _cron(scripts: programs.Scripts) -> Iterator[Onliner]:
+    root = scripts.root
     tables = [(path, True) for path in _CRONTABS]
     for folder, with_user in _CRON_FOLDERS:
         tables += [(f"{folder}/{name}", with_user) for name in names(root, folder)]
@@ -208,27 +256,29 @@ def _cron(root: str) -> Iterator[Onliner]:
             command = line[when.end() :] if when else line.partition("\t")[2] or line
             if with_user and when:
                 command = command.partition(" ")[2] if " " in command.strip() else command.partition("\t")[2]
-            does = programs.onlines(root, command, about=False)
+            does = programs.onlines(scripts, command, about=False)
             if does is not None:
                 what = does.what if not does.where else f"{does.what} ({does.where})"
                 yield Onliner("script-onlines", f"{path}:{number}", what, path, does.sure)
 
 
-def _modprobe(root: str) -> Iterator[Onliner]:
+def _modprobe(scripts: programs.Scripts) -> Iterator[Onliner]:
+    root = scripts.root
     for path in first(root, _MODPROBE, ".conf"):
         text = re.sub(r"\\\n", " ", programs.read(root, path) or "")
         for number, line in enumerate(text.splitlines(), 1):
             words = line.split(None, 2)
             if len(words) == 3 and words[0] in ("install", "remove"):
-                does = programs.onlines(root, words[2], about=False)
+                does = programs.onlines(scripts, words[2], about=False)
                 if does is not None:
                     yield Onliner(
                         "settings-online", f"{path}:{number}", f"{words[0]} {words[1]}: {does.what}", path, does.sure
                     )
 
 
-def _sysfs(root: str) -> Iterator[Onliner]:
+def _sysfs(scripts: programs.Scripts) -> Iterator[Onliner]:
     """Look into what sysfsutils sets at boot: `path = value`, below /sys."""
+    root = scripts.root
     paths = [_SYSFS[0], *(f"{_SYSFS[1]}/{name}" for name in names(root, _SYSFS[1]) if name.endswith(".conf"))]
     for path in paths:
         yield from _assignments(root, path, "/sys/")
@@ -246,9 +296,11 @@ def _assignments(root: str, path: str, base: str) -> Iterator[Onliner]:
             yield Onliner("settings-online", f"{path}:{number}", " ".join(line.split())[:120], path, sure)
 
 
-def _tuned(root: str) -> Iterator[Onliner]:
+def _tuned(scripts: programs.Scripts) -> Iterator[Onliner]:
     """Look into the profile of tuned that is active, and those that it takes in."""
-    todo, seen = (programs.read(root, "etc/tuned/active_profile") or "").split(), set[str]()
+    root = scripts.root
+    named = (programs.read(root, f"etc/tuned/{name}_profile") or "" for name in ("active", "post_loaded"))
+    todo, seen = " ".join(named).split(), set[str]()
     while todo:
         profile = todo.pop(0)
         folder = next((f"{at}/{profile}" for at in _TUNED if names(root, f"{at}/{profile}")), None)
@@ -260,12 +312,17 @@ def _tuned(root: str) -> Iterator[Onliner]:
                 text = programs.read(root, f"{folder}/{name}") or ""
                 todo += re.split(r"[,\s]+", " ".join(re.findall(r"(?m)^\s*include\s*=\s*(.*)$", text)).strip())
                 yield from _assignments(root, f"{folder}/{name}", "/")
+                for script in re.findall(r"(?m)^\s*script\s*=\s*(\S+)$", text):
+                    if not script.endswith(".sh") or "/" in script.replace("${i:PROFILE_DIR}/", ""):
+                        path = script.replace("${i:PROFILE_DIR}", folder).lstrip("/")
+                        yield from _script(scripts, path, path)
             elif name.endswith(".sh"):
-                yield from _script(root, f"{folder}/{name}", f"{folder}/{name}")
+                yield from _script(scripts, f"{folder}/{name}", f"{folder}/{name}")
 
 
-def _helpers(root: str) -> Iterator[Onliner]:
+def _helpers(scripts: programs.Scripts) -> Iterator[Onliner]:
     """Look at what takes udev's or systemd's place: a helper of the kernel's, busybox's mdev, init's own table."""
+    root = scripts.root
     helper = (programs.read(root, "sys/kernel/uevent_helper") or "").strip()
     if helper:
         yield Onliner(
@@ -277,13 +334,47 @@ def _helpers(root: str) -> Iterator[Onliner]:
         )
     for number, line in enumerate((programs.read(root, "etc/inittab") or "").splitlines(), 1):
         fields = line.split(":", 3)
-        does = programs.onlines(root, fields[3], about=False) if len(fields) == 4 and line[:1] != "#" else None
+        does = programs.onlines(scripts, fields[3], about=False) if len(fields) == 4 and line[:1] != "#" else None
         if does is not None:
             yield Onliner("script-onlines", f"etc/inittab:{number}", does.what, "etc/inittab", does.sure)
     for number, line in enumerate((programs.read(root, "etc/mdev.conf") or "").splitlines(), 1):
         place = re.search(r"\s[@$*]\s*(\S.*)$", line)
         if place and not line.lstrip().startswith("#"):
             about = bool(re.search(r"memory", line[: place.start()]))
-            does = programs.onlines(root, place[1], about=about)
+            does = programs.onlines(scripts, place[1], about=about)
             if does is not None:
                 yield Onliner("script-onlines", f"etc/mdev.conf:{number}", does.what, "etc/mdev.conf", does.sure)
+
+
+def _commands(scripts: programs.Scripts) -> Iterator[Onliner | Unread]:
+    """Look at files that have commands in them among other settings, each as one script."""
+    root = scripts.root
+    for place, suffix, before in _COMMANDS:
+        inside = [f"{place}/{name}" for name in names(root, place) if name.endswith(suffix)]
+        for path in inside or [place]:
+            text = programs.read(root, path)
+            if text is None:
+                if (Path(root) / path).is_file():
+                    yield Unread(path, "is no text that can be read")
+                continue
+            does = programs.onlines(scripts, commands_in(text, before), about=False)
+            if does is not None:
+                where = f"{path}:{does.line}"
+                what = f"{does.what} ({does.where})" if does.where else does.what
+                yield Onliner("script-onlines", where, what, path, does.sure)
+    told = argument((programs.read(root, "proc/cmdline") or "").strip(), "systemd.run")
+    does = programs.onlines(scripts, told, about=False) if told else None
+    if does is not None:
+        yield Onliner("script-onlines", "proc/cmdline", f"systemd.run={does.what}", "systemd.run", does.sure)
+
+
+def commands_in(text: str, before: str) -> str:
+    """Return a file's commands, each on its own line: what comes after `before`, a pattern; lists of words as words."""
+    lines = []
+    for line in text.splitlines():
+        match = re.match(rf"\s*{before}", line)
+        command = line[match.end() :].strip() if match else ""
+        if command.startswith("[") and command.endswith("]"):
+            command = command[1:-1].replace(",", " ")
+        lines.append(command)
+    return "\n".join(lines)

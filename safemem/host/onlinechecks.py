@@ -15,7 +15,7 @@ from safemem.host import configured, remedies, starters, suspects
 from safemem.host.catalogue import Finding, finding
 from safemem.host.configured import Onliner
 from safemem.host.machine import Machine
-from safemem.realroot import alongside, udevrules
+from safemem.realroot import alongside, programs, udevrules
 from safemem.realroot import hold as realroot
 
 #: Where masks go, by what reads them; and the program that the kernel starts for each device.
@@ -70,11 +70,16 @@ def _daxctl(machine: Machine) -> Iterator[Finding]:
 
 def _others(machine: Machine) -> Iterator[Finding]:
     """Look into units, and into every other file that something carries out."""
-    for found in (*starters.find(machine.root), *configured.find(machine.root)):
+    scripts = programs.Scripts(machine.root)
+    others = [*configured.find(machine.root, scripts)]  # what they run may start a unit
+    for found in (*starters.find(machine.root, scripts), *others):
         if not isinstance(found, Onliner):
             yield _unread(found.where, f"{found.where}: {found.why}")
             continue
         yield _told(machine.root, found)
+    for where, name in scripts.unread.items():
+        text = f"{' '.join(where.split())[:120]}: speaks of memory and reads in {name}, which is not found"
+        yield _unread(name.lstrip("/"), text, severity="warning")
 
 
 def _unread(path: str, seen: str, *, severity: str = "") -> Finding:

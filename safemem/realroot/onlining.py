@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from safemem.realroot import shelltext
+from safemem.realroot import commands, shelltext
 
 #: What memory's own files are called, with `memory0` and `node0` for each of them (Documentation/ABI/testing/sysfs-devices-memory).
 _BLOCKS = (
@@ -24,11 +24,18 @@ _FILES = (*(f"{folder}{name}" for folder in _BLOCKS for name in ("state", "onlin
 #: Words that only memory's files are called by, in any language. What can only be read of them is none.
 _ABOUT = re.compile(
     r"(?:devices/system|bus)/memory(?!/(?:block_size_bytes|crash_hotplug|uevent)\b)|auto_online_blocks"
+    r"|/memory/memory[\d*?\[${%]"
     r"|/memory(?:\d|[*?\[${%])[^\s/'\"]*/(?:state|online)\b|/physical_node\d*/(?:state|online)\b"
-    r"|\bonline_(?:movable|kernel)\b|\bfind\s[^;|\n]*(?:devpath|DEVPATH)[^;|\n]*-i?name\s+\S*(?:state|online)\b"
+    r"|\bonline_(?:movable|kernel)\b"
 )
+#: What of a search for devices' paths speaks of memory's files.
+_SOUGHT = re.compile(r"-i?name\s+\S{0,200}(?:state|online)\b")
+#: Another language may put the path together.
+_PUT_TOGETHER = re.compile(r"/sys(?:/devices(?:/system)?|/bus)?/?['\"]"), re.compile(r"['\"/]memory['\"/*\d]")
 _VALUE = re.compile(r"online(_movable|_kernel)?|[1yte]|yes|true|on|enabled?", re.IGNORECASE)
 _OFF = re.compile(r"offline|[0nfd]|no|false|off|disabled?", re.IGNORECASE)
+#: Where the root of a machine or a container may be mounted.
+_ROOTS = re.compile(r"^/(?:proc/[^/]+/root|(?!tmp/|var/|home/)[\w.-]+(?:/[\w.-]+)?)(?=/sys/(?:devices/system|bus)/)")
 _NUMBERED = re.compile(r"(?<=/)(memory|node)(?:\d|[*?{,}-]|\[[^\]/]*\])+(?=/|$)")
 _REDIRECTED = re.compile(
     r"(?<![-=<>\d&$])\d*>{1,2}[|!]?\s*(&\d|&-|\"[^\"]*\"|'[^']*'|[^\s;|&)]*)|&>{1,2}\s*([^\s;|&)]+)"
@@ -50,7 +57,7 @@ _DAXCTL_HARMLESS = re.compile(
 _DAXCTL_OFF = re.compile(r"\s(-N|--no-online|--mode=devdax|-m\s*devdax|--mode\s+devdax)\b")
 #: How other languages than a shell's write to a file or run a program.
 _WRITES = re.compile(
-    r"\.write\(|write_text|write_bytes|writelines|syswrite|file_put_contents|WriteFile|WriteString"
+    r"(?i:\w*write\w*\s*\()|syswrite|file_put_contents"
     r"|open\w*\s*\(?[^)\n]*['\"][wa+>]|>\s*['\"]?[/$]|(?<![/\w])system\s*[(\s]|subprocess|\bexec\b"
 )
 _QUOTED = re.compile(r"['\"](?:online(?:_movable|_kernel)?|1)(?:\\n)?['\"]")
@@ -58,6 +65,8 @@ _QUOTED = re.compile(r"['\"](?:online(?:_movable|_kernel)?|1)(?:\\n)?['\"]")
 
 #: PATH_MAX, and so many wildcards that nobody writes more.
 _LONGEST_PATH, _WILD = 4096, 16
+#: What the variables of a path are tried with.
+_EXPANSIONS = 16
 
 
 class Sign(NamedTuple):
@@ -80,7 +89,7 @@ def _may_be(pattern: str, *, relative: bool) -> bool:
     if not text:
         return False
     # A block's path below a process's root is the same path.
-    text = re.sub(r"^/proc/[^/]+/root(?=/)", "", text)
+    text = _ROOTS.sub("", text)
     text = _NUMBERED.sub(r"\g<1>0", "/" + text if not text.startswith(("/", "\0")) else text)
     parts: list[str] = []
     for part in re.split(r"/+", text):
@@ -112,7 +121,9 @@ def _may_be(pattern: str, *, relative: bool) -> bool:
 
 def is_about_memory(text: str) -> bool:
     """Return whether a text speaks of the files by which memory is onlined."""
-    return bool(_ABOUT.search(text))
+    if _ABOUT.search(text):
+        return True
+    return "find" in text and "devpath" in text.lower() and bool(_SOUGHT.search(text))
 
 
 def in_value(text: str) -> bool | None:
@@ -125,32 +136,59 @@ def in_value(text: str) -> bool | None:
     return bool(_VALUE.fullmatch(word))
 
 
-def in_script(text: str, *, about: bool = False) -> Sign | None:
-    """Return what in a script onlines memory, the sure before what only may; `about`: it is run for a device of memory's."""
+def speaks(text: str) -> bool:
+    """Return whether a script speaks of memory's files, in its comments or what it shows to somebody not counted."""
     lines = shelltext.lines_of(text)
-    named = bool(lines) and lines[0].startswith("#!")
-    shell = (
+    if _is_shell(lines):
+        return any(is_about_memory(piece) for _, piece in shelltext.pieces(lines))
+    body = [line for line in lines if not line.lstrip().startswith("#")]
+    return any(map(is_about_memory, body)) or all(any(map(sign.search, body)) for sign in _PUT_TOGETHER)
+
+
+def _is_shell(lines: list[str]) -> bool:
+    return (
         not lines
         or not lines[0].startswith("#!")
-        or shelltext.interpreter(lines[0]) in shelltext.SHELLS | {"", "openrc-run", "rc"}
+        or shelltext.interpreter(lines[0]) in shelltext.SHELLS | {"", "openrc-run", "rc", "busybox"}
     )
-    speaks = any(_ABOUT.search(line) for line in lines if not line.lstrip().startswith("#"))
+
+
+def is_shell(text: str) -> bool:
+    """Return whether a text is a shell's, by its first line."""
+    return _is_shell(text[:200].splitlines())
+
+
+def in_script(text: str, *, about: bool = False, speaks: bool | None = None, cwd: str = "") -> Sign | None:
+    """Return what in a script onlines memory, the sure before what only may.
+
+    `about`: it is run for a device of memory's; `speaks`: it, or a script that belongs to it, speaks of memory's files;
+    `cwd`: the folder that it is run in.
+    """
+    lines = shelltext.lines_of(text)
+    shell = _is_shell(lines)
+    spoken = _speaks(text) if speaks is None else speaks
     found: list[Sign] = []
-    lines = shelltext.filled(lines) if shell else lines
-    for number, statement in shelltext.split(lines, shell=shell):
-        for sign in (
-            in_programs(statement),
-            _in_statement(statement, about=about, speaks=speaks)
-            if shell
-            else _elsewhere(statement, about=about, speaks=speaks),
-        ):
-            if sign is not None:
-                found.append(sign._replace(line=number))
-                if sign.sure:
-                    return found[-1]
-    if not found and (about or speaks) and not (shell and named):  # what begins with no `#!` may be any language
+    if shell:
+        reader = _Shell(lines, about=about, speaks=spoken, cwd=cwd)
+        every = ((number, sign) for number, piece in reader.pieces for sign in (in_programs(piece), reader.sign(piece)))
+    else:
+        every = (
+            (number, sign)
+            for number, line in shelltext.split(lines)
+            for sign in (in_programs(line), _elsewhere(line, about=about, speaks=spoken))
+        )
+    for number, sign in every:
+        if sign is not None:
+            found.append(sign._replace(line=number))
+            if sign.sure:
+                return found[-1]
+    named = bool(lines) and lines[0].startswith("#!")
+    if not found and (about or spoken) and not (shell and named):  # what begins with no `#!` may be any language
         found += _in_language(lines)
     return found[0] if found else None
+
+
+_speaks = speaks
 
 
 def in_programs(command: str) -> Sign | None:
@@ -182,53 +220,126 @@ def is_off(statement: str) -> bool:
     return _value(statement.split("|")[0]) is False
 
 
-def _in_statement(statement: str, *, about: bool, speaks: bool) -> Sign | None:
-    """Return what one pipeline of a shell writes to memory's files."""
-    targets = [match[1] or match[2] for match in _REDIRECTED.finditer(statement) if match[1] or match[2]]
-    parts = statement.split("|")
-    for part in parts:
-        words = part.split()
-        while words and (words[0] in shelltext.OPENING or words[0].rpartition("/")[2] in shelltext.WRAPPERS):
-            words = words[1:]
-        name = words[0].rpartition("/")[2] if words else ""
-        if name in ("tee", "cp", "sponge", "install", "mv"):
-            targets += [word for word in words[1:] if word[:1] != "-"][0 if name in ("tee", "sponge") else -1 :]
-        if name == "dd":
-            targets += [word[3:] for word in words if word.startswith("of=")]
-        runs_more = _RUN_MORE & {word.rpartition("/")[2] for word in part.split()[:6]}
-        told = (about or speaks) and runs_more and re.search(r"-exec|-c\b|-i\b|-e\b|>", part)
-        if told and (_QUOTED.search(part) or _ONLINE.search(part)):
-            targets.append(_ANY)
-    what = " ".join(statement.split())[:120]
-    for target in targets:
-        text = target.strip("'\"")
-        named = _may_be(text, relative=about or speaks) and not text.startswith("&")
-        plain = bool(re.search(r"(state|online|auto_online_blocks)$", text))
-        # A file that only a variable names counts where memory is spoken of, or `online` is what is written to it.
-        counts = target is _ANY or (
-            named and (_ABOUT.search(text) or speaks or (about and (plain or _ONLINE.search(parts[0]))))
-        )
-        if not counts:
-            continue
-        value = _value(parts[0])
-        if value is False:
-            continue
-        sure = value is True and bool(_ABOUT.search(text) or _ONLINE.search(parts[0]))
-        return Sign(1, what, sure=sure)
-    return None
+def _first(texts: list[str]) -> list[str]:
+    """Return as many texts as are tried, those of memory's first."""
+    found = list(dict.fromkeys(texts))
+    return found if len(found) <= _EXPANSIONS else sorted(found, key=lambda text: "memory" not in text)[:_EXPANSIONS]
+
+
+class _Shell:
+    """A shell's script: what its variables come from, and the folder that it is in."""
+
+    def __init__(self, lines: list[str], *, about: bool, speaks: bool, cwd: str = "") -> None:
+        self.pieces = shelltext.pieces(lines)
+        self.about, self.speaks, self.cwd = about, speaks, cwd
+        every = shelltext.origins([piece for _, piece in self.pieces])
+        self._origins = {name: _first(origins) for name, origins in every.items()}
+
+    def sign(self, statement: str) -> Sign | None:
+        """Return what one pipeline writes to memory's files."""
+        parts = [shelltext.opened(part) for part in shelltext.closed(statement).split("|")]
+        targets = [match[1] or match[2] for match in _REDIRECTED.finditer(statement) if match[1] or match[2]]
+        told: list[str] = []
+        for part in parts:
+            words = [shelltext.opened(word) for word in shelltext.closed(part).split()]
+            words = shelltext.unwrapped([word.strip("'\"") if place else word for place, word in enumerate(words)])
+            name = words[0].strip("'\"").rpartition("/")[2] if words else ""
+            given = [word for word in words[1:] if word[:1] != "-"]
+            if name in ("cd", "pushd", "popd"):
+                self._go(given[0] if given else "")
+            elif name in ("tee", "cp", "sponge", "install", "mv"):
+                targets += given[0 if name in ("tee", "sponge") else -1 :]
+            elif name == "dd":
+                targets += [word[3:] for word in words if word.startswith("of=")]
+            elif name in ("sed", "perl") and any(re.match(r"-\w*i", word) for word in words[1:]):
+                targets += given[-1:]
+            elif name not in commands.HARMLESS and len(given) > 1:
+                told += self._told(given)
+            runs_more = _RUN_MORE & {word.rpartition("/")[2] for word in part.split()[:6]}
+            orders = (self.about or self.speaks) and runs_more and re.search(r"-exec|-c\b|-i\b|-e\b|>", part)
+            if orders and (_QUOTED.search(part) or _ONLINE.search(part)):
+                targets.append(_ANY)
+        what = " ".join(statement.split())[:120]
+        value, says = _value(parts[0]), bool(_ONLINE.search(parts[0]))
+        for target in targets if value is not False else ():
+            path = _ANY if target is _ANY else self._memory(target, says=says)
+            if path is not None:
+                return Sign(1, what, sure=value is True and bool(says or _ABOUT.search(path)))
+        return Sign(1, what, sure=False) if told else None
+
+    def _go(self, folder: str) -> None:
+        to = next(iter(self._expanded(folder)), "")
+        self.cwd = to if to.startswith(("/", "$")) or not self.cwd else f"{self.cwd}/{to}"
+        if not to or to == "-":
+            self.cwd = ""
+
+    def _told(self, words: list[str]) -> list[str]:
+        """Return the file of memory's that a function or a program is told of, beside a word that onlines."""
+        if not any(word.startswith("online") and in_value(word) for word in words):
+            on = any(in_value(word) for word in words)
+            words = [word for word in words if on and re.search(r"(online|auto_online_blocks)$", word)]
+        files = (word for word in words if re.search(r"/(state|online)$|auto_online_blocks$", word))
+        return [word for word in files if self._memory(word, says=False) is not None]
+
+    def _memory(self, target: str, *, says: bool) -> str | None:
+        """Return a file as which a target is memory's; `says`: the word `online` is written to it."""
+        text = _QUOTES.sub("", target)
+        if not text or text.startswith("&"):
+            return None
+        return next((path for path in self._expanded(text) if self._reaches(path, says=says)), None)
+
+    def _reaches(self, path: str, *, says: bool) -> bool:
+        """Return whether a path, with what its variables come from, may be memory's."""
+        head = shelltext.VARIABLE.match(path)
+        if head is None and self.cwd and not path.startswith("/"):
+            path = f"{self.cwd}/{path}"
+        if not _may_be(path, relative=self.about or self.speaks):
+            return False
+        plain = bool(re.search(r"(state|online|auto_online_blocks)$", path))
+        if head is None:
+            return is_about_memory(path) or self.speaks or (self.about and (plain or says))
+        made = head[0].startswith(("$(", "`"))
+        if made:
+            if is_about_memory(head[0]) or "system/memory" in head[0]:
+                return True
+            # A file that is made for it, and what other folders than memory's are searched for.
+            if "mktemp" in head[0] or re.search(r"\s/(?!dev/null|usr/s?bin/|s?bin/|proc/self|sys(?:/\s|$))\w", head[0]):
+                return False
+        if self.about:
+            return plain or says
+        # What nobody sets here is another's business, such as the file of a report.
+        given = made or bool(re.fullmatch(r"\$\{?(\d|[@*]).*|\$\{?_\}?", path))
+        return self.speaks and (plain or (says and given))
+
+    def _expanded(self, text: str) -> list[str]:
+        """Return a word with its variables as what they come from."""
+        found = [text]
+        for _ in range(3):
+            more = [each for path in found for each in self._once(path)]
+            if more == found:
+                break
+            found = list(dict.fromkeys(more))[:_EXPANSIONS]
+        return found
+
+    def _once(self, text: str) -> list[str]:
+        match = _NAME.search(text)
+        if match is None or (match[1] or match[2]) not in self._origins:
+            return [text]
+        found = []
+        for origin in self._origins[match[1] or match[2]]:
+            words = [origin] if origin.startswith(("$(", "`")) else _first(origin.split()) or [""]
+            found += [f"{text[: match.start()]}{_QUOTES.sub('', word)}{text[match.end() :]}" for word in words]
+        return found[:_EXPANSIONS]
+
+
+_QUOTES = re.compile(r"[\"']")
+_NAME = re.compile(r"\$(?:\{!?([A-Za-z_]\w*)[^}]*\}|([A-Za-z_]\w*))")
 
 
 def _value(command: str) -> bool | None:
     """Return whether what the first part of a pipeline puts out onlines memory; None if that is not known."""
     words = shelltext.words_of(_REDIRECTED.sub(" ", command))
-    while words and (
-        words[0] in shelltext.OPENING
-        or words[0].rpartition("/")[2] in shelltext.WRAPPERS
-        or words[0] in ("-c", "-n", "-e")
-    ):
-        words = words[1:]
-    if words and words[0].rpartition("/")[2] in shelltext.SHELLS:  # sh -c 'echo online > …'
-        words = [word for word in words[1:] if word[:1] != "-"]
+    words = shelltext.unwrapped(words)
     if not words or words[0].rpartition("/")[2] not in ("echo", "printf"):
         return None
     words = [word for word in words[1:] if word not in ("-n", "-e", "-en", "-ne", "--", "%s", "%s\\n")]
@@ -241,7 +352,9 @@ def _elsewhere(statement: str, *, about: bool, speaks: bool) -> Sign | None:
     """Return a shell's command inside a line of another language."""
     if not _ABOUT.search(statement) or ">" not in statement:
         return None
-    return _in_statement(re.sub(r"^.*?(?=echo|printf)", "", statement), about=about, speaks=speaks)
+    return _Shell([re.sub(r"^.*?(?=echo|printf)", "", statement)], about=about, speaks=speaks).sign(
+        re.sub(r"^.*?(?=echo|printf)", "", statement)
+    )
 
 
 def _in_language(lines: list[str]) -> list[Sign]:

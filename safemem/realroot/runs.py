@@ -7,62 +7,24 @@ or because it is a script and was read. For other devices it counts by what is w
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
-from safemem.realroot import onlining, programs, shelltext, udevreach, units
+from safemem.realroot import commands, onlining, programs, shelltext, udevreach, units
 
-#: Programs that online nothing, whatever they are told; distributions reload kdump's kernel for each block.
-_HARMLESS = frozenset(
-    [
-        "[",
-        "basename",
-        "cat",
-        "cut",
-        "date",
-        "dirname",
-        "echo",
-        "exit",
-        "false",
-        "grep",
-        "head",
-        "hostname",
-        "kdump-config",
-        "kdump-udev-throttler",
-        "kdumpctl",
-        "logger",
-        "ls",
-        "lsmem",
-        "mkdir",
-        "printf",
-        "readlink",
-        "seq",
-        "sleep",
-        "sort",
-        "systemd-detect-virt",
-        "stat",
-        "tail",
-        "test",
-        "systemd-cat",
-        "systemd-notify",
-        "touch",
-        "true",
-        "tr",
-        "udevadm",
-        "uname",
-        "wall",
-        "wc",
-    ]
-)
-_SHELLS = ("sh", "bash", "dash")
 _REDIRECTION = re.compile(r"\d?>+\|?\s*(&\d|[^\s;|&]*)")
 #: Where a shell may write: not to the kernel, and not to what is not known.
-_PLAIN_FILE = re.compile(r"&\d|/dev/(null|kmsg|console)|/(?!sys/|proc/|dev/)(?!\S*\.\.)[\w./-]+")
+_PLAIN_FILE = re.compile(
+    r"&\d|/dev/(null|kmsg|console)|/(?!sys/|proc/|dev/)(?!\S*\.\.)[\w.-]+/(?:[\w./-]|\$env\{\w+\}|%[kn])+|/[\w.-]+"
+)
 #: Programs of which `safemem.realroot.onlining` has said what these words make them do.
 _JUDGED = ("chmem", "daxctl")
 #: Units that a distribution reloads for each block, and that online nothing.
-_UNITS = ("kdump.service", "kdump-tools.service")
-_STARTS = re.compile(r"systemctl\s+(?:-\S+\s+)*(?:start|restart|try-restart|reload-or-restart|isolate)\s+([^;|&'\"]+)")
+_UNITS = ("kdump.service", "kdump-tools.service", "kdump-early.service")
+_STARTS = re.compile(
+    r"systemctl\s+(?:-\S+\s+)*(?:start|restart|try-restart|reload-or-restart|isolate|enable\s+--now)\s+([^;|&'\"\n]+)"
+)
 _SUBSTITUTED = re.compile(r"\$\(([^()`]*)\)|`([^`]*)`")
 #: What in a command for a device that may be memory's speaks of onlining.
 _SPEAKS = re.compile(r"/(online|state)\b|\bonlin|memory", re.IGNORECASE)
@@ -87,9 +49,10 @@ _BUILT_IN = frozenset(
     ]
 )
 _FOLDERS = (*programs.UDEV_FOLDERS, "usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
-#: Distributions' own programs, which scripts start by the dozen: what of them onlines memory is known by name.
-_SYSTEM = re.compile(r"/?(usr/)?s?bin/[^/]+")
 _DEPTH = 3
+_FUNCTION = re.compile(r"(?m)^\s*(?:function\s+)?([\w.-]+)\s*\(\)|^\s*function\s+([\w.-]+)")
+#: What a piece of a shell's text may begin with that is a command.
+_COMMAND = re.compile(r"[$\"'{}\w./-]*[\w/}][\"']?")
 
 
 class Verdict(NamedTuple):
@@ -99,45 +62,82 @@ class Verdict(NamedTuple):
     why: str = ""
 
 
-def judge(root: str | None, command: str, reached: int, depth: int = 1) -> Verdict | None:
+class Reader(programs.Scripts):
+    """What is read of the programs and units below a root, each once."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.judged: dict[tuple[str, int, bool, int], Verdict | None] = {}
+        self._commands: dict[str, list[list[str]]] = {}
+
+    def commands(self, program: programs.Found) -> list[list[str]]:
+        """Return the commands of a script but for its own functions, each once."""
+        if program.path not in self._commands:
+            own = {name for names in _FUNCTION.findall(program.text) for name in names if name}
+            every = (shelltext.unwrapped(words) for words in shelltext.commands_of(program.text))
+            found = {" ".join(words): words for words in every if words and words[0] not in own}
+            self._commands[program.path] = [words for words in found.values() if _COMMAND.fullmatch(words[0])]
+        return self._commands[program.path]
+
+    @functools.cached_property
+    def units(self) -> dict[str, list[str]]:
+        """The names in each folder of units."""
+        return units.names(self.root)
+
+
+def units_started(text: str) -> list[str]:
+    """Return the units that a command or a script has systemd start."""
+    names = [name.strip("'\"") for match in _STARTS.finditer(text) for name in match[1].split() if name[:1] != "-"]
+    return [name if "." in name else f"{name}.service" for name in names if name]
+
+
+def judge(reader: Reader | None, command: str, reached: int, depth: int = 1, cwd: str = "") -> Verdict | None:
     """Return whether a command that a rule runs may online memory; `reached`: how far the rule is for memory's devices."""
     command = command.replace("$$", "$")
     about = reached > udevreach.NEVER
     found = None
-    if root is None:
+    if reader is None:
         sign = onlining.in_script(command, about=about)
         found = Verdict(sign.sure) if sign else None
-    elif does := programs.onlines(root, command, about=about, folders=_FOLDERS, harmless=_HARMLESS):
+    elif does := programs.onlines(reader, command, about=about, folders=_FOLDERS, harmless=commands.HARMLESS, cwd=cwd):
         found = Verdict(does.sure, f"{does.where}: {does.what}" if does.where else "")
     if (found is None or not found.sure) and depth <= _DEPTH:
-        units_started = [name for match in _STARTS.finditer(command) for name in match[1].split() if name[:1] != "-"]
-        verdicts = [judge_unit(root, name, reached, depth + 1) for name in units_started]
+        verdicts = [judge_unit(reader, name, reached, depth + 1) for name in units_started(command)]
         found = next((each for each in verdicts if each and each.sure), found or next(filter(None, verdicts), None))
     if found is not None and found.sure:
         return found
     speaks = reached == udevreach.ALONE or (about and bool(_SPEAKS.search(command)))
-    if speaks and found is None and (unknown := _unknown(root, command)) is not None:
+    if speaks and found is None and (unknown := _unknown(reader, command)) is not None:
         return Verdict(sure=False, why=unknown)
     return found
 
 
-def judge_unit(root: str | None, name: str, reached: int, depth: int = 1) -> Verdict | None:
-    """Return whether a unit that a rule wants may online memory."""
-    alone = reached == udevreach.ALONE
+def judge_unit(
+    reader: Reader | None, name: str, reached: int, depth: int = 1, *, named: bool = False
+) -> Verdict | None:
+    """Return whether a unit that a rule wants may online memory; `named`: it may by its name, where it is not there."""
+    missing = named or reached == udevreach.ALONE
     name = name if "." in name else f"{name}.service"
     if name in _UNITS:
         return None
-    if root is None:
-        return Verdict(sure=False) if alone else None
-    there = units.names(root)
-    unit = units.read(root, name, there)
-    if unit is None and units.is_masked(root, name, there):
+    if reader is None:
+        return Verdict(sure=False) if missing else None
+    key = (name, reached, missing, depth)
+    if key not in reader.judged:
+        reader.judged[key] = None  # one that starts itself ends
+        reader.judged[key] = _of_unit(reader, name, reached, depth, missing=missing)
+    return reader.judged[key]
+
+
+def _of_unit(reader: Reader, name: str, reached: int, depth: int, *, missing: bool) -> Verdict | None:
+    unit = units.read(reader.root, name, reader.units)
+    if unit is None and units.is_masked(reader.root, name, reader.units):
         return None
     if unit is None:
-        return Verdict(sure=False, why=f"there is no {name} here, so what it does is not known") if alone else None
+        return Verdict(sure=False, why=f"there is no {name} here, so what it does is not known") if missing else None
     verdicts = []
     for command in unit.commands:
-        verdict = judge(root, command.text, reached, depth)
+        verdict = judge(reader, command.text, reached, depth, command.cwd)
         if verdict is not None:
             verdicts.append(
                 Verdict(verdict.sure, f"{command.file}:{command.line}" + (f": {verdict.why}" if verdict.why else ""))
@@ -145,11 +145,11 @@ def judge_unit(root: str | None, name: str, reached: int, depth: int = 1) -> Ver
     return next((each for each in verdicts if each.sure), verdicts[0] if verdicts else None)
 
 
-def _unknown(root: str | None, command: str) -> str | None:
+def _unknown(reader: Reader | None, command: str) -> str | None:
     """Return why it is not known what a command does; None if it is known, and harmless."""
     words = command.split(None, 2)
-    if len(words) < 3 or words[0].rpartition("/")[2] not in _SHELLS or words[1] != "-c":
-        return _of_program(root, command.split()) if words else None
+    if len(words) < 3 or words[0].rpartition("/")[2] not in shelltext.SHELLS or words[1] != "-c":
+        return _of_program(reader, command.split()) if words else None
     script = words[2].strip().strip("'\"")
     # What a substitution runs is run as well; its text is one word.
     inner = [match[1] or match[2] for match in _SUBSTITUTED.finditer(script)]
@@ -161,36 +161,38 @@ def _unknown(root: str | None, command: str) -> str | None:
         ):
             return "what a shell does with it is not known"
     pieces = [piece for text in (script, *inner) for piece in re.split(r"[;|&{}\n]+", _REDIRECTION.sub(" ", text))]
-    return next((why for piece in pieces if (why := _of_program(root, piece.split())) is not None), None)
+    return next((why for piece in pieces if (why := _of_program(reader, piece.split())) is not None), None)
 
 
-def _of_program(root: str | None, words: list[str], depth: int = 1) -> str | None:
-    while words and words[0] in ("if", "then", "else", "do", "!", "while", "fi", "done"):
-        words = words[1:]
+def _of_program(reader: Reader | None, words: list[str], seen: tuple[str, ...] = ()) -> str | None:
+    """Return why it is not known what one command does: for a script, why it is not of one that it starts."""
+    told, words = words, shelltext.unwrapped(words)
     if not words:
         return None
-    program = words[0].rpartition("/")[2]
-    if program in _HARMLESS or program in _BUILT_IN or program in _JUDGED:
+    if words[0].rpartition("/")[2] == "find" and (at := {"-exec", "-execdir", "-ok"} & {*words}):
+        return _of_program(reader, words[words.index(at.pop()) + 1 :], seen)
+    name = words[0].strip("'\"")
+    program = name.rpartition("/")[2]
+    if program in commands.HARMLESS or program in _BUILT_IN or program in _JUDGED or told[0].startswith("socket:"):
         return None
-    if program == "systemctl" and root is not None and _STARTS.search(" ".join(words)):
+    if seen and program in commands.WRITERS:
+        return None
+    if program == "systemctl" and reader is not None and _STARTS.search(" ".join(words)):
         return None  # the unit was looked into
-    if program == "systemctl" and ("is-active" in words or words[-1] in ("kdump.service", "kdump")):
+    if program == "systemctl" and (
+        {"is-active", "is-enabled", "show", "status"} & {*words} or words[-1] in ("kdump.service", "kdump")
+    ):
         return None
-    if program == "systemd-run" and words[-1].rpartition("/")[2] in _HARMLESS:
-        return None
-    if root is None:
+    if reader is None:
         return ""
-    found = programs.find(root, words[0], _FOLDERS)
+    found = reader.find(name, _FOLDERS)
     if found.kind == programs.MISSING:
-        return f"there is no {words[0]} here, so what it does is not known"
-    if found.kind == programs.BINARY:
+        return f"there is no {name} here, so what it does is not known"
+    if found.kind == programs.BINARY or not onlining.is_shell(found.text):
         return f"{found.path} is no script that can be read, so what it does is not known"
-    if depth < _DEPTH:
-        for name in shelltext.started(found.text):
-            if (
-                "/" in name
-                and not _SYSTEM.fullmatch(name)
-                and (why := _of_program(root, [name], depth + 1)) is not None
-            ):
-                return why
-    return None
+    if found.path in seen:
+        return None
+    if len(seen) == _DEPTH:
+        return f"what {found.path} starts is not known"
+    every = (_of_program(reader, command, (*seen, found.path)) for command in reader.commands(found))
+    return next((why for why in every if why is not None), None)

@@ -54,16 +54,18 @@ def parse(text: str) -> list[Rule]:
             continue
         # A line that goes on loses its backslash, and what follows the blanks before it: `on\` and `  line` are one word.
         # What has been put together is looked at for the next one, so two backslashes before an empty line go on.
-        while line.endswith("\\"):
-            line = line[:-1]
+        parts = [line]
+        while parts and parts[-1].endswith("\\"):
             if at == len(lines):
+                parts[-1] = parts[-1][:-1]
                 break
             follow, at = lines[at].lstrip(_SPACE), at + 1
             if follow.startswith("#"):  # a comment inside a continued rule is skipped, as udev does
-                line += "\\"
                 continue
-            line += follow
-        items, rest = _items(line)
+            parts[-1:] = [parts[-1][:-1], follow]
+            while parts and not parts[-1]:
+                parts.pop()
+        items, rest = _items("".join(parts))
         if items or rest:
             rules.append(Rule(start + 1, items, rest))
     return rules

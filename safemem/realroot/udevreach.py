@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from safemem.realroot.udevrules import Item, Rule
+    from safemem.realroot.udevparse import Item, Rule
 
 #: How far a rule is for a kind of device: not at all, for it among others, for nothing else.
 NEVER, AMONG, ALONE = range(3)
@@ -53,10 +53,8 @@ def _reached(rules: Sequence[Rule], kind: Kind, marks: frozenset[tuple[str, str]
     found: list[bool] = []
     here, waiting = True, set[str]()
     labels = [{item.value for item in rule.items if item.key == "LABEL"} for rule in rules]
-    later: list[set[str]] = [set()]
-    for names in reversed(labels[1:]):
-        later.append(later[-1] | names)
-    for rule, names, follow in zip(rules, labels, reversed(later[: len(rules)]), strict=True):
+    last = {name: at for at, names in enumerate(labels) for name in names}
+    for at, (rule, names) in enumerate(zip(rules, labels, strict=True)):
         if names & waiting:
             here = True
             waiting -= names
@@ -64,7 +62,7 @@ def _reached(rules: Sequence[Rule], kind: Kind, marks: frozenset[tuple[str, str]
         may = here and None not in fits
         found.append(may)
         target = next((item.value for item in rule.items if item.key == "GOTO" and item.operator == "="), None)
-        if may and target in follow:
+        if may and target is not None and last.get(target, -1) > at:
             waiting.add(target)
             # udev drops a line that it cannot read, and the jump with it.
             here = not (all(fits) and not rule.rest and all(_is_plain(item) for item in rule.items))

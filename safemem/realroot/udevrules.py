@@ -31,8 +31,10 @@ KNOWN = ("40-redhat.rules", "40-vm-hotadd.rules", "80-hotplug-cpu-mem.rules", "9
 
 #: A line that cannot be read and speaks of these may online memory in an udev that can read it.
 _HINTS = re.compile(r"state|online|memory|chmem|daxctl")
-#: Units whose names say what they do, and what makes up a name.
+#: Names that count where nobody can read the unit, and a rule may be for memory's devices; what makes up a name.
 _UNIT = re.compile(r"dax|memory|onlin", re.IGNORECASE)
+#: ndctl's unit, which turns a dax device into memory: known, read or not.
+_NDCTL = "daxdev-reconfigure@"
 _MADE_UP = re.compile(r"%c|\$result|%E|\$env", re.IGNORECASE)
 _TEMPLATE = re.compile(r"--template[= ]\s*(\S+)")
 _WANTS = ("SYSTEMD_WANTS", "SYSTEMD_USER_WANTS")
@@ -63,17 +65,18 @@ class Found(NamedTuple):
     other: bool = False  #: the rule is for other devices than memory's; what is known of it stands in a script
 
 
-def onliners(rules: list[Rule], root: str | None = None) -> list[Found]:
+def onliners(rules: list[Rule], root: str | None = None, reader: runs.Reader | None = None) -> list[Found]:
     """Return the rules of one file that online memory, each with what in it does.
 
-    `root`: where the programs and units are that they name; None: nowhere, so none of them is known.
+    `root`: where the programs and units are that they name, or a `reader` of it; None: nowhere, so none of them is known.
     """
     memory, dax = (udevreach.reach(rules, kind) for kind in (udevreach.MEMORY, udevreach.DAX))
-    file = _File(root, rules)
+    file = _File(reader or (None if root is None else runs.Reader(root)), rules)
     found = []
     for rule, *reached in zip(rules, memory, dax, strict=True):
-        if rule.rest and _HINTS.search(rule.rest):
-            found.append(Found(rule, f"cannot be read from `{rule.rest[:40]}` on, so it may online memory"))
+        # udev drops such a line. One that can read it would go by what stands before as well.
+        if rule.rest and max(reached) > udevreach.NEVER and _HINTS.search(rule.rest):
+            found.append(Found(rule, f"cannot be read from `{rule.rest[:40]}` on, so it may online memory", sure=False))
         elif what := _written(rule, reached[0]):
             found.append(Found(rule, what))
         elif run := file.run(rule, max(reached)):
@@ -110,8 +113,8 @@ def _written(rule: Rule, reached: int) -> str | None:
 class _File:
     """One file of rules: what they run, with the values that they set before."""
 
-    def __init__(self, root: str | None, rules: list[Rule]) -> None:
-        self.root = root
+    def __init__(self, reader: runs.Reader | None, rules: list[Rule]) -> None:
+        self.reader = reader
         self.values: dict[str, list[str]] = {}
         self.templates: list[str] = []
         for item in (item for rule in rules for item in rule.items):
@@ -129,7 +132,7 @@ class _File:
             runs_it = runs_it or (item.key == "IMPORT" and item.attribute in ("", "program"))
             if runs_it and item.operator != "-=":
                 for command in self._filled(item.value):
-                    if verdict := runs.judge(self.root, command, reached):
+                    if verdict := runs.judge(self.reader, command, reached):
                         found.append(
                             Found(
                                 rule,
@@ -155,18 +158,21 @@ class _File:
         return commands[: _VALUES * 2]
 
     def _wants(self, value: str, reached: int) -> runs.Verdict | None:
-        """Return whether a unit that is started for a device onlines memory; ndctl's does for dax devices."""
-        if _UNIT.search(value):
-            return runs.Verdict(sure=True)
+        """Return whether a unit that is started for a device onlines memory: by what is in it, and where it is not there by its name."""
         known = value.split()
         if _MADE_UP.search(units.template(value) if " " not in value else value):
             known = self.templates if re.search(r"%c|\$result", value) else []
-            if any(map(_UNIT.search, known)) and reached > udevreach.NEVER:
-                return runs.Verdict(sure=True)
-        verdicts = [runs.judge_unit(self.root, name, reached) for name in known]
+        if reached > udevreach.NEVER and any(_NDCTL in name for name in (value, *known)):
+            return runs.Verdict(sure=True)
+        verdicts = [self._unit(name, reached) for name in known]
         if not known and reached == udevreach.ALONE:
             return runs.Verdict(sure=True, why="the name of the unit is made up when the rule runs")
         return next((each for each in verdicts if each and each.sure), next(filter(None, verdicts), None))
+
+    def _unit(self, name: str, reached: int) -> runs.Verdict | None:
+        # A name that says what a unit does counts for memory's devices, where there is nothing to read.
+        by_name = reached > udevreach.NEVER and bool(_UNIT.search(name))
+        return runs.judge_unit(self.reader, name, reached, named=by_name)
 
 
 def find(root: str, masked: frozenset[str] = frozenset(), *, every: bool = False) -> list[Onliner]:
@@ -175,7 +181,7 @@ def find(root: str, masked: frozenset[str] = frozenset(), *, every: bool = False
     `every`: also those that are for other devices and run a script that only may online memory. Whoever masks does not ask for
     them: without the rules of disks there may be no boot at all.
     """
-    found, seen = [], set()
+    found, seen, reader = [], set(), runs.Reader(root)
     for folder in FOLDERS:
         base = Path(root) / folder
         try:
@@ -197,7 +203,7 @@ def find(root: str, masked: frozenset[str] = frozenset(), *, every: bool = False
                 rules = read(root, f"{folder}/{name}")
                 if rules is None:
                     continue
-                onlining = onliners(rules, root)
+                onlining = onliners(rules, reader=reader)
             except (OSError, ValueError, RecursionError):
                 seen.add(name)
                 found.append(Onliner(f"{folder}/{name}", 1, "cannot be read, so it may online memory"))
@@ -225,13 +231,16 @@ def read(root: str, path: str) -> list[Rule] | None:
 
 
 def is_nowhere(root: str, path: str) -> bool:
-    """Return whether a file of rules is a link to nowhere, which is nobody's rule.
+    """Return whether a file of rules is a link to nowhere or a folder, which is nobody's rule: udev reads nothing there.
 
-    udev finds nothing behind it. systemd 252 and 257 then read no file of that name at all, 262 reads the one in a later
+    Of a link to nowhere, systemd 252 and 257 then read no file of that name at all, 262 reads the one in a later
     folder, and heeds a mask in /run before it (seen in all three): so that one counts, and the mask is enough.
     """
     full = os.path.join(root, path)
-    return os.path.islink(full) and os.readlink(full) != "/dev/null" and programs.resolve(root, path) is None
+    if os.path.islink(full) and os.readlink(full) == "/dev/null":
+        return False
+    where = programs.resolve(root, path)
+    return os.path.islink(full) if where is None else os.path.isdir(os.path.join(root, where))
 
 
 def _is_missing(root: str, folder: str) -> bool:

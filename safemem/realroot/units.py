@@ -25,7 +25,19 @@ FOLDERS = (
     "lib/systemd/system",
     "run/systemd/generator.late",
 )
-_COMMAND = re.compile(r"Exec(?:StartPre|StartPost|Start|Condition|Reload|StopPost|Stop)")
+#: Units that each user's own manager starts.
+USER_FOLDERS = (
+    "root/.config/systemd/user",
+    "etc/systemd/user",
+    "run/systemd/user",
+    "usr/local/lib/systemd/user",
+    "usr/lib/systemd/user",
+)
+_COMMAND = re.compile(r"Exec(?:StartPre|StartPost|Start|Condition|Reload|StopPre|StopPost|Stop)")
+#: Sections whose commands are run (systemd.service(5), systemd.socket(5)).
+_RUN = ("Service", "Socket")
+#: Where what a command puts out is written to a file (systemd.exec(5)).
+_TO_FILE = re.compile(r"(?:file|append|truncate):(/.*)")
 #: What may stand before a command (systemd.service(5)).
 _PREFIX = "-@:+!|"
 _QUOTED = re.compile(r"\"([^\"]*)\"|'([^']*)'|(\S+)")
@@ -38,6 +50,7 @@ class Command(NamedTuple):
     file: str
     line: int
     text: str
+    cwd: str = ""  #: the folder that it is run in
 
 
 class Unit(NamedTuple):
@@ -48,10 +61,10 @@ class Unit(NamedTuple):
     settings: tuple[tuple[str, str], ...]
 
 
-def names(root: str) -> dict[str, list[str]]:
+def names(root: str, folders: tuple[str, ...] = FOLDERS) -> dict[str, list[str]]:
     """Return the names of what is in each folder of units that is there."""
     found = {}
-    for folder in FOLDERS:
+    for folder in folders:
         # A folder that leads to one that was listed, as /lib does to /usr/lib, shows nothing new.
         try:
             found[folder] = sorted(os.listdir(os.path.join(root, folder)))
@@ -76,14 +89,23 @@ def read(root: str, name: str, there: dict[str, list[str]]) -> Unit | None:
     for path, text in parts:
         for line, section, key, value in lines(text):
             settings.append((key, value))
-            if section == "Service" and _COMMAND.fullmatch(key):
+            if section in _RUN and _COMMAND.fullmatch(key):
                 if not value:  # an empty one forgets those before
                     commands[key] = []
                 else:
                     commands.setdefault(key, []).append(Command(path, line, _plain(value)))
     values = _environment(root, settings)
     every = (command for each in commands.values() for command in each)
-    filled = (command._replace(text=shelltext.filled([command.text], values)[0]) for command in every)
+    last = dict(settings)
+    cwd = last.get("WorkingDirectory", "").lstrip("-").replace("~", "/root")
+    output = _TO_FILE.match(last.get("StandardOutput", ""))
+    tail = f" > {output[1]}" if output else ""
+    filled = (
+        command._replace(
+            text=shelltext.filled([command.text], values)[0] + tail, cwd=cwd if cwd.startswith("/") else ""
+        )
+        for command in every
+    )
     return Unit(name, tuple(filled), tuple(settings))
 
 
