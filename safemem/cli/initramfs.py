@@ -202,7 +202,7 @@ def check_image(context: click.Context, images: tuple[str, ...], kernel: str | N
         raise Unreadable(printable(f"{path}: {error}")) from None
     found = judged.inside
     beside = tuple(item for file in boots.files for item in uki.addons(file)) if data.startswith(b"MZ") else ()
-    good = found is not None and not check.wrong(found, wanted)
+    good = found is not None and not check.wrong(found, wanted) and not boots.undone
     if good and (untold := uki.untold(beside)):
         raise Unreadable(printable(f"{path}: {untold}"))
     if form == "json":
@@ -211,13 +211,14 @@ def check_image(context: click.Context, images: tuple[str, ...], kernel: str | N
                 {
                     "schema": 1, "kind": "initramfs", "exit_code": Code.DONE if good else Code.FAILURE, "image": path,
                     "files": [str(file) for file in boots.files], "entry": str(boots.entry or ""), "good": good,
-                    "profile": judged.profile, "inside": _inside(found), "addons": [str(item.path) for item in beside], "operator": {"file": policy.file, **wanted._asdict()},
+                    "profile": judged.profile, "inside": _inside(found), "addons": [str(item.path) for item in beside], "undone": boots.undone, "operator": {"file": policy.file, **wanted._asdict()},
                 },
                 indent=1,
             )
         )  # fmt: skip
     else:
-        click.echo("\n".join(clean(_text(path, judged, beside, wanted, policy.file))))
+        undone = [f"undone    by {boots.undone}"] if boots.undone else []
+        click.echo("\n".join(clean(_text(path, judged, beside, wanted, policy.file) + undone)))
     context.exit(Code.DONE if good else Code.FAILURE)
 
 

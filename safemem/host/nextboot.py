@@ -39,6 +39,8 @@ def _initrd(machine: Machine) -> Iterator[Finding]:
     else:
         if image.inside.fault:
             yield finding("initrd-not-first", f"{image.called}: {image.inside.fault}")
+        if image.undone:
+            yield finding("entry-undoes", f"{image.called}: {image.undone}")
         unproven = check.unproven(image.inside)
         if unproven:
             yield finding("initrd-unproven", f"{image.called}: {unproven}")

@@ -64,21 +64,29 @@ def unnamed(root: str, release: str) -> str:
 
 def elsewhere(root: str, image: Path | None) -> str:
     """Return which loader reads another file than the image that lies where the distribution puts it, or ""."""
-    if Path(root, PROXMOX).exists():
-        return (
-            f"proxmox-boot-tool has the boot loader read copies on an ESP, which are not found: mount the ESP that /{PROXMOX}"
-            " names at /boot/efi, and look again"
-        )
     for places, pattern in _OTHERS:
         for place in places:
             path = Path(root, place)
             names = _named(path, pattern)
+            if not names and image is None and path.name == "limine.conf" and path.exists():
+                return f"{path} is there, and what it boots is not looked at"
             if not names:
                 continue
             if image is None:
                 return f"{path} names {names[0]}, and for which kernel that is is not looked at"
             if not any(_same(_near(root, path, name), image) for name in names):
                 return f"{path} names {', '.join(names)}, which is not {image}"
+    return ""
+
+
+def proxmox(root: str) -> str:
+    """Return what to do where proxmox-boot-tool copies what boots to an ESP that is not found, or ""."""
+    with contextlib.suppress(OSError):
+        if Path(root, PROXMOX).read_bytes().strip():
+            return (
+                f"proxmox-boot-tool has the boot loader read copies on an ESP, which is not mounted: mount the ESP that"
+                f" /{PROXMOX} names at /boot/efi, and look again"
+            )
     return ""
 
 

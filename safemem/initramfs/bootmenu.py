@@ -63,14 +63,13 @@ def _open(boot: Boot) -> bool:
     return boot.state.how == "menu" or "\0" in _path(boot)
 
 
-def _partition(root: str, boot: Boot) -> Path | None:
-    """Return where the partition of the menu is mounted, if its paths begin there: Proxmox has a GRUB of its own on the ESP."""
-    place = os.path.relpath(boot.menu, root)
-    return boot.menu.parent.parent if place in ("boot/efi/grub/grub.cfg", "efi/grub/grub.cfg") else None
+def on_esp(root: str, menu: Menu) -> bool:
+    """Return whether a menu's paths begin on the ESP that it lies on: Proxmox has a GRUB of its own there."""
+    return os.path.relpath(menu.path, root) in ("boot/efi/grub/grub.cfg", "efi/grub/grub.cfg")
 
 
 def _locate(root: str, boot: Boot, path: str) -> Path:
-    own = _partition(root, boot)
+    own = boot.menu.parent.parent if on_esp(root, Menu(boot.menu)) else None
     near = own / grubfiles.bare(path).lstrip("/") if own and "\0" not in path else None
     return near if near and near.is_file() else grubfiles.locate(root, path)
 

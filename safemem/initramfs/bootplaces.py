@@ -43,6 +43,10 @@ def _chosen(root: str, release: str, here: list[Path], loader: BootLoader) -> Bo
         # GRUB has started it, and may start something else for another kernel.
         if loader.name != "GRUB" or not started.doubt or not (own or menus):
             return started
+    # Proxmox's ESP has a menu and images of its own; those below /boot are what they are copied from.
+    told = bootkept.proxmox(root) if loader.name in ("", "GRUB") and not own else ""
+    if told and not any(bootmenu.on_esp(root, menu) for menu in loader.menus):
+        return Boots(doubt=told)
     if own or menus:
         return one(([_by_entry(loader, own, release)] if own else []) + menus)
     lies = f"{here[0]} is there, but " if here else ""
@@ -53,8 +57,8 @@ def _chosen(root: str, release: str, here: list[Path], loader: BootLoader) -> Bo
         if loader.found:
             return Boots(doubt=f"{lies}no boot loader entry is of kernel {release}")
         if loader.name == "systemd-boot":
-            if Path(root, bootkept.PROXMOX).exists():
-                return Boots(doubt=f"systemd-boot runs here: {bootkept.elsewhere(root, None)}")
+            if told := bootkept.proxmox(root):
+                return Boots(doubt=f"systemd-boot runs here: {told}")
             return Boots(
                 doubt=f"{lies}systemd-boot runs here, and no entries of it are found: is its partition mounted?"
             )
@@ -84,13 +88,10 @@ def _by_place(root: str, release: str, here: list[Path], loader: BootLoader) -> 
     stub = None if loader.menus or loader.name == "GRUB" else loaders.by_stub(root, release)
     if stub:
         return stub
-    other = (
-        ""
-        if loader.name == "GRUB" and not Path(root, bootkept.PROXMOX).exists()
-        else bootkept.elsewhere(root, here[0] if here else None)
-    )
-    if other:
+    if not loader.grub and (other := bootkept.elsewhere(root, here[0] if here else None)):
         return Boots(doubt=other)
+    if not here and loader.name not in ("", "GRUB", "ZFSBootMenu"):
+        return Boots(doubt=f"{loader.name} is the boot loader here, and what it boots is not looked at")
     if here:
         return one([Boots((path,), aligned=loader.grub) for path in here])
     return Boots(doubt=bootkept.unnamed(root, release))

@@ -12,7 +12,7 @@ from safemem.boot import files
 from safemem.initramfs import bootoptions
 
 #: No boot that anybody means by `the next boot`: rescue images, dump kernels', fallbacks.
-_SPARE = re.compile(r"rescue|kdump|fallback|\.old", re.IGNORECASE)
+_SPARE = re.compile(r"rescue|kdump|fallback|\.old|^recovery-", re.IGNORECASE)
 
 
 class Boots(NamedTuple):
