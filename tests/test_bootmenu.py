@@ -48,17 +48,17 @@ function load_video {
   if [ x$feature_all_video_module = xy ]; then insmod all_video; else insmod vga; fi
 }
 """
-SEARCH = """	load_video
-	insmod gzio
-	if [ x$grub_platform = xxen ]; then insmod xzio; insmod lzopio; fi
-	insmod part_gpt # and the file system
-	set root='hd0,gpt2'
-	if [ x$feature_platform_search_hint = xy ]; then
-	  search --no-floppy --fs-uuid --set=root --hint-efi=hd0,gpt2  5afe-5afe
-	else
-	  search --no-floppy --fs-uuid --set=root 5afe-5afe
-	fi
-	echo	'Loading Linux ...'
+SEARCH = """  load_video
+  insmod gzio
+  if [ x$grub_platform = xxen ]; then insmod xzio; insmod lzopio; fi
+  insmod part_gpt # and the file system
+  set root='hd0,gpt2'
+  if [ x$feature_platform_search_hint = xy ]; then
+    search --no-floppy --fs-uuid --set=root --hint-efi=hd0,gpt2  5afe-5afe
+  else
+    search --no-floppy --fs-uuid --set=root 5afe-5afe
+  fi
+  echo  'Loading Linux ...'
 """
 
 
@@ -69,7 +69,9 @@ def kernel(release: str = REL) -> bytes:
 
 def uki(release: str = REL) -> bytes:
     """Return a unified kernel image."""
-    return pe([(".osrel", b"ID=x\n"), (".linux", kernel(release)), (".initrd", b"unified"), (".uname", release.encode())])
+    return pe(
+        [(".osrel", b"ID=x\n"), (".linux", kernel(release)), (".initrd", b"unified"), (".uname", release.encode())]
+    )
 
 
 def entry(title: str, *lines: str, more: str = "--class gnu-linux") -> str:
@@ -104,15 +106,15 @@ OTHERS = {f"boot/vmlinuz-{OLD}": kernel(OLD), f"boot/initrd.img-{OLD}": b"old"}
 RECOVERY = entry("Debian, recovery mode", f"linux\t/boot/vmlinuz-{REL} root=UUID=x ro single", PAIR[1])
 LVM = "if [ -f (lvm/vg-boot)/x ]; then set root='lvm/vg-boot'; fi"
 CLOUD = f"""menuentry 'Ubuntu' --class ubuntu $menuentry_id_option 'gnulinux-simple-5afe' {{
-	recordfail
-{SEARCH}	if [ "${{initrdfail}}" = 1 ]; then
-	  echo	'booting without an initrd failed'
-	  linux	/boot/vmlinuz-{REL} root=PARTUUID=x ro
-	  initrd	/boot/initrd.img-{REL}
-	else
-	  linux	/boot/vmlinuz-{REL} root=PARTUUID=x ro panic=-1
-	fi
-	initrdfail
+  recordfail
+{SEARCH}  if [ "${{initrdfail}}" = 1 ]; then
+    echo  'booting without an initrd failed'
+    linux  /boot/vmlinuz-{REL} root=PARTUUID=x ro
+    initrd  /boot/initrd.img-{REL}
+  else
+    linux  /boot/vmlinuz-{REL} root=PARTUUID=x ro panic=-1
+  fi
+  initrdfail
 }}
 """
 UKI = "boot/efi/EFI/Linux/x.efi"
@@ -139,7 +141,7 @@ ORDINARY = {
     "RHEL 7, a variable that nothing sets": Row({"boot/grub2/grub.cfg": entry("CentOS", f"linux16 /vmlinuz-{REL} $tuned_params", f"initrd16 /initramfs-{REL}.img $tuned_initrd").encode(), KERNEL: kernel(), f"boot/initramfs-{REL}.img": b"7"}, FED),
     "Xen": Row(grub(HEAD, PLAIN, entry("Xen", "if [ \"$grub_platform\" = pc ]; then xen_rm_opts=; else xen_rm_opts=no-real-mode; fi", "multiboot2 /boot/xen-4.17.gz placeholder ${xen_rm_opts}", f"module2 /boot/vmlinuz-{REL} placeholder root=x ro", f"module2 --nounzip /boot/initrd.img-{REL}", "module2 /boot/xenpolicy-4.17"))),
     "Xen alone": Row(grub(entry("Xen", "multiboot2 /boot/xen.gz", f"module2 /boot/vmlinuz-{REL} placeholder", f"module2 --nounzip /boot/initrd.img-{REL}"))),
-    "Azure Linux": Row(grub(f"set bootprefix=/boot\nload_env -f $bootprefix/mariner.cfg\nmenuentry 'Azure' {{\n\tlinux $bootprefix/$mariner_linux root=x\n\tif [ -f $bootprefix/$mariner_initrd ]; then\n\t\tinitrd $bootprefix/$mariner_initrd\n\tfi\n}}\n", place="boot/grub2/grub.cfg") | {"boot/mariner.cfg": f"mariner_linux=vmlinuz-{REL}\nmariner_initrd=initrd.img-{REL}\n".encode()}),
+    "Azure Linux": Row(grub("set bootprefix=/boot\nload_env -f $bootprefix/mariner.cfg\nmenuentry 'Azure' {\n\tlinux $bootprefix/$mariner_linux root=x\n\tif [ -f $bootprefix/$mariner_initrd ]; then\n\t\tinitrd $bootprefix/$mariner_initrd\n\tfi\n}\n", place="boot/grub2/grub.cfg") | {"boot/mariner.cfg": f"mariner_linux=vmlinuz-{REL}\nmariner_initrd=initrd.img-{REL}\n".encode()}),
     "Gentoo": Row({"boot/grub/grub.cfg": entry("Gentoo", f"linux /vmlinuz-{REL} root=x", f"initrd /initramfs-genkernel-x86_64-{REL}").encode(), KERNEL: kernel(), f"boot/initramfs-genkernel-x86_64-{REL}": b"g"}, (f"boot/initramfs-genkernel-x86_64-{REL}",)),
     "Alpine": Row({"boot/grub/grub.cfg": entry("Alpine", "linux /vmlinuz-lts", "initrd /initramfs-lts").encode(), "boot/vmlinuz-lts": kernel(), "boot/initramfs-lts": b"a"}, ("boot/initramfs-lts",)),
     "NixOS": Row({"boot/grub/grub.cfg": b'menuentry "NixOS" {\nsearch --set=drive1 --fs-uuid X\n  linux ($drive1)//kernels/k-bzImage init=/nix/store/x/init\n  initrd ($drive1)//kernels/i-initrd\n}\n', "boot/kernels/k-bzImage": kernel(), "boot/kernels/i-initrd": b"n"}, ("boot/kernels/i-initrd",)),
@@ -182,6 +184,10 @@ ROWS = {
     "all on one line": Row({**grub(f"menuentry 'x' {{ linux /boot/vmlinuz-{REL}; initrd /boot/m.img;}}\n"), "boot/m.img": b"m"}, ("boot/m.img",)),
     "a menu that is sourced": Row({**grub(HEAD, PLAIN, "if [ -f ${config_directory}/custom.cfg ]; then\n source ${config_directory}/custom.cfg\nfi\n"), "boot/o.img": b"o", "boot/grub/custom.cfg": f"set default=mine\nmenuentry mine --id mine {{\n linux /boot/vmlinuz-{REL}\n initrd /boot/o.img\n}}\n".encode()}, ("boot/o.img",)),
     "what only a loop knows": Row(grub("for k in /boot/vmlinuz-*; do\n menuentry \"$k\" {\n  linux $k\n  initrd /boot/x\n }\ndone\n"), (), "names its kernel by a variable"),
+    "booted before its initrd": Row(grub(entry("x", PAIR[0], "boot", PAIR[1])), (), "without an initrd"),
+    "a script in a word": Row({**grub(entry("x", f"eval 'linux /boot/vmlinuz-{REL}; initrd /boot/e'")), "boot/e": b"e"}, ("boot/e",)),
+    "a script in a word that only GRUB knows": Row(grub("set default=0\n", entry("x", "eval $1"), PLAIN), (), "is taken next and leads to what is not read"),
+    "which one is taken hangs on a variable": Row({**grub("if [ $a = b ]; then set default=1; fi\n", PLAIN, entry("y", PAIR[0], "initrd /e")), "boot/e": b"e"}, (), "are not the same, and nothing says which boots"),
     "a loop beside": Row(grub(HEAD, PLAIN, "for k in /mnt/*; do\n menuentry \"$k\" {\n  linux $k\n }\ndone\n")),
     "another menu is taken next": Row(grub(HEAD, entry("x", "configfile /other/grub.cfg"), PLAIN), (), "is taken next and leads to what is not read"),
     "an archive of GRUB's own": Row(grub(entry("x", PAIR[0], PAIR[1] + " newc:init:/boot/x")), (), "names newc:init:/boot/x"),
@@ -256,17 +262,30 @@ def test_a_copy_is_known_by_its_bytes(tmp_path: Path) -> None:
 
 def test_links(tmp_path: Path) -> None:
     """An image is read through a link and made where it leads, unless that is another kernel's."""
-    make(tmp_path, {**grub(entry("x", PAIR[0], "initrd /boot/initrd.img")), f"boot/initrd.img-{OLD}": b"old"})
+    make(
+        tmp_path,
+        {
+            **grub(entry("x", PAIR[0], "initrd /boot/initrd.img")),
+            f"boot/initrd.img-{OLD}": b"old",
+            f"lib/modules/{OLD}/x": b"",
+        },
+    )
     (tmp_path / "boot/initrd.img").symlink_to(f"initrd.img-{REL}")
     assert bootplaces.find(str(tmp_path), REL).read() == b"safe"
     assert target.target(str(tmp_path), REL).path == tmp_path / IMAGE
     (tmp_path / "boot/initrd.img").unlink()
+    (tmp_path / "initrd.img").symlink_to(f"/boot/initrd.img-{REL}")  # below another root it leads elsewhere
+    (tmp_path / "boot/grub/grub.cfg").write_text(entry("x", PAIR[0], "initrd /initrd.img"))
+    assert bootplaces.find(str(tmp_path), REL).files == (tmp_path / IMAGE,)
+    (tmp_path / "boot/grub/grub.cfg").write_text(entry("x", PAIR[0], "initrd /boot/initrd.img"))
     (tmp_path / "boot/initrd.img").symlink_to(f"/boot/initrd.img-{OLD}")
-    with pytest.raises(target.Unplaced, match=f"is a link to initrd.img-{OLD}, the image of another kernel"):
+    with pytest.raises(target.Unplaced, match=f"boots with initrd.img-{OLD}, the image of kernel {OLD}"):
         target.target(str(tmp_path), REL)
 
 
-@pytest.mark.parametrize("place", ["boot/loader/entries/dead.conf", "boot/efi/EFI/Linux/dead.efi", "boot/grub/grub.cfg"])
+@pytest.mark.parametrize(
+    "place", ["boot/loader/entries/dead.conf", "boot/efi/EFI/Linux/dead.efi", "boot/grub/grub.cfg"]
+)
 def test_links_to_nothing(tmp_path: Path, place: str) -> None:
     """They are no entry and no menu."""
     make(tmp_path, {**FEDORA, "boot/grub2/grub.cfg": BLSCFG.encode()})

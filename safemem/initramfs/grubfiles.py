@@ -31,11 +31,22 @@ def locate(root: str, path: str) -> Path:
             break
         if first and parts[first] != "boot" and not parts[first - 1].endswith("@"):
             continue
-        there = (Path(root, *parts[first:]), Path(root, "boot", *parts[first:]))
-        for file in reversed(there) if own else there:
-            if os.path.isfile(file):
-                return file
+        both = (Path(root, *parts[first:]), Path(root, "boot", *parts[first:]))
+        for file in reversed(both) if own else both:
+            for there in (file, final(root, file)):
+                if os.path.isfile(there):
+                    return there
     return found
+
+
+def final(root: str, path: Path) -> Path:
+    """Return what a link leads to, below the root; of what is no link, itself."""
+    for _ in range(8):
+        if not path.is_symlink():
+            break
+        goal = os.readlink(path)
+        path = Path(root, goal.lstrip("/")) if goal.startswith("/") else Path(os.path.normpath(path.parent / goal))
+    return path
 
 
 def environment(root: str) -> dict[str, str]:

@@ -34,6 +34,7 @@ class State(NamedTuple):
     kernel: str = ""
     options: str = ""
     initrds: tuple[str, ...] = ()
+    gone: bool = False  #: whether it has been booted: what comes behind that is not reached
     how: str = "linux"  #: or `xen`, `chain` for what is started as a program, `menu` for another menu
 
 
@@ -117,6 +118,11 @@ class Run:
         """Return whether a condition holds: that a file is there, which it may be elsewhere too if it is not here."""
         words = [self._fields((word,)) for word in asked[-1].words] if len(asked) == 1 else []
         flat = [field for fields in words for field in fields]
+        if flat[:1] in (["["], ["test"]) and len(asked[-1].words) in (2, 3):
+            # GRUB keeps these from boot to boot, and they alone say which entry is next; of others both ways are taken.
+            names = [piece.text for piece in asked[-1].words[1] if piece.variable or piece.text]
+            if len(names) == 1 and names[0] in _KEPT:
+                return bool(self.value(names[0]))
         if flat[:1] in (["["], ["test"]) and flat[1:2] in (["-f"], ["-e"], ["-s"]) and len(flat) > 2:
             return (
                 True
@@ -147,6 +153,11 @@ class Run:
             self.entries = True
         elif name == "blsuki" or (name == "uki" and not free):
             self.unified = True
+        elif name == "eval":
+            text = " ".join(fields)
+            if "\0" in text:
+                return [State("\0", how="menu")] if depth else states
+            return self._call(grubscript.parse(text), states, sure=sure, depth=depth)
         elif name == "load_env":
             self._load(fields, sure=sure)
         else:
@@ -199,7 +210,7 @@ class Run:
                 self._set(key, " ".join(value), sure=sure)
         if name == "unset" and fields:
             self._set(fields[0], "", sure=sure)
-        if name in ("read", "getenv", "eval"):
+        if name in ("read", "getenv"):
             for field in fields:
                 self._set(field, None, sure=sure)
         if name.startswith("search.") and len(fields) > 1:
@@ -227,9 +238,9 @@ class Run:
 
     def taken(self) -> Item | None:
         """Return the entry that boots next if nobody chooses another; None if that cannot be told."""
-        values = self.values.get("default", frozenset({None})) - {""}
+        values = frozenset("0" if value == "" else value for value in self.values.get("default", {None}))
         once = self._kept.get("next_entry", "")
-        wanted = once if once in values and once else next(iter(values), "0") if len(values) < 2 else None
+        wanted = once if once in values and once else next(iter(values)) if len(values) == 1 else None
         if wanted is None or self.entries or self.unified:
             return None
         items = self.items
@@ -247,6 +258,8 @@ class Run:
 
 def _loaded(name: str, words: list[str], state: State) -> State:
     """Return what is loaded once one command has run."""
+    if state.gone or name == "boot":
+        return state._replace(gone=bool(state.kernel))
     first, rest = words[0] if words else "", words[1:]
     if name in _LINUX:
         return State(first or "\0", " ".join(rest))

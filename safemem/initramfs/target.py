@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot.model import Refused
-from safemem.initramfs import bootentry, bootplaces
+from safemem.initramfs import bootentry, bootplaces, grubfiles
 from safemem.initramfs.bootloader import PARTITIONS
 from safemem.initramfs.bootplaces import Boots
 
@@ -19,6 +19,7 @@ from safemem.initramfs.bootplaces import Boots
 _EARLY = re.compile(r"ucode|microcode|(?:^|-)uc\.img$", re.IGNORECASE)
 #: sdbootutil calls an image by the sum of its bytes.
 _RELEASED = re.compile(r"^init(?:rd\.img-|ramfs-|rd-)([0-9].*?)(?:\.img)?$")
+_KERNELS = ("lib/modules", "usr/lib/modules")
 _SUMMED = re.compile(r"^initrd-[0-9a-f]{40,64}$")
 #: The archive that the plug-in of kernel-install adds, and the file by which an operator asks for that.
 APPENDED, ASKED = "initrd_zz-safemem.img", "etc/safemem/append-initrd"
@@ -85,26 +86,18 @@ def target(root: str, kernel: str) -> Target:
             f"{boots.entry or 'the menu of GRUB'} names {len(made)} initrds ({boots}): which of them is made here cannot be told: make"
             f" it by the command that has made it, then look by `safemem initramfs check --kernel {kernel}`"
         )
-    path = _final(root, made[0])
+    # In the place of a link an image would be one of two.
+    path = grubfiles.final(root, made[0])
     other = _RELEASED.match(path.name)
-    if path != made[0] and other and other[1] != kernel:
+    if other and other[1] != kernel and any(Path(root, place, other[1]).exists() for place in _KERNELS):
         raise Unplaced(
-            f"{made[0]} is a link to {path.name}, the image of another kernel: `update-grub` names one of {kernel}"
+            f"kernel {kernel} boots with {path.name}, the image of kernel {other[1]}, which would not boot any more: have"
+            f" `update-grub` name one of {kernel}"
         )
     # kernel-install keeps the name of what it copies; kernelstub does not, and leaves the same bytes.
     copies = tuple(file for file in boots.copies if file.name == path.name or _same(file, path))
     files = tuple(path if file == made[0] else file for file in boots.files)
     return Target(path, boots._replace(files=files), tuple(file for file in copies if file != path))
-
-
-def _final(root: str, path: Path) -> Path:
-    """Return what a link leads to, below the root: in the place of the link itself an image would be one of two."""
-    for _ in range(8):
-        if not path.is_symlink():
-            break
-        goal = os.readlink(path)
-        path = Path(root, goal.lstrip("/")) if goal.startswith("/") else Path(os.path.normpath(path.parent / goal))
-    return path
 
 
 def _same(one: Path, other: Path) -> bool:
