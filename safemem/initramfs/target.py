@@ -17,9 +17,10 @@ from safemem.initramfs.bootplaces import Boots
 #: Of the files of one entry, those that no maker of an initramfs makes: early microcode.
 #: GRUB's stock names for it end in `-uc.img` too.
 _EARLY = re.compile(r"ucode|microcode|(?:^|-)uc\.img$", re.IGNORECASE)
-#: sdbootutil calls an image by the sum of its bytes.
+#: Of which kernel an image is, by the names that distributions give one, and where that kernel's modules are.
 _RELEASED = re.compile(r"^init(?:rd\.img-|ramfs-|rd-)([0-9].*?)(?:\.img)?$")
 _KERNELS = ("lib/modules", "usr/lib/modules")
+#: sdbootutil calls an image by the sum of its bytes.
 _SUMMED = re.compile(r"^initrd-[0-9a-f]{40,64}$")
 #: The archive that the plug-in of kernel-install adds, and the file by which an operator asks for that.
 APPENDED, ASKED = "initrd_zz-safemem.img", "etc/safemem/append-initrd"
