@@ -17,9 +17,9 @@ from safemem.initramfs.bootplaces import Boots
 #: Of the files of one entry, those that no maker of an initramfs makes: early microcode.
 #: GRUB's stock names for it end in `-uc.img` too.
 _EARLY = re.compile(r"ucode|microcode|(?:^|-)uc\.img$", re.IGNORECASE)
-#: Of which kernel an image is, by the names that distributions give one, and where that kernel's modules are.
+#: Of which kernel an image is, by the names that distributions give one, and where that kernel and its modules are.
 _RELEASED = re.compile(r"^init(?:rd\.img-|ramfs-|rd-)([0-9].*?)(?:\.img)?$")
-_KERNELS = ("lib/modules", "usr/lib/modules")
+_KERNELS = ("lib/modules/{}", "usr/lib/modules/{}", "boot/vmlinuz-{}")
 #: sdbootutil calls an image by the sum of its bytes.
 _SUMMED = re.compile(r"^initrd-[0-9a-f]{40,64}$")
 #: The archive that the plug-in of kernel-install adds, and the file by which an operator asks for that.
@@ -90,7 +90,8 @@ def target(root: str, kernel: str) -> Target:
     # In the place of a link an image would be one of two.
     path = grubfiles.final(root, made[0])
     other = _RELEASED.match(path.name)
-    if other and other[1] != kernel and any(Path(root, place, other[1]).exists() for place in _KERNELS):
+    theirs = other is not None and any(Path(root, place.format(other[1])).exists() for place in _KERNELS)
+    if other and other[1] != kernel and (theirs or not path.exists()):
         raise Unplaced(
             f"kernel {kernel} boots with {path.name}, the image of kernel {other[1]}, which would not boot any more: have"
             f" `update-grub` name one of {kernel}"
