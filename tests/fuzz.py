@@ -49,7 +49,22 @@ from safemem.boot import record as record_files
 from safemem.boot.model import FACTS, UNKNOWN, Condition, Fact, Refused, Term
 from safemem.boot.printable import printable
 from safemem.host import configured, history, incidents, previous, reader, standing
-from safemem.initramfs import bootentry, check, initscript, kernelname, packed, proven, uki, unpack, variants
+from safemem.initramfs import (
+    bootentry,
+    bootkept,
+    bootoptions,
+    check,
+    grubmenu,
+    grubrun,
+    grubscript,
+    initscript,
+    kernelname,
+    packed,
+    proven,
+    uki,
+    unpack,
+    variants,
+)
 from safemem.initramfs.store import NoKernel
 from safemem.outgoing import config, expected, image, nextkernel, nextline, preflight, profile, running
 from safemem.outgoing.kernel import Kernel, Speaks
@@ -340,6 +355,16 @@ def _kernel_image(data: bytes) -> None:
     config.options(_text(data))
 
 
+def _grub_menu(data: bytes) -> None:
+    """Whatever a menu holds, its ways end, each with a kernel; a word that is found in a line stands in it."""
+    text = _text(data)
+    grubscript.parse(text)
+    menu = grubmenu.read("/nowhere", Path("/nowhere/boot/grub/grub.cfg"), data, {})
+    assert all(boot.state.kernel for boot in menu.boots) and grubrun.parsed(data) is not None
+    assert all(name in text for name in bootkept.stubs(text))
+    assert all(why for _, why in bootoptions.undone(text))
+
+
 def _boot_entry(data: bytes) -> None:
     """Whatever entries hold, one order of them comes out, and of those in it one is taken."""
     head, _, rest = data.partition(b"\n")
@@ -349,8 +374,8 @@ def _boot_entry(data: bytes) -> None:
         bootentry.parse(rest, "a+3-1.conf"),
         bootentry.unified("b.efi", data),
     ]
-    said, block, menu = bootentry.settings(data), bootentry.environment(data), bootentry.menu(data)
-    loader = bootentry.Loader(bootentry.variable(data), (said.get("preferred", ""),), (*block.values(), *menu.set))
+    said, block = bootentry.settings(data), bootentry.environment(data)
+    loader = bootentry.Loader(bootentry.variable(data), (said.get("preferred", ""),), (*block.values(),))
     order = bootentry.ordered(entries)
     assert sorted(map(repr, order)) == sorted(map(repr, bootentry.by_name(entries))) == sorted(map(repr, entries))
     assert bootentry.ordered(order) == order and bootentry.taken(order, loader) in entries
@@ -373,7 +398,8 @@ TARGETS = {
     "compiled-body": Target(_body, (compiled.Invalid, ValueError, RecursionError), (compiled.load,)),
     "policy": Target(_toml, (load.PolicyError,), (load.parse, load.decode, load.toml)),
     "places": Target(_places, (), (places.find,)),
-    "boot-entry": Target(_boot_entry, (), (bootentry.lines, bootentry.parse, bootentry.settings, bootentry.variable, bootentry.environment, bootentry.menu, kernelname.look)),
+    "boot-entry": Target(_boot_entry, (), (bootentry.lines, bootentry.parse, bootentry.settings, bootentry.variable, bootentry.environment, kernelname.look)),
+    "grub-menu": Target(_grub_menu, (), (grubscript.parse, grubrun.parsed, bootoptions.undone, bootkept.stubs)),
     "cases": Target(_cases, (load.PolicyError, OSError, Refused), (casefile.read, cases.run, pieces.find, missing.missing)),
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),

@@ -118,7 +118,7 @@ def entry(name: str, **more: object) -> Entry:
 SORTED = (
     entry("z.conf", sort_key="arch", version="1"), entry("c.conf", sort_key="debian", machine_id="1", version="6.10"),
     entry("d+1-2.conf", sort_key="debian", machine_id="1", version="6.9"), entry("a.conf", sort_key="debian", machine_id="2", version="7"),
-    entry("y-6.10.conf"), entry("y-6.9.conf"), entry("x+3.conf"), entry("x+2-1.conf"), entry("arch.conf"), entry("arch-fallback.conf"),
+    entry("y-6.10.conf"), entry("y-6.9.conf"), entry("x+3.conf", title="a title"), entry("x+2-1.conf"), entry("u+1.efi"), entry("arch.conf"), entry("arch-fallback.conf"),
     entry("b+0-3.conf", sort_key="arch", version="9"), entry("zz+0-1.conf"),
 )  # fmt: skip
 
@@ -148,7 +148,14 @@ def test_order() -> None:
         (Loader(oneshot="a.conf", preferred=("x.conf",), default=("y-*",)), "a.conf"),
         (Loader(default=("@saved",), saved="arch.conf"), "arch.conf"),
         (Loader(default=("@saved",)), "z.conf"),
-        (Loader(default=("y-6.9",)), "y-6.9.conf"),
+        # Without the end of its name GRUB alone knows an entry; systemd-boot takes the first then.
+        (Loader(default=("y-6.9",)), "z.conf"),
+        (Loader(default=("y-6.9",), grub=True), "y-6.9.conf"),
+        (Loader(default=("a title",)), "z.conf"),
+        (Loader(default=("a title",), grub=True), "x+3.conf"),
+        (Loader(default=("y-*",), grub=True), "z.conf"),
+        (Loader(default=("u.efi@1",)), "u+1.efi"),
+        (Loader(default=("a.conf@1",)), "z.conf"),
     ],
 )
 def test_which_is_taken(loader: Loader, name: str) -> None:
@@ -159,13 +166,10 @@ def test_which_is_taken(loader: Loader, name: str) -> None:
 
 
 def test_what_else_is_read() -> None:
-    """loader.conf, a variable of firmware, GRUB's environment and menu, a unified image's system."""
+    """loader.conf, a variable of firmware, GRUB's environment, a unified image's system."""
     assert bootentry.settings(b"# x\ntimeout\t3\ndefault a\ndefault  b c\n") == {"timeout": "3", "default": "b c"}
     assert bootentry.variable(b"\6\0\0\0a\0.\0\0\0b\0") == "a."
     assert bootentry.environment(b"# GRUB Environment Block\nsaved_entry=a=b\n####") == {"saved_entry": "a=b"}
-    menu = bootentry.menu(b'set a="1"\nset a=2\n\tinitrd16 /boot/x /y\ninsmod blscfg\n')
-    assert menu == bootentry.Menu(False, frozenset({("/boot/x", "/y")}), {"a": frozenset({"1", "2"})})
-    assert bootentry.menu(b"if true; then\n  blscfg\nfi\n").entries
     found = bootentry.unified("a+2.efi", b'ID=debian\nVERSION_ID="13"\nPRETTY_NAME=x\n')
     assert (found.id, found.left, found.sort_key, found.version, found.title) == ("a", 2, "debian", "13", "x")
 

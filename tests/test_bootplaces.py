@@ -103,7 +103,8 @@ ROWS = {
     "debian": Row({f"boot/initrd.img-{REL}": b"x", "boot/grub/grub.cfg": GRUB.encode()}, (f"boot/initrd.img-{REL}",)),
     "fedora without a menu": Row({f"boot/initramfs-{REL}.img": b"x", f"boot/initramfs-{REL}kdump.img": b"k"}, (f"boot/initramfs-{REL}.img",)),
     "suse with GRUB": Row({f"boot/initrd-{REL}": b"x", f"boot/initrd-{REL}-kdump": b"k"}, (f"boot/initrd-{REL}",)),
-    "no image": Row({"boot/grub/grub.cfg": GRUB.encode()}),
+    "no image": Row({"boot/grub/grub.cfg": b"insmod gzio\n"}),
+    "no image where the menu has it": Row({"boot/grub/grub.cfg": GRUB.encode()}, doubt=f"in its entry `x`, names /boot/initrd.img-{REL}, which is not found", made=f"boot/initrd.img-{REL}"),
     "only a dump kernel's": Row({f"boot/initramfs-{REL}kdump.img": b"k", f"boot/initramfs-0-rescue-{MID}.img": b"r"}),
     "two places, the menu tells": Row({f"boot/initrd.img-{REL}": b"x", **STALE, "boot/grub/grub.cfg": GRUB.encode()}, (f"boot/initrd.img-{REL}",)),
     "two places, nothing tells": Row({f"boot/initrd.img-{REL}": b"x", **STALE}, doubt="are not the same, and nothing says which boots", refused="cannot be told"),
@@ -113,7 +114,8 @@ ROWS = {
     "arch, another kernel's": Row({"boot/vmlinuz-linux": kernel(OLD), "boot/initramfs-linux.img": b"x"}),
     "arch, by its preset": Row({"boot/vmlinuz-linux": kernel(), "etc/mkinitcpio.d/linux.preset": PRESET, "boot/our-image.img": b"x"}, ("boot/our-image.img",)),
     "GRUB's menu, microcode first": Row({f"boot/initrd.img-{REL}": b"x", "boot/ucode.img": b"u", "boot/grub/grub.cfg": GRUB.replace("initrd /boot/", "initrd /boot/ucode.img /boot/").encode()}, ("boot/ucode.img", f"boot/initrd.img-{REL}")),
-    "GRUB's menu, with what is not there": Row({f"boot/initrd.img-{REL}": b"x", "boot/grub/grub.cfg": GRUB.replace("initrd /boot/", "initrd $extra /boot/").encode()}, doubt="GRUB's menu names $extra beside", refused="cannot be told"),
+    "GRUB's menu, with a variable that nothing sets": Row({f"boot/initrd.img-{REL}": b"x", "boot/grub/grub.cfg": GRUB.replace("initrd /boot/", "initrd $extra /boot/").encode()}, (f"boot/initrd.img-{REL}",)),
+    "GRUB's menu, with what is not there": Row({f"boot/initrd.img-{REL}": b"x", "boot/grub/grub.cfg": GRUB.replace("initrd /boot/", "initrd /extra /boot/").encode()}, doubt="names /extra, which is not found", refused="the menu of GRUB names 2 initrds"),
     "GRUB's menu, two lines": Row({f"boot/initrd.img-{REL}": b"x", "boot/ucode.img": b"u", "boot/grub/grub.cfg": (GRUB + GRUB.replace("initrd /boot/", "initrd /ucode.img /boot/")).encode()}, doubt="are not the same, and nothing says which boots", refused="cannot be told"),
     # Entries of type 1.
     "kernel-install on /boot": Row({**bls("boot"), **STALE}, (f"boot/{MID}/{REL}/initrd",), f"boot/loader/entries/{MID}-{REL}.conf"),
@@ -132,7 +134,9 @@ ROWS = {
     ),
     "fedora, GRUB with entries": Row(FEDORA, (f"boot/initramfs-{REL}.img",), f"boot/loader/entries/{MID}-{REL}.conf"),
     "fedora, rescue is saved": Row({**FEDORA, "boot/grub2/grubenv": f"saved_entry={MID}-0-rescue\n".encode()}, doubt="0-rescue.conf is taken next, which is no entry for a usual boot", refused="cannot be told"),
-    "GRUB's variable, not known": Row({**FEDORA, f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/vmlinuz-{REL}", f"/initramfs-{REL}.img $tuned_initrd")}, doubt="names `$tuned_initrd`, which only GRUB knows", refused="cannot be told"),
+    "GRUB's variable, that GRUB sets itself": Row({**FEDORA, f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/vmlinuz-{REL}", f"/initramfs-{REL}.img $cmdpath")}, doubt="names `$cmdpath`, which only GRUB knows", refused="cannot be told"),
+    "GRUB's variable, that no menu shows": Row({**{path: data for path, data in FEDORA.items() if "grub" not in path}, EFIVARS.format("LoaderInfo"): var("GRUB 2.12"), f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/vmlinuz-{REL}", f"/initramfs-{REL}.img $tuned_initrd")}, doubt="names `$tuned_initrd`, which only GRUB knows", refused="cannot be told"),
+    "GRUB's variable, set nowhere": Row({**FEDORA, f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/vmlinuz-{REL}", f"/initramfs-{REL}.img $tuned_initrd")}, (f"boot/initramfs-{REL}.img",), f"boot/loader/entries/{MID}-{REL}.conf"),
     "GRUB's variable, empty": Row({**FEDORA, "boot/grub2/grub.cfg": b'set tuned_initrd=""\nblscfg\n', f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/vmlinuz-{REL}", f"/initramfs-{REL}.img $tuned_initrd")}, (f"boot/initramfs-{REL}.img",), f"boot/loader/entries/{MID}-{REL}.conf"),
     "GRUB's variable, in its environment": Row({**FEDORA, "boot/grub2/grubenv": b"tuned_initrd=/tuned.img\n", "boot/tuned.img": b"t", f"boot/loader/entries/{MID}-{REL}.conf": conf(f"/vmlinuz-{REL}", f"/initramfs-{REL}.img $tuned_initrd")}, (f"boot/initramfs-{REL}.img", "boot/tuned.img"), f"boot/loader/entries/{MID}-{REL}.conf", refused="names 2 initrds"),
     "ostree": Row(OSTREE, (f"boot/ostree/os-{HASH}/initramfs-{REL}.img",), "boot/loader/entries/ostree-1.conf", refused="`rpm-ostree initramfs --enable`"),
@@ -172,7 +176,19 @@ ROWS = {
         {**bls("efi"), f"efi/loader/entries/{MID}-{REL}-b.conf": conf(f"/{MID}/{REL}/linux", "/b", sort_key="z"), "efi/b": f"efi {REL}".encode(), **bls("efi", release=OLD, sort_key="a")},
         (f"efi/{MID}/{REL}/initrd",), f"efi/loader/entries/{MID}-{REL}.conf",
     ),
-    "GRUB's menu and an entry": Row({**bls("efi"), f"boot/initrd.img-{REL}": b"other", "boot/grub/grub.cfg": GRUB.encode()}, (f"boot/initrd.img-{REL}",)),
+    "GRUB's menu and an entry": Row({**bls("efi"), f"boot/initrd.img-{REL}": b"other", "boot/grub/grub.cfg": GRUB.encode()}, doubt="are not the same, and nothing says which boots", refused="cannot be told"),
+    "loader.conf by an id without its end": Row(
+        {**bls("efi"), f"efi/loader/entries/{MID}-{REL}-b.conf": conf(f"/{MID}/{REL}/linux", "/b", sort_key="z"), "efi/b": b"b", "efi/loader/loader.conf": f"default {MID}-{REL}-b\n".encode()},
+        (f"efi/{MID}/{REL}/initrd",), f"efi/loader/entries/{MID}-{REL}.conf",
+    ),
+    "loader.conf by a title": Row(
+        {**bls("efi"), f"efi/loader/entries/{MID}-{REL}-b.conf": conf(f"/{MID}/{REL}/linux", "/b", sort_key="z").replace(b"title x", b"title bee"), "efi/b": b"b", EFIVARS.format("LoaderEntryDefault"): var("bee")},
+        (f"efi/{MID}/{REL}/initrd",), f"efi/loader/entries/{MID}-{REL}.conf",
+    ),
+    "loader.conf takes a profile": Row(
+        {f"efi/EFI/Linux/b-{REL}.efi": uki(), f"efi/EFI/Linux/a-{REL}.efi": uki(more="ID=debian\nVERSION_ID=12\n"), "efi/loader/loader.conf": f"default a-{REL}.efi@1\n".encode()},
+        (f"efi/EFI/Linux/a-{REL}.efi",), f"efi/EFI/Linux/a-{REL}.efi", refused="is a unified kernel image",
+    ),
     "an entry, and a menu of GRUB that does not run": Row({**bls("efi"), f"boot/initrd.img-{REL}": b"other", "boot/grub/grub.cfg": GRUB.encode(), EFIVARS.format("LoaderInfo"): var("systemd-boot 257.9")}, (f"efi/{MID}/{REL}/initrd",), f"efi/loader/entries/{MID}-{REL}.conf"),
     "systemd-boot, its partition is not mounted": Row({f"boot/initrd.img-{REL}": b"x", EFIVARS.format("LoaderInfo"): var("systemd-boot 257.9")}, doubt="is its partition mounted?", refused="cannot be told"),
     # Type 2.
@@ -265,10 +281,10 @@ READ = (
     f"efi/loader/entries/{MID}-{REL}.conf", "efi/loader/loader.conf", "boot/grub/grub.cfg", "boot/grub/grubenv", EFIVARS.format("LoaderInfo"),
     EFIVARS.format("StubInfo"), EFIVARS.format("LoaderImageIdentifier"), EFIVARS.format("LoaderEntryDefault"), "etc/mkinitcpio.d/x.preset",
     f"usr/lib/modules/{REL}/pkgbase", f"efi/EFI/Linux/{MID}-{REL}.efi", "boot/vmlinuz-linux", "etc/kernel/install.conf",
-    "etc/kernel/entry-token", "efi/loader/entries.srel",
+    "etc/kernel/entry-token", "efi/loader/entries.srel", "proc/cmdline", "boot/extlinux/extlinux.conf", "boot/efi/EFI/x/grub.cfg",
 )  # fmt: skip
 LINES = st.sampled_from([
-    b"linux", b"initrd", b"options initrd=", b"efi", b"uki", b"set x=", b"blscfg", b"saved_entry=", b"default_kver=", b"default_image=", b"layout=",
+    b"linux", b"initrd", b"options initrd=", b"efi", b"uki", b"set x=", b"blscfg", b"menuentry x {\n", b"}\n", b"if a; then\n", b"fi\n", b"function f {", b"f\n", b"source ", b"load_env -f ", b"(hd0)", b"chainloader ", b"saved_entry=", b"default_kver=", b"default_image=", b"layout=",
     b"/", b"/a", b"$x", b"..", b"\\", b"\0", b" ", b"\n", b"=", b"'", REL.encode(), b"a" * 300, b"MZ", b"\xff", "systemd-boot".encode("utf-16-le"),
 ])  # fmt: skip
 

@@ -109,6 +109,15 @@ def put(path: str, text: str) -> Callable[[Path], None]:
     return change
 
 
+def undone(root: Path) -> None:
+    """Have GRUB's menu start another program in place of /init."""
+    release = (root / "proc/sys/kernel/osrelease").read_text().strip()
+    put(
+        "boot/grub/grub.cfg",
+        f"menuentry x {{\n linux /vmlinuz-{release} rdinit=/x\n initrd /initrd.img-{release}\n}}\n",
+    )(root)
+
+
 def result(**more: object) -> Callable[[Path], None]:
     """Return a change: what came of the decision, as the record has it."""
 
@@ -157,6 +166,7 @@ FAULTS: list[tuple[str, str, Callable[[Path], None]]] = [
     ("dlpar", "severe", put("proc/sys/kernel/arch", "ppc64le\n")),
     ("initrd-without-safemem", "severe", lambda root: pack(root, None)),
     ("initrd-not-first", "severe", lambda root: pack(root, (root / boot.POLICY).read_bytes(), b"#!/bin/sh\n")),
+    ("entry-undoes", "severe", undone),
     ("policy-refused", "severe", put("etc/safemem/policy.toml", "format = 2\n")),
     ("initrd-other-policy", "severe", put("etc/safemem/policy.toml", (POLICIES / "minimal.toml").read_text())),
     ("initrd-not-looked-into", "severe", lambda root: pack(root, None, more={"squashfs-root.img": b"hsqs" + bytes(2000)})),

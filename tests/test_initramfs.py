@@ -94,7 +94,7 @@ def profiles(*initrds: tuple[str, bytes | None]) -> bytes:
 SAFE = archive({**base(), **units()})
 BARE = archive({"init": b"#!/bin/sh\n"})
 LATE = archive(base())
-INIT = archive({**base(), "init": b"#!/bin/sh\n/usr/lib/safemem/boot; [ $? = 42 ] || exit\n"})
+OWN_INIT = archive({**base(), "init": b"#!/bin/sh\n/usr/lib/safemem/boot; [ $? = 42 ] || exit\n"})
 SQUASH = archive({"init": b"#!/bin/sh\n", "squashfs-root.img": b"hsqs" + bytes(4000)})
 
 
@@ -294,7 +294,7 @@ def test_exit_of_check(tmp_path: Path) -> None:
     assert text.endswith(f"\nhelp      {UNIFIED.format(tmp_path)}\n")
     code, text = run(profiles(("main", None), ("old", SAFE)))
     assert code == 0 and "\nprofiles  2, all alike\n" in text and "profile " not in text
-    code, text = run(profiles(("main", None), ("old", INIT)))
+    code, text = run(profiles(("main", None), ("old", OWN_INIT)))
     assert code == 0 and [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith("profile   ")] == [
         "systemd",
         "init",
@@ -579,8 +579,7 @@ def test_addons(tmp_path: Path) -> None:
 
 
 def test_images_that_have_none() -> None:
-    """An empty file, and a stub that has only the path of its initrd, are called so."""
-    assert check.judged(b"") == check.Judged(None, why="the file is empty")
+    """A program of firmware without one, and a stub that has only the path of its initrd, are called so."""
     assert check.judged(profiles(("none", b""))).why == "it has no .initrd section"
     parts = [
         (".linux", b"\\EFI\\nixos\\k.efi"),

@@ -478,3 +478,79 @@ def test_no_image_that_nothing_boots(root: Path, verb: str, kind: str) -> None:
         assert ("make it anew, without safemem: " in result.stderr) == (verb == "remove")
         assert ("with `safemem initramfs cpio --systemd`" in result.stderr) == (verb == "install")
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+HOOK = "etc/initramfs/post-update.d/zz-copy"
+
+
+def after(root: Path, text: str) -> None:
+    """Put a program in place that runs once an image is new."""
+    hook = root / HOOK
+    hook.parent.mkdir(parents=True, exist_ok=True)
+    hook.write_text(f"#!/bin/sh\n{text}\n")
+    hook.chmod(0o755)
+
+
+@pytest.mark.parametrize("root", ["initramfs-tools"], indirect=True)
+def test_a_copy_of_another_name(root: Path) -> None:
+    """What kernelstub copies to the ESP is made anew as well: it would put the old one back."""
+    place = root / "boot/efi/EFI/Pop_OS-1/initrd.img"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(OLD)
+    (root / "boot/efi/loader/entries").mkdir(parents=True)
+    (root / "boot/efi/loader/entries/Pop_OS-current.conf").write_text(
+        f"title Pop\nversion {KERNEL}\nlinux /EFI/Pop_OS-1/vmlinuz-{KERNEL}\ninitrd /EFI/Pop_OS-1/initrd.img\n"
+    )
+    (place.parent / f"vmlinuz-{KERNEL}").write_bytes(b"kernel")
+    after(root, f"cp /boot/initrd.img-{KERNEL} /boot/efi/EFI/Pop_OS-1/initrd.img")
+    result = safemem(root, "install")
+
+    assert result.exit_code == 0, result.stderr
+    assert place.read_bytes() == image(root).read_bytes() == (root / "with").read_bytes()
+    assert (root / HOOKS["initramfs-tools"]).exists()
+
+
+@pytest.mark.parametrize("root", ["initramfs-tools"], indirect=True)
+@pytest.mark.parametrize("fault", ["fails", "puts another in its place"])
+def test_what_runs_behind_it(root: Path, fault: str) -> None:
+    """The image is new, so the hook stays, that the next one has safemem too; what to do is said."""
+    after(root, "echo no space left >&2; exit 1" if fault == "fails" else f"cp /without /boot/initrd.img-{KERNEL}")
+    result = safemem(root, "install")
+
+    assert result.exit_code == 1
+    assert (root / HOOKS["initramfs-tools"]).exists()
+    if fault == "fails":
+        assert image(root).read_bytes() == (root / "with").read_bytes()
+        said, _, help_ = result.stderr.partition(": no space left")  # and what run-parts adds
+        assert said == (
+            f"safemem: {image(root)} is new and good, and the hook stays, but /etc/initramfs/post-update.d failed"
+        )
+        again = f"`run-parts --arg={KERNEL} --arg=/boot/initrd.img-{KERNEL} /etc/initramfs/post-update.d`"
+        assert help_.endswith(f": mend that and run {again}\n")
+    else:
+        assert "has put another image in place of the new one: safemem is not in it" in result.stderr
+    after(root, "exit 1")
+    result = safemem(root, "remove")
+    assert result.exit_code == 1 and not (root / HOOKS["initramfs-tools"]).exists()
+    assert image(root).read_bytes() == (root / "without").read_bytes()
+
+
+def test_a_word_of_the_command_line(root: Path) -> None:
+    """Where the boot loader has the kernel start something else, no image is good, and none is made."""
+    (root / "boot/grub").mkdir()
+    menu = f"menuentry x {{\n linux /vmlinuz-{KERNEL} WORD\n initrd /initrd.img-{KERNEL}\n}}\n"
+    for word, code in (("quiet", 0), ("rdinit=/bin/sh", 1)):
+        (root / "boot/grub/grub.cfg").write_text(menu.replace("WORD", word))
+        image(root).write_bytes((root / "with").read_bytes())
+        found = safemem(root, "check", "--kernel", KERNEL)
+        assert found.exit_code == code, found.output
+        assert json.loads(safemem(root, "check", "--kernel", KERNEL, "--format", "json").output)["good"] is not bool(
+            code
+        )
+        result = safemem(root, "install")
+        assert result.exit_code == code
+    why = (
+        "`rdinit=/bin/sh` on its command line: the kernel starts that in place of /init, and with it nothing of safemem"
+    )
+    assert f"\nundone    by {why}\n" in found.output
+    assert result.stderr == f"safemem: an image with safemem would not be started as such: {why}\n"

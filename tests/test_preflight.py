@@ -332,6 +332,8 @@ TABLE: dict[str, tuple[Change, set[str], str]] = {
         lambda case: case.next(config=BUILT_IN).line("kho=on ", ""), {"kho-not-asked", "luo-not-asked"}, "incompatible",
     ),
     "another program first": (lambda case: case.line("", "rdinit=/bin/sh"), {"word-undoes"}, "incompatible"),
+    "a stop in initramfs-tools": (lambda case: case.line("", "break=top"), {"word-undoes"}, "incompatible"),
+    "no initrd taken": (lambda case: case.line("", "noinitrd"), {"word-undoes"}, "incompatible"),
     "/init first": (lambda case: case.line("", "rdinit=/init"), set(), "compatible"),
     "the unit masked": (lambda case: case.line("", "rd.systemd.mask=safemem-decide.service"), {"word-undoes"}, "incompatible"),
     "another unit masked": (lambda case: case.line("", "systemd.mask=x.service systemd.mask=y.service"), set(), "compatible"),

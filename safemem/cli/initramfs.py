@@ -212,7 +212,7 @@ def check_image(context: click.Context, images: tuple[str, ...], kernel: str | N
         raise Unreadable(printable(f"{path}: {error}") + f"\n    help: {what}") from None
     found = judged.inside
     beside = tuple(item for file in boots.files for item in uki.addons(file)) if data.startswith(b"MZ") else ()
-    good = found is not None and not check.wrong(found, wanted)
+    good = found is not None and not check.wrong(found, wanted) and not boots.undone
     if good and (untold := uki.untold(beside)):
         raise Unreadable(printable(f"{path}: {untold}"))
     if form == "json":
@@ -221,13 +221,15 @@ def check_image(context: click.Context, images: tuple[str, ...], kernel: str | N
                 {
                     "schema": 1, "kind": "initramfs", "exit_code": Code.DONE if good else Code.FAILURE, "image": path,
                     "files": [str(file) for file in boots.files], "entry": str(boots.entry or ""), "good": good,
-                    "profile": judged.profile, "inside": _inside(found), "addons": [str(item.path) for item in beside], "operator": wanted._asdict(),
+                    "profile": judged.profile, "inside": _inside(found), "addons": [str(item.path) for item in beside], "undone": boots.undone, "operator": wanted._asdict(),
                 },
                 indent=1,
             )
         )  # fmt: skip
     else:
         lines = _text(path, judged, beside, wanted, policy.file)
+        if boots.undone:
+            lines.append(f"undone    by {boots.undone}")
         if not good:
             lines.append(f"help      {_anew(root, boots, judged, release)}")
         click.echo("\n".join(clean(lines)))

@@ -260,6 +260,11 @@ CODES: dict[str, Entry] = {
     "initrd-not-first": Entry(
         "severe", "safemem is in the initrd, but it would not decide before everything else", _REBUILD
     ),
+    "entry-undoes": Entry(
+        "severe",
+        "a word that the boot loader gives the next kernel keeps safemem from being started",
+        "take the word out of the boot loader's entry, or out of what makes it (/etc/default/grub, /etc/kernel/cmdline)",
+    ),
     "initrd-unproven": Entry("severe", "the image of the next boot does not say that its policy was proved", _REBUILD),
     "accepts-errors": Entry(
         "note",

@@ -24,6 +24,7 @@ class Image(NamedTuple):
     hidden: str = ""  #: safemem may be in what is not looked into
     why: str = ""  #: safemem is not in it although its files are in the archive
     release: str = UNKNOWN  #: of the kernel that it boots
+    undone: str = ""  #: by which word of the kernel's command line nothing of it may be started
 
     @property
     def called(self) -> str:
@@ -87,7 +88,16 @@ def read_image(root: str, release: str) -> Image:
         judged = check.judged(data)
         beside = [item for path in boots.files for item in uki.addons(path)] if data.startswith(b"MZ") else []
         untold = uki.untold(tuple(beside))
-        return Image(str(boots), judged.inside, untold, boots.doubt, boots.files, judged.profile, why=judged.why)
+        return Image(
+            str(boots),
+            judged.inside,
+            untold,
+            boots.doubt,
+            boots.files,
+            judged.profile,
+            why=judged.why,
+            undone=boots.undone,
+        )
     except OSError as error:
         return Image(str(boots), fault=files.reason(error), files=boots.files)
     except check.NotLookedInto as error:

@@ -42,6 +42,8 @@ def _initrd(machine: Machine) -> Iterator[Finding]:
             if image.inside.fault == check.UNSTARTED:
                 rebuild = f"{rebuild}; or {check.START_IT}"
             yield finding("initrd-not-first", f"{image.called}: {image.inside.fault}", rebuild=rebuild)
+        if image.undone:
+            yield finding("entry-undoes", f"{image.called}: {image.undone}")
         unproven = check.unproven(image.inside)
         if unproven:
             yield finding("initrd-unproven", f"{image.called}: {unproven}", rebuild=_rebuild(machine))

@@ -67,6 +67,7 @@ class Loader(NamedTuple):
     preferred: tuple[str, ...] = ()  #: first those from firmware; only entries that are not bad
     default: tuple[str, ...] = ()
     saved: str = ""  #: what `@saved` stands for
+    grub: bool = False  #: whether GRUB reads them
 
 
 def lines(data: bytes, limit: int = LIMIT) -> list[str]:
@@ -149,30 +150,6 @@ def environment(data: bytes) -> dict[str, str]:
     }
 
 
-class Menu(NamedTuple):
-    """GRUB's own menu, as far as its lines tell without being run."""
-
-    entries: bool  #: whether it reads the entries of UAPI.1
-    initrds: frozenset[tuple[str, ...]]  #: paths of the initrds that it has itself, of each of its lines
-    set: dict[str, frozenset[str]]  #: what its variables are set to, each by all lines that do
-
-
-def menu(data: bytes) -> Menu:
-    """Return what is in GRUB's menu."""
-    entries, initrds, values = False, set(), dict[str, frozenset[str]]()
-    for line in lines(data, LIMIT * 8):
-        words = line.split()
-        if words[:1] in (["blscfg"], ["bls_import"]):
-            entries = True
-        elif words and words[0] in ("initrd", "initrd16", "initrdefi"):
-            initrds.add(tuple(words[1:]))
-        elif words[:1] == ["set"]:
-            key, equals, value = line.split(None, 1)[1].partition("=") if len(words) > 1 else ("", "", "")
-            if equals:
-                values[key] = values.get(key, frozenset()) | {value.strip().strip("\"'")}
-    return Menu(entries, frozenset(initrds), values)
-
-
 _SKIPPED, _DIGITS, _LETTERS = (
     re.compile(pattern, re.ASCII) for pattern in ("[^-0-9A-Za-z.~^]*", "[0-9]*", "[A-Za-z]*")
 )
@@ -249,14 +226,21 @@ def taken(entries: list[Entry], loader: Loader) -> Entry | None:
     ):  # fmt: skip
         wanted = loader.saved if pattern == "@saved" else pattern
         for entry in entries:
-            if wanted and not (good and entry.bad) and _is(entry, wanted):
+            if wanted and not (good and entry.bad) and _is(entry, wanted, grub=loader.grub):
                 return entry
     return entries[0] if entries else None
 
 
-def _is(entry: Entry, pattern: str) -> bool:
-    """Return whether a pattern is of this entry: by the name of its file, or, as GRUB writes it, by its id or its title."""
+def _is(entry: Entry, pattern: str, *, grub: bool) -> bool:
+    """Return whether a pattern is of this entry.
+
+    GRUB writes its id or its title; systemd-boot knows it by the name of its file alone, of which an id without `.conf` is
+    none (systemd issues 15068 and 15144), and a profile of a unified image by that name with `@` and the profile.
+    """
     names = (entry.name, entry.file)
-    return pattern in (entry.id, entry.title) or any(
-        fnmatch.fnmatchcase(name.lower(), pattern.lower()) for name in names
-    )
+    if grub:
+        return pattern in (entry.id, entry.title, *names)
+    patterns = [pattern]
+    if entry.file.endswith(".efi") and "@" in pattern:
+        patterns.append(pattern.rpartition("@")[0])
+    return any(fnmatch.fnmatchcase(name.lower(), each.lower()) for name in names for each in patterns)

@@ -5,20 +5,25 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import stat
 from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot import files
-from safemem.initramfs import bootentry, kernelname
-from safemem.initramfs.bootentry import Entry, Loader, Menu
+from safemem.initramfs import bootentry, bootkept, grubfiles, grubmenu, kernelname
+from safemem.initramfs.bootentry import Entry, Loader
+from safemem.initramfs.boots import Boots
+from safemem.initramfs.grubmenu import Menu
 
 #: Where partitions with entries are mounted, in bootctl's order: the ESP alone has loader.conf.
 PARTITIONS = ("efi", "boot", "boot/efi")
 ENTRIES, UNIFIED = "loader/entries", "EFI/Linux"
 _VARIABLES = "sys/firmware/efi/efivars/{}-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
-_MENUS = ("boot/grub/grub.cfg", "boot/grub2/grub.cfg")
-_ENVIRONMENTS = ("boot/grub/grubenv", "boot/grub2/grubenv")
+#: ZFSBootMenu is a unified image that looks into /boot itself and goes on by kexec.
+_KEXECS = re.compile(r"zbm|zfsbootmenu", re.IGNORECASE)
+#: Since this version systemd-boot begins each initrd at a multiple of 4 bytes.
+_PADS = 257
 
 
 class Found(NamedTuple):
@@ -33,8 +38,10 @@ class Found(NamedTuple):
         """Return where a path of the entry is: paths are relative to the partition, and /boot may be none."""
         parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
         inside = Path(self.root, self.partition, *parts)
-        if not os.path.exists(inside) and os.path.exists(Path(self.root, *parts)):
-            return Path(self.root, *parts)
+        # Below a subvolume of btrfs or a data set of ZFS GRUB's paths begin with its name.
+        for place in (Path(self.root, *parts), grubfiles.locate(self.root, "/".join(parts))):
+            if not os.path.exists(inside) and os.path.exists(place):
+                return place
         return inside
 
     def missing(self, path: str) -> str:
@@ -74,24 +81,34 @@ class BootLoader(NamedTuple):
     name: str  #: as it says in firmware: `systemd-boot`, `GRUB`, or "" where it does not
     found: tuple[Found, ...]  #: its entries, the first first
     next: Found | None  #: what boots next if nobody chooses another
-    menu: Menu | None  #: GRUB's own, if it can be read
+    menus: tuple[Menu, ...]  #: GRUB's own, if it may run here
     environment: dict[str, str]  #: GRUB's
-    unread: str  #: why a folder of entries cannot be read, or ""
+    unread: str  #: why a folder of entries, or a menu, cannot be read, or ""
     started: str = (
-        ""  #: path of the unified image that was started without a loader that says its name, as firmware has it
+        ""  #: path of the unified image in which this boot began, as firmware has it; not if systemd-boot chose it
     )
+    version: int = 0  #: of systemd-boot
 
     @property
     def by_entries(self) -> bool:
         """Whether entries are what it shows."""
-        if self.name:
-            return self.name != "GRUB" or self.menu is None or self.menu.entries
-        return self.menu is None or self.menu.entries
+        own = not self.menus or any(menu.entries or menu.unified for menu in self.menus)
+        return own or self.name not in ("", "GRUB")
+
+    @property
+    def shows_entries(self) -> bool:
+        """Whether it may show entries: where nothing says which loader runs, those that lie there."""
+        return self.by_entries or not self.name
 
     @property
     def grub(self) -> bool:
         """Whether GRUB reads the entries."""
-        return self.name == "GRUB" or (not self.name and self.menu is not None)
+        return self.name == "GRUB" or (not self.name and bool(self.menus))
+
+    @property
+    def pads(self) -> bool:
+        """Whether each initrd begins at a multiple of 4 bytes."""
+        return self.grub or self.version >= _PADS
 
 
 def on_partition(root: str, path: str) -> Path | None:
@@ -101,20 +118,41 @@ def on_partition(root: str, path: str) -> Path | None:
     return next((file for file in files_there if os.path.isfile(file)), None)
 
 
+def by_stub(root: str, release: str) -> Boots | None:
+    """Return what the kernel's own EFI stub reads by the running command line; None where that names no initrd."""
+    line, running = (
+        _data(Path(root, path)).decode("utf-8", "replace").strip()
+        for path in ("proc/cmdline", "proc/sys/kernel/osrelease")
+    )
+    names = bootkept.stubs(line)
+    if not names:
+        return None
+    if running not in ("", release):
+        why = f"firmware starts kernel {running} itself, with {names[0]}, and nothing says what it starts of {release}"
+        return Boots(doubt=why)
+    found = [on_partition(root, name) for name in names]
+    gone = next((name for name, path in zip(names, found, strict=True) if path is None), "")
+    if gone:
+        return Boots(doubt=f"the kernel's EFI stub reads {gone}, which is on no partition that is mounted")
+    return Boots(tuple(path for path in found if path), options=line)
+
+
 def read(root: str) -> BootLoader:
     """Return what is there of the boot loader of the machine below `root`."""
-    menus = (_data(Path(root) / place) for place in _MENUS)
-    menu = next((bootentry.menu(data) for data in menus if data), None)
-    environment: dict[str, str] = {}
-    for place in _ENVIRONMENTS:
-        environment |= bootentry.environment(_data(Path(root) / place))
+    environment = grubfiles.environment(root)
     said = _variable(root, "LoaderInfo")
     name = next((name for name in ("systemd-boot", "GRUB") if said.lower().startswith(name.lower())), said)
-    # systemd-stub says where it was started from, unless a loader has said that of itself.
+    number = re.search(r"[0-9]{1,6}", said) if name == "systemd-boot" else None
+    # systemd-stub says where it was started from, unless a loader has said that of itself; GRUB says its name alone.
     stub = _variable(root, "StubImageIdentifier") or _variable(root, "LoaderImageIdentifier")
-    started = stub if not said and _variable(root, "StubInfo") else ""
-    loader = BootLoader(name, (), None, menu, environment, "", started)
+    started = stub if name in ("", "GRUB") and _variable(root, "StubInfo") else ""
+    if _KEXECS.search(started):
+        name, started = "ZFSBootMenu", ""
+    menus, closed = grubmenu.menus(root, environment) if name in ("", "GRUB") else ([], "")
+    loader = BootLoader(name, (), None, tuple(menus), environment, "", started, int(number[0]) if number else 0)
     found, unread = _entries(root)
+    if name == "GRUB" and menus and not any(menu.unified for menu in menus):
+        found = [each for each in found if each.path.suffix.lower() != ".efi"]
     known = {id(each.entry): each for each in found}
     entries = [each.entry for each in found]
     if loader.grub:
@@ -123,13 +161,13 @@ def read(root: str) -> BootLoader:
         if saved.isdecimal() and len(saved) < 5:
             taken = entries[int(saved)] if int(saved) < len(entries) else None
         else:
-            taken = bootentry.taken(entries, Loader(default=(saved,)))
+            taken = bootentry.taken(entries, Loader(default=(saved,), grub=True))
     else:
         entries = bootentry.ordered(entries)
         # systemd-boot does not show an entry whose kernel is not there.
         taken = bootentry.taken([entry for entry in entries if known[id(entry)].shown], _told(root))
     chosen = known[id(taken)] if taken else None
-    return loader._replace(found=tuple(known[id(entry)] for entry in entries), next=chosen, unread=unread)
+    return loader._replace(found=tuple(known[id(entry)] for entry in entries), next=chosen, unread=unread or closed)
 
 
 def _told(root: str) -> Loader:
@@ -180,6 +218,8 @@ def _entries(root: str) -> tuple[list[Found], str]:
                         continue
                     seen.add((file.st_dev, file.st_ino))
                     entry = _entry(path, suffix)
+                except FileNotFoundError:
+                    continue  # a link to nothing is no entry
                 except OSError as error:
                     unread = unread or f"{path}: {files.reason(error)}"
                     continue

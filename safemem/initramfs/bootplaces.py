@@ -7,84 +7,68 @@ not the same bytes, or none can be had, that is said instead of an answer.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from safemem.boot import files
-from safemem.initramfs import bootentry, bootloader, kernelname
+from safemem.initramfs import bootkept, bootmenu, grubrun, kernelname
+from safemem.initramfs import bootloader as loaders
+from safemem.initramfs.bootkept import places as places
 from safemem.initramfs.bootloader import BootLoader, Found
+from safemem.initramfs.boots import Boots as Boots
+from safemem.initramfs.boots import one, spare
 
-#: Where distributions put an image that GRUB's own menu names, below the root.
-PLACES = (
-    "boot/initrd.img-{}",  # Debian, Ubuntu
-    "boot/initramfs-{}.img",  # Fedora, Red Hat; with a preset's name Arch
-    "boot/initrd-{}",  # SUSE
-)
-#: What is there of kernel-install(8) and its like without an entry that names it, or is only what an image is made of.
-_UNNAMED = ("efi", "boot", "boot/efi")
-_SOURCE = "usr/lib/modules/{}/initramfs.img"
-#: No boot that anybody means by `the next boot`: rescue images, dump kernels', fallbacks.
-_SPARE = re.compile(r"rescue|kdump|fallback|\.old", re.IGNORECASE)
 _NAMED = re.compile(r"^(?:vmlinu[xz]|linux|kernel|[Ii]mage|[bz]+Image)-([0-9].*?)(?:\.efi|\.img)?$")
-_PRESET = re.compile(r"^\s*(ALL|default)_(kver|image|uki)=(.*)$")
-
-
-class Boots(NamedTuple):
-    """What boots one kernel release, as far as files tell."""
-
-    files: tuple[Path, ...] = ()  #: read one behind the other; of a unified kernel image, that
-    entry: Path | None = None  #: what names them; None where that is the place alone
-    doubt: str = ""  #: why it cannot be told; there are no files then
-    unified: bool = False
-    aligned: bool = False  #: whether what reads them begins each at a multiple of 4 bytes
-    copies: tuple[Path, ...] = ()  #: where the distribution keeps an image that it copies for the entry
-    meant: tuple[Path, ...] = ()  #: with a doubt: the files that an entry names, of which only initrds are not there
-
-    def __str__(self) -> str:
-        """Return the files and what names them, for a message."""
-        names = ", ".join(map(str, self.files))
-        return f"{names}, named by {self.entry}" if self.entry and self.entry not in self.files else names
-
-    def read(self) -> bytes:
-        """Return the bytes that the kernel gets. Raises OSError."""
-        data = b""
-        for path in self.files:
-            # GRUB begins each file at a multiple of 4 bytes, systemd-boot and the kernel's EFI stub right behind the last.
-            data += bytes(-len(data) % 4 if self.aligned else 0) + path.read_bytes()
-        return data
 
 
 def find(root: str, release: str) -> Boots:
     """Return what boots one kernel release of the machine below `root`; nothing, and no doubt, if there is no image."""
-    loader = bootloader.read(root)
+    loader = loaders.read(root)
     if loader.unread:
         return Boots(doubt=f"{loader.unread}: what boots is not known without it")
-    here = _kept(root, release, loader)
+    here = bootkept.kept(root, release, bootmenu.names(loader.menus))
+    chosen = _chosen(root, release, here, loader)
+    if chosen.unified or chosen.doubt:
+        return chosen._replace(copies=())
+    copies = dict.fromkeys((*chosen.copies, *here))
+    return chosen._replace(copies=tuple(path for path in copies if path not in chosen.files))
+
+
+def _chosen(root: str, release: str, here: list[Path], loader: BootLoader) -> Boots:
+    own = [found for found in loader.found if _is_of(found, release)] if loader.shows_entries else []
+    menus = [boots for menu in loader.menus for boots in bootmenu.answers(root, release, menu)]
     if loader.started:
-        return _by_firmware(root, release, loader.started)
-    if not loader.by_entries:
-        return _without_entries(root, release, here, loader)
-    own = [found for found in loader.found if _is_of(found, release)]
-    if own:
-        return _by_entry(loader, own, here, release)
-    silent = next((found.path for found in loader.found if _is_of(found, release) is None), None)
-    if silent:
-        return Boots(doubt=f"{silent} does not say of which kernel it is")
+        started = _by_firmware(root, release, loader.started)
+        # GRUB has started it, and may start something else for another kernel.
+        if loader.name != "GRUB" or not started.doubt or not (own or menus):
+            return started
+    # Proxmox's ESP has a menu and images of its own; those below /boot are what they are copied from.
+    told = bootkept.proxmox(root) if loader.name in ("", "GRUB") and not own else ""
+    if told and not any(bootmenu.on_esp(root, menu) for menu in loader.menus):
+        return Boots(doubt=told)
+    if own or menus:
+        return one(([_by_entry(loader, own, release)] if own else []) + menus)
     lies = f"{here[0]} is there, but " if here else ""
-    if loader.found:
-        return Boots(doubt=f"{lies}no boot loader entry is of kernel {release}")
-    if loader.name == "systemd-boot":
-        return Boots(doubt=f"{lies}systemd-boot runs here, and no entries of it are found: is its partition mounted?")
-    return _without_entries(root, release, here, loader)
+    if loader.by_entries:
+        silent = next((found.path for found in loader.found if _is_of(found, release) is None), None)
+        if silent:
+            return Boots(doubt=f"{silent} does not say of which kernel it is")
+        if loader.found:
+            return Boots(doubt=f"{lies}no boot loader entry is of kernel {release}")
+        if loader.name == "systemd-boot":
+            if told := bootkept.proxmox(root):
+                return Boots(doubt=f"systemd-boot runs here: {told}")
+            return Boots(
+                doubt=f"{lies}systemd-boot runs here, and no entries of it are found: is its partition mounted?"
+            )
+    silent_menu = bootmenu.silent(root, release, loader.menus)
+    return Boots(doubt=f"{lies}{silent_menu}") if silent_menu else _by_place(root, release, here, loader)
 
 
 def _by_firmware(root: str, release: str, started: str) -> Boots:
     """Return what boots where this boot began in a unified image, by firmware itself or by a loader that says nothing."""
-    path = bootloader.on_partition(root, started)
+    path = loaders.on_partition(root, started)
     if path is None:
         return Boots(doubt=f"firmware starts {started}, which is on no partition that is mounted")
     try:
@@ -96,43 +80,26 @@ def _by_firmware(root: str, release: str, started: str) -> Boots:
     return Boots((path,), path, unified=True)
 
 
-def _without_entries(root: str, release: str, here: list[Path], loader: BootLoader) -> Boots:
-    """Return what boots where GRUB has a menu of its own, or nothing at all tells."""
-    unified = next((path for path in _preset(root, release, "uki") if os.path.isfile(path)), None)
-    if unified and not loader.menu:
+def _by_place(root: str, release: str, here: list[Path], loader: BootLoader) -> Boots:
+    """Return what boots where no entry and no menu tells."""
+    unified = next((path for path in bootkept.preset(root, release, "uki") if os.path.isfile(path)), None)
+    if unified and not loader.menus:
         return Boots(doubt=f"{unified} is made by a preset of mkinitcpio, and nothing says whether it boots")
+    stub = None if loader.menus or loader.name == "GRUB" else loaders.by_stub(root, release)
+    if stub:
+        return stub
+    if not loader.grub and (other := bootkept.elsewhere(root, here[0] if here else None)):
+        return Boots(doubt=other)
+    if not here and loader.name not in ("", "GRUB", "ZFSBootMenu"):
+        return Boots(doubt=f"{loader.name} is the boot loader here, and what it boots is not looked at")
     if here:
-        return _one([boots for path in here for boots in _by_menu(root, path, loader)])
-    for partition in _UNNAMED:
-        for path in sorted(Path(root, partition).glob(f"*/{_literal(release)}/initrd*")):
-            if not _SPARE.search(f"{path.parent.parent.name}/{path.name}"):
-                return Boots(doubt=f"{path} is there, but no boot loader entry names it")
-    source = Path(root, _SOURCE.format(release))
-    if source.exists():
-        return Boots(doubt=f"{source} is what an image is made of, and nothing says where that is")
-    return Boots()
+        return one([Boots((path,), aligned=loader.grub) for path in here])
+    return Boots(doubt=bootkept.unnamed(root, release))
 
 
-def _by_menu(root: str, path: Path, loader: BootLoader) -> list[Boots]:
-    """Return what GRUB's own menu has the kernel read where it names one image: that, and whatever is on the same line."""
-    answers = []
-    for line in sorted(loader.menu.initrds if loader.menu else ()):
-        names = [word.rpartition("/")[2] for word in line]
-        if path.name not in names:
-            continue
-        paths = []
-        for word, name in zip(line, names, strict=True):
-            near = path.parent / name
-            paths.append(near if os.path.isfile(near) else Path(root, *word.split("/")))
-            if not os.path.isfile(paths[-1]):
-                answers.append(Boots(doubt=f"GRUB's menu names {word} beside {path}, which is not found"))
-        answers.append(Boots(tuple(paths), aligned=True))
-    return answers or [Boots((path,))]
-
-
-def _by_entry(loader: BootLoader, own: list[Found], here: list[Path], release: str) -> Boots:
+def _by_entry(loader: BootLoader, own: list[Found], release: str) -> Boots:
     """Return what boots by the entries of a release: the one that is taken next, or the only answer that they have."""
-    meant = [found for found in own if not _spare(found)]
+    meant = [found for found in own if not _spare(found, release)]
     if loader.next in own:
         if loader.next not in meant:
             return Boots(doubt=f"{loader.next.path} is taken next, which is no entry for a usual boot")
@@ -141,18 +108,13 @@ def _by_entry(loader: BootLoader, own: list[Found], here: list[Path], release: s
         meant = [found for found in meant if found.shown] or meant
     if not meant:
         return Boots(doubt=f"of kernel {release} there is only {own[0].path}, which is no entry for a usual boot")
-    answers = [_answer(found, loader) for found in meant]
-    if not loader.name and loader.menu and not loader.menu.entries:
-        answers += [boots for path in here for boots in _by_menu(own[0].root, path, loader)]
-    chosen = _one(answers)
-    copies = tuple(path for path in here if path not in chosen.files)
-    return chosen._replace(copies=() if chosen.unified or chosen.doubt else copies)
+    return one([_answer(found, loader) for found in meant])
 
 
 def _answer(found: Found, loader: BootLoader) -> Boots:
     """Return what one entry boots."""
     if found.unified:
-        return Boots((found.kernel,), found.path, unified=True)
+        return Boots((found.kernel,), found.path, unified=True, options=found.entry.options)
     fault = found.missing(found.entry.kernel)
     if found.path.suffix.lower() == ".efi":
         fault = f"{found.path} lies among unified kernel images and is none"
@@ -173,38 +135,25 @@ def _answer(found: Found, loader: BootLoader) -> Boots:
     located = tuple(map(found.locate, paths))
     absent = next((why for why in map(found.missing, paths) if why), "")
     if absent:
-        return Boots(doubt=absent, entry=found.path, aligned=loader.grub, meant=located)
-    return Boots(located, found.path, aligned=loader.grub)
+        return Boots(doubt=absent, entry=found.path, aligned=loader.pads, meant=located)
+    return Boots(located, found.path, aligned=loader.pads, options=found.entry.options)
 
 
 def _values(word: str, loader: BootLoader) -> list[str] | None:
-    """Return what a variable of GRUB's stands for, as words; None if its files do not tell."""
-    name = word[1:].strip("{}")
-    said = {loader.environment[name]} if name in loader.environment else set()
-    said |= loader.menu.set.get(name, frozenset()) if loader.menu else set()
-    value = next(iter(said), "$")
-    return value.split() if word[0] == "$" and len(said) == 1 and "$" not in value else None
-
-
-def _one(answers: list[Boots]) -> Boots:
-    """Return the one answer; of several that are the same bytes, the first."""
-    first = answers[0]
-    if first.doubt:
-        return first
-    try:
-        seen = _digest(first) if len(answers) > 1 else b""
-        for other in answers[1:]:
-            if other.doubt:
-                return other
-            if _digest(other) != seen:
-                return Boots(doubt=f"{first} and {other} are not the same, and nothing says which boots")
-    except OSError as error:
-        return Boots(doubt=f"{error.filename}: {files.reason(error)}")
-    return first
-
-
-def _digest(boots: Boots) -> bytes:
-    return hashlib.sha256(boots.read()).digest()
+    """Return what a word with variables of GRUB's stands for, as words; None if its files do not tell."""
+    found: set[tuple[str, ...]] = set()
+    for menu in [menu.values for menu in loader.menus if menu.entries] or [dict[str, str | None](loader.environment)]:
+        parts = re.split(r"\$(\{\w+\}|\w+)", word)
+        names = [name.strip("{}") for name in parts[1::2]]
+        # Only a menu that was read shows that nothing sets a variable; it is empty then.
+        if not loader.grub or any(name not in menu and (not loader.menus or grubrun.its_own(name)) for name in names):
+            return None
+        values = [menu.get(name, "") for name in names]
+        if any(value is None for value in values):
+            return None
+        parts[1::2] = [value or "" for value in values]
+        found.add(tuple("".join(parts).split()))
+    return [*next(iter(found))] if len(found) == 1 else None
 
 
 def _is_of(found: Found, release: str) -> bool | None:
@@ -228,64 +177,6 @@ def _is_of(found: Found, release: str) -> bool | None:
     return False if names or damaged or re.search(r"-[0-9]+\.[0-9]", entry.id) else None
 
 
-def _spare(found: Found) -> bool:
+def _spare(found: Found, release: str) -> bool:
     entry = found.entry
-    names = (entry.id, *(path.rpartition("/")[2] for path in (entry.kernel, *entry.initrds)))
-    return any(_SPARE.search(name) for name in names)
-
-
-def _kept(root: str, release: str, loader: BootLoader) -> list[Path]:
-    """Return the images that lie where distributions put them for a release: first those that GRUB's menu names."""
-    own = [Path(root, place.format(release)) for place in PLACES]
-    other = [Path(root, place.format(name)) for name in _aliases(root, release) for place in PLACES]
-    groups = [
-        [path for path in dict.fromkeys(paths) if os.path.isfile(path)]
-        for paths in (own, other + _preset(root, release))
-    ]
-    names = {word.rpartition("/")[2] for line in (loader.menu.initrds if loader.menu else ()) for word in line}
-    named = [path for there in groups for path in there if path.name in names]
-    return named or groups[0] or groups[1]
-
-
-def _aliases(root: str, release: str) -> list[str]:
-    """Return by which other names kernel and image of a release go in /boot: Arch and Alpine call them by the package."""
-    names = []
-    with contextlib.suppress(OSError):
-        names += bootentry.lines(Path(root, "usr/lib/modules", release, "pkgbase").read_bytes())[:1]
-    for path in sorted(Path(root, "boot").glob("vmlinuz-*")):
-        name = path.name.removeprefix("vmlinuz-")
-        try:
-            if name != release and not _SPARE.search(name) and kernelname.read(path).release == release:
-                names.append(name)
-        except OSError:
-            continue
-    return [name for name in dict.fromkeys(names) if name and "/" not in name]
-
-
-def _preset(root: str, release: str, kind: str = "image") -> list[Path]:
-    """Return the images that mkinitcpio's presets have for a release, or of kind `uki` the unified ones."""
-    found = []
-    for path in sorted(Path(root, "etc/mkinitcpio.d").glob("*.preset")):
-        words: dict[str, str] = {}
-        try:
-            for line in bootentry.lines(path.read_bytes()):
-                match = _PRESET.match(line)
-                if match and (match[1] == "default" or match[2] not in words):
-                    words[match[2]] = match[3].strip().strip("\"'")
-            kernel = words.get("kver", "")
-            said = kernelname.read(Path(root, kernel.lstrip("/"))).release if kernel.startswith("/") else kernel
-        except OSError:
-            continue
-        if said == release and words.get(kind):
-            found.append(Path(root, words[kind].lstrip("/")))
-    return found
-
-
-def _literal(name: str) -> str:
-    """Return a pattern that matches one name, whatever is in it."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
-
-
-def places(release: str) -> str:
-    """Return where an image is looked for if no entry names one, for a message."""
-    return " ".join(place.format(release) for place in PLACES)
+    return spare(release, entry.id, *(path.rpartition("/")[2] for path in (entry.kernel, *entry.initrds)))

@@ -32,6 +32,10 @@ class Failed(Refused):
     """Nothing has changed; the message says why."""
 
 
+class Unfinished(Refused):
+    """The image in place is a new one, and the hook is as it was asked for; the message says what is left to do."""
+
+
 def choose(root: str, name: str) -> Maker:
     """Return the maker called `name`, or for `auto` the only one that is installed. Raises Failed."""
     found = [maker for maker in MAKERS if (Path(root) / maker.program).exists() and name in ("auto", maker.name)]
@@ -80,11 +84,14 @@ def install(root: str, maker: Maker, kernel: str, wanted: Wanted) -> Path:
 
     Raises:
         Failed: the image could not be made, or is not what it should be; the old one and the hooks are as they were.
+        Unfinished: the image is in place, and what copies it to the boot loader failed.
         Unplaced: no image that is made here would boot.
     """
     if shutil.which("safemem", path=os.pathsep.join(root.rstrip("/") + place for place in PATH.split(":"))) is None:
         raise Failed(f"the hook calls `safemem`, which is not in {PATH} of {root}: put a link to it there")
-    target(root, kernel)  # before anything is touched
+    undone = target(root, kernel).boots.undone  # before anything is touched
+    if undone:
+        raise Failed(f"an image with safemem would not be started as such: {undone}")
     hook = Path(root) / maker.hook
     fresh = not packaged(root, maker)
     before = hook.read_bytes() if fresh and hook.exists() else None
@@ -92,6 +99,9 @@ def install(root: str, maker: Maker, kernel: str, wanted: Wanted) -> Path:
         if fresh:
             _put(hook, shipped(maker.source), maker.mark)
         return _rebuild(root, maker, kernel, wanted)
+    except Unfinished:
+        # Taken away again it would be missing from the next image, while this one has safemem.
+        raise
     except BaseException as error:
         if fresh and before is None:
             _take(hook, maker.mark)
@@ -107,6 +117,7 @@ def remove(root: str, maker: Maker, kernel: str) -> Path:
 
     Raises:
         Failed: the hook is a package's, or the image could not be made; the old one and the hook are as they were.
+        Unfinished: the image is in place, and what copies it to the boot loader failed.
         Unplaced: no image that is made here would boot.
     """
     hook = Path(root) / maker.hook
@@ -117,6 +128,8 @@ def remove(root: str, maker: Maker, kernel: str) -> Path:
     try:
         _take(hook, maker.mark)
         return _rebuild(root, maker, kernel, None)
+    except Unfinished:
+        raise
     except BaseException as error:
         if before is not None:
             _put(hook, before, maker.mark)
@@ -170,10 +183,14 @@ def _rebuild(root: str, maker: Maker, kernel: str, wanted: Wanted | None) -> Pat
         image = "/" + os.path.relpath(next(iter(place.copies), path), root)
         after = _run(root, ["run-parts", f"--arg={kernel}", f"--arg={image}", f"/{maker.after}"])
         if after.returncode:
-            raise Failed(f"{path} is new and good, but /{maker.after} failed: {after.stderr.strip()}")
+            said = " ".join((after.stderr or after.stdout).split())
+            again = f"mend that and run `run-parts --arg={kernel} --arg={image} /{maker.after}`"
+            raise Unfinished(f"{path} is new and good, and the hook stays, but /{maker.after} failed: {said}: {again}")
         fault = _fault(target(root, kernel).boots, wanted)
         if fault:
-            raise Failed(f"/{maker.after} has put another image in place of the new one: {fault}")
+            raise Unfinished(
+                f"/{maker.after} has put another image in place of the new one: {fault}; the hook stays as it is now"
+            )
     return path
 
 

@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from safemem.boot.model import Refused
-from safemem.initramfs import bootentry, bootplaces
+from safemem.initramfs import bootentry, bootplaces, grubfiles
 from safemem.initramfs.bootloader import PARTITIONS
 from safemem.initramfs.bootplaces import Boots
 
 #: Of the files of one entry, those that no maker of an initramfs makes: early microcode.
-_EARLY = re.compile(r"ucode|microcode", re.IGNORECASE)
+#: GRUB's stock names for it end in `-uc.img` too.
+_EARLY = re.compile(r"ucode|microcode|(?:^|-)uc\.img$", re.IGNORECASE)
+#: Of which kernel an image is, by the names that distributions give one, and where that kernel and its modules are.
+_RELEASED = re.compile(r"^init(?:rd\.img-|ramfs-|rd-)([0-9].*?)(?:\.img)?$")
+_KERNELS = ("lib/modules/{}", "usr/lib/modules/{}", "boot/vmlinuz-{}")
 #: sdbootutil calls an image by the sum of its bytes.
 _SUMMED = re.compile(r"^initrd-[0-9a-f]{40,64}$")
 #: The archive that the plug-in of kernel-install adds, and the file by which an operator asks for that.
@@ -69,7 +74,7 @@ def target(root: str, kernel: str, *, without: bool = False) -> Target:
     if boots.doubt:
         raise Unplaced(
             f"it cannot be told which image boots kernel {kernel}: {boots.doubt}. Have what makes the boot loader's entries"
-            f" (kernel-install, update-grub, sdbootutil) make one, then look by `safemem initramfs check --kernel {kernel}`"
+            f" (kernel-install, update-grub, sdbootutil, proxmox-boot-tool) make one, then look by `safemem initramfs check --kernel {kernel}`"
         )
     if not boots.files:
         return _first(root, kernel)
@@ -97,11 +102,29 @@ def target(root: str, kernel: str, *, without: bool = False) -> Target:
     made = [path for path in boots.files if not _EARLY.search(path.name)]
     if len(made) != 1 or not {*made} >= {*absent}:
         raise Unplaced(
-            f"{boots.entry} names {len(made)} initrds ({boots}): which of them is made here cannot be told: make"
+            f"{boots.entry or 'the menu of GRUB'} names {len(made)} initrds ({boots}): which of them is made here cannot be told: make"
             f" it by the command that has made it, then look by `safemem initramfs check --kernel {kernel}`"
         )
-    # kernel-install keeps the name of what it copies.
-    return Target(made[0], boots, tuple(path for path in boots.copies if path.name == made[0].name))
+    # In the place of a link an image would be one of two.
+    path = grubfiles.final(root, made[0])
+    other = _RELEASED.match(path.name)
+    theirs = other is not None and any(Path(root, place.format(other[1])).exists() for place in _KERNELS)
+    if other and other[1] != kernel and (theirs or not path.exists()):
+        raise Unplaced(
+            f"kernel {kernel} boots with {path.name}, the image of kernel {other[1]}, which would not boot any more: have"
+            f" `update-grub` name one of {kernel}"
+        )
+    # kernel-install keeps the name of what it copies; kernelstub does not, and leaves the same bytes.
+    copies = tuple(file for file in boots.copies if file.name == path.name or _same(file, path))
+    files = tuple(path if file == made[0] else file for file in boots.files)
+    return Target(path, boots._replace(files=files), tuple(file for file in copies if file != path))
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _first(root: str, kernel: str) -> Target:

@@ -12,6 +12,7 @@ from safemem.boot.cmdline import argument, arguments, boolean, last, split, unse
 from safemem.boot.handover_args import LONGEST
 from safemem.boot.model import UNKNOWN, Note, Policy
 from safemem.boot.ranges import Range, merge_ranges, parse_range
+from safemem.initramfs import bootoptions
 from safemem.outgoing.findings import Finding, finding
 from safemem.outgoing.kernel import Kernel
 from safemem.outgoing.running import Running
@@ -21,16 +22,11 @@ _WHERE = "the next command line"
 _MOST = {"x86_64": LONGEST, "aarch64": 2047}
 
 
-#: Words by which what was looked at is not what happens: how bad that is, and why.
-_UNDOES = {
-    "rdinit": ("error", "the kernel starts that in place of /init, and with it nothing of safemem"),
-    "rd.systemd.unit": ("error", "systemd goes to another unit in the initrd, and safemem may not be started"),
-    "rd.systemd.mask": ("error", "the unit that decides is not started"),
-    "systemd.mask": ("error", "a unit of safemem is not started"),
-    "rd.break": ("error", "the boot stops in the initrd, for somebody at the console"),
-    "initcall_blacklist": (UNKNOWN, "what the kernel leaves out may be what takes the handover"),
-    "mem": (UNKNOWN, "the next kernel has other memory than this machine shows"),
-    "memmap": (UNKNOWN, "the next kernel has other memory than this machine shows"),
+#: Words by which the kernel may not get what this machine shows or hands over; others keep safemem from the boot.
+_HIDES = {
+    "initcall_blacklist": "what the kernel leaves out may be what takes the handover",
+    "mem": "the next kernel has other memory than this machine shows",
+    "memmap": "the next kernel has other memory than this machine shows",
 }
 
 
@@ -136,12 +132,12 @@ def _live_update(running: Running, kernel: Kernel, found: Line) -> Iterator[Find
 
 def _undone(text: str) -> Iterator[Finding]:
     """Yield words that keep safemem from the boot, or may keep the handover or memory from the kernel."""
+    for word, why in bootoptions.undone(text):
+        yield finding("word-undoes", _WHERE, severity="error", word=word, why=why)
     for name, value in arguments(text):
-        if name not in _UNDOES or (name == "rdinit" and value == "/init"):
-            continue
-        severity, why = _UNDOES[name]
-        if not name.endswith("systemd.mask") or value.startswith("safemem"):
-            yield finding("word-undoes", _WHERE, severity=severity, word=f"{name}={value}" if value else name, why=why)
+        if name in _HIDES:
+            word = f"{name}={value}" if value else name
+            yield finding("word-undoes", _WHERE, severity=UNKNOWN, word=word, why=_HIDES[name])
 
 
 def _may_panic(policy: Policy) -> bool:
