@@ -302,6 +302,7 @@ def _init(data: bytes) -> None:
 
 
 def _image(data: bytes) -> None:
+    uki.unstarts(_text(data))
     check.inside(data)
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
@@ -404,7 +405,7 @@ TARGETS = {
     "imagined": Target(lambda data: imagined.imagine(_text(data)), (imagined.Unclear,), (imagined.imagine,)),
     "udev": Target(_udev, (), (udevrules.parse,)),
     "onlining": Target(_onlining, (), (onlining.in_script, onlining.is_about_memory, onlining.in_value, onlining.speaks, onlining.is_shell, runs.units_started, configured.commands_in, shelltext.started, shelltext.words_of, shelltext.lines_of, shelltext.statements, shelltext.commands_of, shelltext.located, shelltext.unresolved, shelltext.closed, shelltext.opened, units.lines, alongside.kept)),
-    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, check.judged, unpack.find, unpack.look, unpack.unpack, uki.initrds, variants.refused, variants.refused_within, variants.untold, variants.pieces, packed.lzo_blocks, packed.pieces, packed.whole, nextkernel.build)),
+    "image": Target(_image, (packed.Unreadable, compiled.Invalid), (check.inside, check.judged, unpack.find, unpack.look, unpack.unpack, uki.initrds, uki.unstarts, variants.refused, variants.refused_within, variants.untold, variants.pieces, packed.lzo_blocks, packed.pieces, packed.whole, nextkernel.build)),
     "init": Target(_init, (), (initscript.text, initscript.read)),
     "kernel-image": Target(_kernel_image, (NoKernel,), (image.read_bytes, config.options)),
     "record": Target(_reader, (), (reader.snapshot_from_text, reader.record_from_text, reader.state_from_text)),
