@@ -29,11 +29,11 @@ _PACKAGES = ("busybox-static", "cpio", "lz4", "mount", "zstd")
 _LINTERS = ("codespell", "hatchling", "mypy", "pytest-xdist", "ruff")
 _REPOSITORY = harness.REPOSITORY
 #: Everything under tests/ but guests, packages, linters, what is shell alone, and the long searches for a policy or a cut
-#: that nothing about an interpreter decides, what is downloaded, faults and hooks that are cut off; of the random draws a part.
+#: that nothing about an interpreter decides, what is downloaded, boot menus, faults and hooks that are cut off; of the random draws a part.
 _SUITE = (
     "-m", "pytest", "-q", "--tb=short", "--durations=0", "--durations-min=5", "-p", "no:cacheprovider",
     "-m", "not vm and not pythons and not bench", "-k", "not cut_off and not bombs",
-    *(f"--ignore=tests/test_{name}.py" for name in ("analysis", "debian_images", "deceptive", "faults", "faults_later", "fuzz", "gigantic_guard", "hostile", "makers", "package", "pairs", "preflight", "project", "search", "stricter", "wrapper")),
+    *(f"--ignore=tests/test_{name}.py" for name in ("analysis", "bootmenu", "bootplaces", "debian_images", "deceptive", "faults", "faults_later", "fuzz", "gigantic_guard", "hostile", "kernel_install", "makers", "package", "pairs", "preflight", "project", "search", "stricter", "wrapper")),
 )  # fmt: skip
 #: Runs in mount and process namespaces of its own; $1 is the root, $2 the repository, the rest the command. Not by chroot:
 #: the kernel lets nobody in one make a user namespace, and tests do.
