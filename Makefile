@@ -50,7 +50,7 @@ nightly: $(VENV)/.test fuzz  ## every fault, 200 kills, 50 boots a verdict, `fuz
 	$(BIN)/python tests/vm/build_kernels.py --if-missing --older
 	SAFEMEM_BOOTS=50 $(PYTEST) tests/vm/test_handover.py tests/vm/test_gigantic.py
 	SAFEMEM_ALL=1 $(PYTEST) tests/vm/test_bursts.py tests/vm/test_distro.py tests/vm/test_gate.py tests/vm/test_token.py tests/vm/test_unpack.py \
-		tests/vm/test_pairs.py tests/vm/test_luo_client.py tests/vm/test_kernel_install.py tests/vm/test_package.py
+		tests/vm/test_pairs.py tests/vm/test_luo_client.py tests/vm/test_guests.py tests/vm/test_kernel_install.py tests/vm/test_package.py
 
 fuzz: $(VENV)/.dev  ## every parser; guided by coverage with atheris (1 h)
 	$(BIN)/python -m tests.fuzz 3600

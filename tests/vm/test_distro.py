@@ -43,7 +43,7 @@ def some(*names: str) -> list[Any]:
 
 
 #: `make test` takes each suite and each maker in each of the two long ones, otherwise one with each kind of initramfs.
-IMAGES = some("bookworm-initramfs-tools", "trixie-initramfs-tools", "testing-dracut")
+IMAGES = some("bookworm-initramfs-tools", "testing-dracut")
 REJECTED = some("bookworm-initramfs-tools", "trixie-dracut", "testing-dracut")
 PANICS, MAINTAINED, UPGRADED = some("trixie-dracut"), some("bookworm-initramfs-tools"), some("bookworm-initramfs-tools")
 

@@ -13,7 +13,7 @@ from tests import mirror
 from tests.kit import REPOSITORY, contents
 from tests.vm import debian
 from tests.vm.harness import Result, boot, shell
-from tests.vm.kit import policy_text
+from tests.vm.kit import ALL, policy_text
 
 pytestmark = pytest.mark.vm
 
@@ -76,6 +76,7 @@ def test_after_a_rejection_none_starts(deb: Callable[[str], Path], tmp_path: Pat
     assert report["after"].split() == ["active", "inactive", "active"], report["start"]
 
 
+@pytest.mark.skipif(not ALL, reason="`make nightly` boots it")
 def test_after_an_acceptance_all_start(deb: Callable[[str], Path], tmp_path: Path) -> None:
     """All three forms are reached, after the decision has been carried over to udev, and before what requires them."""
     result = booted(deb, tmp_path, "current")

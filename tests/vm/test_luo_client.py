@@ -17,7 +17,8 @@ from tests.vm import debian, distro, harness
 from tests.vm.harness import HERE, Guest, boot, shell
 from tests.vm.kit import ALL, ALL_ONLINE, HELD, policy_text
 
-pytestmark = pytest.mark.vm
+#: test_token.py has a store that comes back, in each run.
+pytestmark = [pytest.mark.vm, pytest.mark.skipif(not ALL, reason="`make nightly` boots these")]
 
 _STORE = b"""[Service]
 Type=notify
@@ -59,7 +60,7 @@ def whole(deb: Callable[[str], Path], folder: Path) -> Guest:
     return distro.guest("luo-client-dracut", system, kernel="no-debugfs", devices=harness.disk("kernel", kernel))
 
 
-@pytest.mark.parametrize("made", [plain, whole] if ALL else [plain])
+@pytest.mark.parametrize("made", [plain, whole])
 def test_a_store_goes_from_kernel_to_kernel(
     made: Callable[[Callable[[str], Path], Path], Guest], deb: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -21,8 +21,8 @@ from tests.vm.kit import ALL
 pytestmark = pytest.mark.vm
 
 BUILT = ("current", "old-kho", "old-luo", "no-debugfs", "no-kho")
-#: Nightly the variants with all the others, otherwise one of them.
-NAMES = (*BUILT, *(variants.VARIANTS if ALL else ["features"]))
+#: Nightly the variants too, with all the others.
+NAMES = (*BUILT, *(variants.VARIANTS if ALL else ()))
 #: Where LUO's version is another, but not the tree's, the kernel panics: a walk ends there. By construction, not as foretold.
 LUO = {"old-luo": 4, "new-luo": 6}
 TREE = {"old-kho": 3, "no-kho": 0}
