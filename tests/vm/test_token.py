@@ -109,7 +109,7 @@ def test_the_unit(suite: str) -> None:
     files["usr/lib/safemem/token"] = tree.programs(PACKAGES, "")["usr/lib/safemem/token"].encode()
     result = boot(
         debian.guest(
-            f"token-{suite}", suite, shell("token-early", GOES_ON="yes" if suite == "testing" else ""), shell("token-unit", ARGS=ARGS, CMDLINE=CMDLINE), policy=TEXT,
+            f"token-{suite}", suite, shell("token-early", GOES_ON="yes" if suite == "testing" else ""), shell("token-unit", ARGS=ARGS, CMDLINE=f"{CMDLINE} {debian.NO_UDEV}"), policy=TEXT, cmdline=debian.NO_UDEV,
             files=files, kernel="no-debugfs", next_kernel="no-debugfs", dimm_mib=0,
         )
     )  # fmt: skip
