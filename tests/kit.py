@@ -159,7 +159,14 @@ def units(action: str = "panic") -> dict[str, bytes]:
     return {**unit_files(Failure(action)), **SYSTEMD}
 
 
-# ---- Packages
+# ---- Roots and packages
+
+
+def make(root: Path, tree: dict[str, bytes]) -> None:
+    """Put files below a root."""
+    for path, data in tree.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
 
 
 def build_deb(release: str, folder: Path) -> Path:

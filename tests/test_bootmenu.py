@@ -11,6 +11,7 @@ import pytest
 
 from safemem.initramfs import bootplaces, grubfiles, grubmenu, grubscript, target
 from tests.images import bzimage, pe
+from tests.kit import make
 
 REL, OLD = "6.12.5-1-default", "6.1.0-44-amd64"
 EFIVARS = "sys/firmware/efi/efivars/{}-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
@@ -218,13 +219,6 @@ ROWS = {
     "a word of the entry": Row({**FEDORA, BLS: FEDORA[BLS].replace(b"root=x", b"rd.break noinitrd"), "boot/grub2/grub.cfg": BLSCFG.encode()}, FED, undone="`rd.break` on its command line"),
     "a stop before the root file system": Row(grub(entry("x", PAIR[0] + " break=top", PAIR[1])), undone="`break=top` on its command line"),
 }  # fmt: skip
-
-
-def make(root: Path, tree: dict[str, bytes]) -> None:
-    """Put files below a root."""
-    for path, data in tree.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
 
 
 @pytest.mark.parametrize("name", ROWS)

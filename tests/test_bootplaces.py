@@ -18,6 +18,7 @@ from safemem.cli import main
 from safemem.host import machine
 from safemem.initramfs import bootplaces, target
 from tests.images import bzimage, pe
+from tests.kit import make
 
 REL, OLD = "6.12.5-1-default", "6.1.0-44-amd64"
 MID = "5afe0000000000000000000000005afe"
@@ -219,13 +220,6 @@ ROWS = {
     "a preset's unified image that no loader shows": Row({"boot/vmlinuz-linux": kernel(), "etc/mkinitcpio.d/linux.preset": PRESET + b'default_uki="/efi/EFI/arch/linux.efi"\n', "efi/EFI/arch/linux.efi": uki(), "boot/initramfs-linux.img": b"x"}, doubt="is made by a preset of mkinitcpio, and nothing says whether it boots", refused="cannot be told"),
     "no kernel at all in it": Row({"efi/EFI/Linux/shell.efi": pe([(".text", b"x")]), f"boot/initrd.img-{REL}": b"x"}, (f"boot/initrd.img-{REL}",)),
 }  # fmt: skip
-
-
-def make(root: Path, tree: dict[str, bytes]) -> None:
-    """Put files below a root."""
-    for path, data in tree.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
 
 
 @pytest.mark.parametrize("name", ROWS)

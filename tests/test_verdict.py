@@ -20,6 +20,7 @@ from safemem.boot.record import Done
 from safemem.cli import main
 from safemem.host import doctor, history, incidents, reader, required, standing
 from safemem.host.verdict import held_then, verdict
+from safemem.realroot.hold import EVERYTHING
 from tests.fakes import BLOCK, make_root
 from tests.kit import install, policy, rule, snapshot
 
@@ -200,6 +201,15 @@ def test_what_is_offline_by_itself_stops_nobody(tmp_path: Path) -> None:
     assert run(root, "require", "all").exit_code == 0
     root = booted(tmp_path / "b", ALL, dict(HOLD))
     assert "128 MiB of memory is held back" in run(root, "require", "all").stderr
+
+
+@pytest.mark.parametrize(("state", "code"), [("begun", 4), ("partly", 4), ("done", 0)])
+def test_a_release_that_did_not_end_releases_nothing(tmp_path: Path, state: str, code: int) -> None:
+    """What is still offline then is still held, whatever was asked for."""
+    root = booted(tmp_path, SAFE, {})
+    whole = {"time": 1, "reason": "x", "ranges": [EVERYTHING], "state": state, "forced": False, "nodes": []}
+    (root / standing.RELEASES).write_text(json.dumps([whole]))
+    assert run(root, "require", "all").exit_code == code
 
 
 STATES = "sys/devices/system/memory"

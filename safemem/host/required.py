@@ -54,7 +54,9 @@ def _held(found: Standing) -> int:
     guard = (found.guard,) if found.guard else ()
     # Where a gigantic page is that somebody has mapped is not shown.
     pages = sum(item.number * item.size for item in found.gigantic)
-    return total(merge_ranges((*without(offline, found.released), *guard))) + pages
+    # As in `Standing.held`: what a release has begun and not ended is still held.
+    released = (area for item in found.releases if item.state == "done" for area in item.ranges)
+    return total(merge_ranges((*without(offline, tuple(released)), *guard))) + pages
 
 
 def _offline(found: Standing) -> tuple[Range, ...]:

@@ -51,6 +51,19 @@ ExecStart=/bin/sh /verdict
 NO_UDEV = " ".join(f"systemd.mask=systemd-udev{name}" for name in ("d.service", "-trigger.service", "-settle.service"))
 
 
+#: A service that keeps a memfd in systemd's store for file descriptors (guest/store.py), by path.
+STORE = {
+    "store.py": (harness.HERE / "guest/store.py").read_bytes(),
+    "etc/systemd/system/store.service": b"""[Service]
+Type=notify
+NotifyAccess=all
+FileDescriptorStoreMax=4
+FileDescriptorStorePreserve=yes
+ExecStart=/usr/bin/python3 -IS /store.py
+""",
+}
+
+
 @contextmanager
 def building(path: Path) -> Iterator[Path | None]:
     """Give a draft for the file `path` to whoever comes first, and None to the others once it is there."""

@@ -14,20 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.vm import debian, distro, harness
-from tests.vm.harness import HERE, Guest, boot, shell
+from tests.vm.harness import Guest, boot, shell
 from tests.vm.kit import ALL, ALL_ONLINE, HELD, policy_text
 
 #: test_token.py has a store that comes back, in each run.
 pytestmark = [pytest.mark.vm, pytest.mark.skipif(not ALL, reason="`make nightly` boots these")]
-
-_STORE = b"""[Service]
-Type=notify
-NotifyAccess=all
-FileDescriptorStoreMax=4
-FileDescriptorStorePreserve=yes
-ExecStart=/usr/bin/python3 -IS /store.py
-"""
-_FILES = {"etc/systemd/system/store.service": _STORE, "store.py": (HERE / "guest/store.py").read_bytes()}
 
 
 def kexec() -> dict[str, bytes]:
@@ -41,7 +32,7 @@ def plain(_: Callable[[str], Path], folder: Path) -> Guest:
     early = 'mount -t debugfs d /sys/kernel/debug\n[ "$STAGE" = 1 ] || decide'
     return debian.guest(
         "luo-client", "testing", early, shell("luo-client", TOKEN="", LAST=""), policy=policy_text(),
-        files={**_FILES, **kexec()}, kernel="current", next_kernel="current", cmdline=debian.NO_UDEV,
+        files={**debian.STORE, **kexec()}, kernel="current", next_kernel="current", cmdline=debian.NO_UDEV,
     )  # fmt: skip
 
 
@@ -52,7 +43,7 @@ def whole(deb: Callable[[str], Path], folder: Path) -> Guest:
     (folder / "disk").mkdir()
     text = policy_text().replace("format = 1", "format = 1\nretrieve_token = true")
     more = {"verdict.more": shell("luo-client", TOKEN="yes", LAST="systemd.log_level=debug").encode()}
-    tree.put({**_FILES, **kexec(), **more})
+    tree.put({**debian.STORE, **kexec(), **more})
     tree.run("chmod 755 /kexec/*; ln -s initrd.img-* /boot/initrd.img")
     system = tree.system(folder / "disk", text)
     kernel = folder / "kernel"

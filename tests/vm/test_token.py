@@ -11,7 +11,7 @@ from packages import tree
 from packages.deb import PACKAGES
 from safemem.host import reader
 from tests.vm import debian
-from tests.vm.harness import CMDLINE, HERE, REPOSITORY, Guest, Result, boot, shell
+from tests.vm.harness import CMDLINE, REPOSITORY, Guest, Result, boot, shell
 from tests.vm.kit import ALL, ALL_ONLINE, COMMAND, HELD, SHARE, guest, policy_text
 
 pytestmark = pytest.mark.vm
@@ -85,13 +85,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-_STORE = b"""[Service]
-Type=notify
-NotifyAccess=all
-FileDescriptorStoreMax=4
-FileDescriptorStorePreserve=yes
-ExecStart=/usr/bin/python3 -IS /store.py
-"""
 #: Debian testing has a systemd that uses LUO itself, which shows the most; the others are for the night.
 SUITES = (*debian.SUITES, "testing") if ALL else ("testing",)
 
@@ -105,7 +98,7 @@ def test_the_unit(suite: str) -> None:
     sources = {f"{PACKAGES}/{path.relative_to(REPOSITORY)}": path.read_bytes() for path in (REPOSITORY / "safemem").rglob("*.py")}  # fmt: skip
     unit = "usr/lib/systemd/system/safemem-token.service"
     files = {**sources, unit: (REPOSITORY / "systemd/safemem-token.service").read_bytes()}
-    files |= {"store.py": (HERE / "guest/store.py").read_bytes(), "etc/systemd/system/store.service": _STORE}
+    files |= debian.STORE
     files["usr/lib/safemem/token"] = tree.programs(PACKAGES, "")["usr/lib/safemem/token"].encode()
     result = boot(
         debian.guest(
