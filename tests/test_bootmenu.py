@@ -214,6 +214,8 @@ ROWS = {
     "Limine": Row({"boot/limine.conf": b"/Arch\nprotocol: linux\nmodule_path: boot():/m/initramfs\n", "boot/m/initramfs": b"x"}, (), "limine.conf names boot():/m/initramfs"),
     "a loader that is not known": Row({EFIVARS.format("LoaderInfo"): var("Limine 9")}, (), "Limine 9 is the boot loader here"),
     "Flatcar": Row({"boot/flatcar/vmlinuz-a": kernel()}, (), "boots with the initramfs that is built into it"),
+    "another loader's file that cannot be read": Row({f"boot/initrd.img-{REL}": b"x", "boot/config.txt/x": b""}, (), "boot/config.txt: "),
+    "extlinux's that cannot be read": Row({f"boot/initrd.img-{REL}": b"x", "boot/extlinux/extlinux.conf/x": b""}, (), "extlinux.conf: "),
     "a word of the menu": Row(grub(entry("x", PAIR[0] + " rdinit=/bin/sh", PAIR[1])), undone="`rdinit=/bin/sh` on its command line"),
     "a word that changes nothing": Row(grub(entry("x", PAIR[0] + " rdinit=/init init=/bin/sh", PAIR[1]))),
     "a word of the entry": Row({**FEDORA, BLS: FEDORA[BLS].replace(b"root=x", b"rd.break noinitrd"), "boot/grub2/grub.cfg": BLSCFG.encode()}, FED, undone="`rd.break` on its command line"),

@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from safemem.boot import files
 from safemem.initramfs import bootentry, grubfiles, kernelname
 from safemem.initramfs.boots import spare
 
@@ -67,7 +68,12 @@ def elsewhere(root: str, image: Path | None) -> str:
     for places, pattern in _OTHERS:
         for place in places:
             path = Path(root, place)
-            names = _named(path, pattern)
+            try:
+                names = _named(path, pattern)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                return f"{path}: {files.reason(error)}: what it boots is not known without it"
             if not names and image is None and path.name == "limine.conf" and path.exists():
                 return f"{path} is there, and what it boots is not looked at"
             if not names:
@@ -81,20 +87,23 @@ def elsewhere(root: str, image: Path | None) -> str:
 
 def proxmox(root: str) -> str:
     """Return what to do where proxmox-boot-tool copies what boots to an ESP that is not found, or ""."""
-    with contextlib.suppress(OSError):
-        if Path(root, PROXMOX).read_bytes().strip():
-            return (
-                f"proxmox-boot-tool has the boot loader read copies on an ESP, which is not mounted: mount the ESP that"
-                f" /{PROXMOX} names at /boot/efi, and look again"
-            )
-    return ""
+    try:
+        used = Path(root, PROXMOX).read_bytes().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return f"/{PROXMOX}: {files.reason(error)}: whether what boots is a copy on an ESP is not known without it"
+    return (
+        f"proxmox-boot-tool has the boot loader read copies on an ESP, which is not mounted: mount the ESP that"
+        f" /{PROXMOX} names at /boot/efi, and look again"
+        if used
+        else ""
+    )
 
 
 def _named(path: Path, pattern: str) -> list[str]:
-    try:
-        text = "\n".join(bootentry.lines(path.read_bytes()))
-    except OSError:
-        return []
+    """Return the initrds that a loader's file names. Raises OSError."""
+    text = "\n".join(bootentry.lines(path.read_bytes()))
     found = [next(filter(None, match.groups())) for match in re.finditer(pattern, text)]
     names = [part for name in found for part in name.split(",") if part]
     return names + [each.name for each in sorted(path.parent.glob("initramfs*")) if _AUTOMATIC.search(text)]
